@@ -1,0 +1,42 @@
+"""cfrestore restores faces in photographs. Public names are resolved on first use (PEP 562)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Options": "cfrestore.options",
+    "Photo": "cfrestore.image",
+    "read_photo": "cfrestore.image",
+    "write_photo": "cfrestore.image",
+    "Face": "cfrestore.detect",
+    "Pipeline": "cfrestore.pipeline",
+    "Restoration": "cfrestore.pipeline",
+    "load_pipeline": "cfrestore.pipeline",
+    "CodeFormer": "cfrestore.models.codeformer",
+    "CodeFormerConfig": "cfrestore.models.codeformer",
+    "load_codeformer": "cfrestore.weights",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from cfrestore.detect import Face
+    from cfrestore.image import Photo, read_photo, write_photo
+    from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+    from cfrestore.options import Options
+    from cfrestore.pipeline import Pipeline, Restoration, load_pipeline
+    from cfrestore.weights import load_codeformer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cfrestore' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
