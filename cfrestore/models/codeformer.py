@@ -1,0 +1,302 @@
+"""CodeFormer: an autoencoder's codes predicted by a transformer, with controllable fidelity.
+
+Attribute names are the published checkpoints' keys (`position_emb`, `feat_emb`, `ft_layers`,
+`idx_pred_layer`, `fuse_convs_dict`, ...), so that a strict load needs no translation.
+
+Shapes: B batch, S image side, s side of the code grid, d latent channels, K codebook size,
+D transformer width, T = s*s tokens in row-major order.
+Source: Zhou et al., "Towards Robust Blind Face Restoration with Codebook Lookup Transformer"
+(NeurIPS 2022).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfrestore.errors import ConfigError
+from cfrestore.models.vqgan import (
+    Decoder,
+    Encoder,
+    ResidualBlock,
+    VectorQuantizer,
+    VQGANConfig,
+)
+
+STATISTICS_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class CodeFormerConfig:
+    """Shape of the network; the defaults are the published 512 px restoration model.
+
+    Attributes:
+        autoencoder: shape of encoder, codebook and generator.
+        width: D, transformer width.
+        heads: attention heads; must divide the width.
+        layers: transformer layers.
+        mlp_width: hidden width of each layer's feed-forward part.
+        connect: feature sides at which encoder features may be fused into the generator.
+
+    Raises:
+        ConfigError: the values do not fit each other.
+    """
+
+    autoencoder: VQGANConfig = field(default_factory=VQGANConfig)
+    width: int = 512
+    heads: int = 8
+    layers: int = 9
+    mlp_width: int = 1024
+    connect: tuple[int, ...] = (32, 64, 128, 256)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"heads must divide width {self.width}, found {self.heads}")
+        unknown = set(self.connect) - set(self.autoencoder.level_sides)
+        if unknown:
+            raise ConfigError(
+                f"connect must be among the feature sides {self.autoencoder.level_sides}, "
+                f"found {sorted(unknown)}"
+            )
+
+    @property
+    def image_size(self) -> int:
+        """S, side of input and output in pixels."""
+        return self.autoencoder.image_size
+
+    @property
+    def tokens(self) -> int:
+        """T, number of codes of one face."""
+        return self.autoencoder.code_side**2
+
+    @classmethod
+    def compact(cls) -> CodeFormerConfig:
+        """256 px, a 16x16 code grid: a fifteenth of the published model's operations a face."""
+        return cls(
+            autoencoder=VQGANConfig(
+                image_size=256,
+                base_channels=32,
+                channel_multipliers=(1, 2, 2, 4, 4),
+                latent_channels=128,
+            ),
+            width=384,
+            heads=8,
+            layers=6,
+            mlp_width=768,
+            connect=(32, 64, 128),
+        )
+
+    @classmethod
+    def tiny(cls) -> CodeFormerConfig:
+        """128 px, a 16x16 code grid: small enough to be trained on two CPU cores in hours."""
+        return cls(
+            autoencoder=VQGANConfig(
+                image_size=128,
+                base_channels=16,
+                channel_multipliers=(1, 2, 4, 4),
+                res_blocks=1,
+                norm_groups=8,
+                latent_channels=64,
+                codebook_size=512,
+            ),
+            width=256,
+            heads=8,
+            layers=5,
+            mlp_width=512,
+            connect=(16, 32, 64),
+        )
+
+    def to_json(self) -> str:
+        """The configuration as it is stored in a weight file's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CodeFormerConfig:
+        """The configuration stored by `to_json`.
+
+        Raises:
+            ConfigError: not JSON, a key is unknown (the nearest known one is named), or a value
+                does not fit.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"the stored configuration is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError("the stored configuration is not a JSON object")
+        autoencoder = _from_dict(VQGANConfig, values.pop("autoencoder", {}))
+        return _from_dict(cls, values | {"autoencoder": autoencoder})
+
+
+Config = TypeVar("Config", VQGANConfig, CodeFormerConfig)
+
+
+def _from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    known = [f.name for f in fields(kind)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown key {key!r} in the configuration{hint}")
+    arguments: dict[str, Any]
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**arguments)
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward; the position enters queries and keys only."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.linear1 = nn.Linear(width, mlp_width)
+        self.linear2 = nn.Linear(mlp_width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, h: Tensor, position: Tensor) -> Tensor:
+        """h (B,T,D) and position (T,D) to (B,T,D)."""
+        u = self.norm1(h)
+        qk = u + position
+        h = h + self.self_attn(qk, qk, u, need_weights=False)[0]
+        return h + self.linear2(F.gelu(self.linear1(self.norm2(h))))
+
+
+class ControllableFeatureTransform(nn.Module):
+    """Scales and shifts decoder features by what the encoder saw, as strongly as w says."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.encode_enc = ResidualBlock(2 * channels, channels, groups)
+        self.scale = self._branch(channels)
+        self.shift = self._branch(channels)
+
+    @staticmethod
+    def _branch(channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, encoder_feature: Tensor, decoder_feature: Tensor, w: float) -> Tensor:
+        """Both features (B,C,side,side); returns the decoder feature, transformed."""
+        fused = self.encode_enc(torch.cat((encoder_feature, decoder_feature), dim=1))
+        # F_d <- F_d + w (F_d * alpha + beta)
+        change = decoder_feature * self.scale(fused) + self.shift(fused)
+        return decoder_feature + w * change
+
+
+class CodeFormer(nn.Module):
+    """Restores aligned faces.
+
+    `net(x, w)` is encode, predict_codes, lookup of the likeliest codes, match_statistics, decode.
+    Encoder and codes do not depend on w: several w of one face cost one encoding.
+
+    Attributes:
+        config: the shape of the network.
+    """
+
+    def __init__(self, config: CodeFormerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or CodeFormerConfig()
+        shape = self.config.autoencoder
+        width = self.config.width
+        self.position_emb = nn.Parameter(torch.zeros(self.config.tokens, width))
+        self.encoder = Encoder(shape)
+        self.quantize = VectorQuantizer(shape.codebook_size, shape.latent_channels)
+        self.generator = Decoder(shape)
+        self.feat_emb = nn.Linear(shape.latent_channels, width)
+        self.ft_layers = nn.ModuleList(
+            TransformerLayer(width, self.config.heads, self.config.mlp_width)
+            for _ in range(self.config.layers)
+        )
+        self.idx_pred_layer = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, shape.codebook_size, bias=False)
+        )
+        channels = dict(zip(shape.level_sides, shape.level_channels, strict=True))
+        self.fuse_convs_dict = nn.ModuleDict(
+            {
+                str(side): ControllableFeatureTransform(channels[side], shape.norm_groups)
+                for side in self.config.connect
+            }
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Looks at degraded faces.
+
+        Args:
+            x: (B,3,S,S), RGB in [-1, 1].
+        Returns:
+            latent (B,d,s,s), and the features that fusion uses, {side: (B,C,side,side)}.
+        """
+        return self.encoder(x, self.config.connect)
+
+    def predict_codes(self, latent: Tensor) -> Tensor:
+        """Logits (B,T,K) of the codes of the clean face, from the latent (B,d,s,s)."""
+        h = self.feat_emb(latent.flatten(2).mT)  # (B, T, D)
+        for layer in self.ft_layers:
+            h = layer(h, self.position_emb)
+        return self.idx_pred_layer(h)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (B,T) to quantised features (B,d,s,s)."""
+        return self.quantize.lookup(codes, self.config.autoencoder.code_side)
+
+    def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float) -> Tensor:
+        """Paints the faces.
+
+        Args:
+            quantized: (B,d,s,s).
+            skips: encoder features by side, from `encode`; never read when w is 0.
+            w: fidelity, usually in [0, 1]; training has used up to 1.3.
+        Returns:
+            (B,3,S,S), nominally in [-1, 1].
+        """
+        fuse_after = {self.generator.taps[side]: side for side in self.config.connect}
+        x = quantized
+        for index, block in enumerate(self.generator.blocks):
+            x = block(x)
+            if w > 0 and index in fuse_after:
+                side = fuse_after[index]
+                x = self.fuse_convs_dict[str(side)](skips[side], x, w)
+        return x
+
+    def forward(self, x: Tensor, w: float = 0.5, match_statistics: bool = True) -> Tensor:
+        """Restores faces.
+
+        Args:
+            x: (B,3,S,S), RGB in [-1, 1].
+            w: fidelity; 0 trusts the codebook alone, 1 follows the input closely.
+            match_statistics: give the looked-up features the mean and deviation of the input's
+                (latent AdaIN), as published restoration does.
+        Returns:
+            (B,3,S,S), nominally in [-1, 1].
+        """
+        latent, skips = self.encode(x)
+        quantized = self.lookup(self.predict_codes(latent).argmax(-1))
+        if match_statistics:
+            quantized = adaptive_instance_norm(quantized, latent)
+        return self.decode(quantized, skips, w)
+
+
+def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:
+    """Content (B,C,H,W) with the style's mean and deviation, per sample and channel (AdaIN).
+
+    The variance is the unbiased one, and 1e-5 is added to it.
+    Source: Huang & Belongie, "Arbitrary Style Transfer in Real-time with AdaIN" (2017).
+    """
+    content_mean, content_std = _statistics(content)
+    style_mean, style_std = _statistics(style)
+    return (content - content_mean) / content_std * style_std + style_mean
+
+
+def _statistics(feature: Tensor) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(feature, dim=(2, 3), keepdim=True)
+    return mean, (variance + STATISTICS_EPS).sqrt()

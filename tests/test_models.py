@@ -1,0 +1,215 @@
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cfrestore.errors import ConfigError
+from cfrestore.models.codeformer import (
+    CodeFormer,
+    CodeFormerConfig,
+    TransformerLayer,
+    adaptive_instance_norm,
+)
+from cfrestore.models.vqgan import (
+    VQGAN,
+    Downsample,
+    PatchDiscriminator,
+    VectorQuantizer,
+    VQGANConfig,
+    perplexity,
+)
+
+LAYOUTS = {
+    "codeformer": CodeFormerConfig(),
+    "inpainting": CodeFormerConfig(
+        autoencoder=VQGANConfig(codebook_size=512), connect=(32, 64, 128)
+    ),
+    "colorization": CodeFormerConfig(connect=(32, 64, 128)),
+}
+
+
+def layout(module: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(key, tuple(value.shape)) for key, value in module.state_dict().items()]
+
+
+def expected_layout(shared: Path, name: str) -> list[tuple[str, tuple[int, ...]]]:
+    table = json.loads((shared / f"spec/statedict_{name}.json").read_text())
+    return [(key, tuple(entry["shape"])) for key, entry in table.items()]
+
+
+def random_state(shared: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("random_state", shared / "golden/random_state.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_keys_order_and_shapes_are_the_published_ones(shared: Path, name: str) -> None:
+    with torch.device("meta"):
+        net = CodeFormer(LAYOUTS[name])
+    assert layout(net) == expected_layout(shared, name)
+
+
+def test_autoencoder_and_discriminator_have_the_published_keys(shared: Path) -> None:
+    with torch.device("meta"):
+        assert layout(VQGAN()) == expected_layout(shared, "vqgan512")
+        assert layout(PatchDiscriminator()) == expected_layout(shared, "discriminator")
+
+
+def test_taps_are_the_published_ones() -> None:
+    with torch.device("meta"):
+        net = CodeFormer()
+    assert net.encoder.taps == {512: 2, 256: 5, 128: 8, 64: 11, 32: 14, 16: 18}
+    assert net.generator.taps == {16: 6, 32: 9, 64: 12, 128: 15, 256: 18, 512: 21}
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_outputs_equal_the_published_networks(shared: Path) -> None:
+    golden = np.load(shared / "golden/codeformer_seed1001.npz")
+    seed = int(golden["input_seed"])
+    state = random_state(shared).state(str(shared / "spec/statedict_codeformer.json"), seed)
+    with torch.device("meta"):
+        net = CodeFormer()
+    net.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, assign=True)
+
+    rng = np.random.default_rng(seed)
+    x = np.zeros((1, 3, 512, 512))
+    for side, amplitude in ((4, 0.5), (16, 0.3), (64, 0.15), (512, 0.05)):
+        noise = rng.standard_normal((1, 3, side, side))
+        x += amplitude * noise.repeat(512 // side, 2).repeat(512 // side, 3)
+    x_ = torch.from_numpy(x.clip(-1, 1).astype(np.float32))
+
+    latent, skips = net.encode(x_)
+    np.testing.assert_allclose(latent[0, :, ::4, ::4].numpy(), golden["lq"], atol=1e-3)
+    logits = net.predict_codes(latent)
+    np.testing.assert_allclose(logits[0, :16].numpy(), golden["logits_first16"], atol=1e-3)
+    codes = logits.argmax(-1)
+    assert (codes[0].numpy() == golden["codes"]).all()
+
+    quantized = net.lookup(codes)
+    matched = adaptive_instance_norm(quantized, latent)
+    for w, adain in ((0, 1), (0.5, 1), (1, 1), (0.5, 0)):
+        image = net.decode(matched if adain else quantized, skips, w)[0]
+        name = f"image_w{w}_adain{adain}"
+        area = torch.nn.functional.avg_pool2d(image, 8)
+        np.testing.assert_allclose(area.numpy(), golden[f"{name}_area64"], atol=1e-3)
+        crop = image[:, 200:264, 300:364]
+        np.testing.assert_allclose(crop.numpy(), golden[f"{name}_crop"], atol=1e-3)
+    torch.testing.assert_close(net(x_, w=0.5), net.decode(matched, skips, 0.5))
+
+
+def small_net() -> CodeFormer:
+    torch.manual_seed(0)
+    return CodeFormer(CodeFormerConfig.tiny()).eval()
+
+
+def small_input(batch: int = 1) -> Tensor:
+    return torch.rand(batch, 3, 128, 128, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@torch.inference_mode()
+def test_w_changes_pixels_and_w0_ignores_the_fusion() -> None:
+    net, x = small_net(), small_input()
+    at_zero = net(x, w=0)
+    assert (net(x, w=1) - at_zero).abs().mean() > 1e-3
+    for parameter in net.fuse_convs_dict.parameters():
+        parameter.fill_(float("nan"))
+    torch.testing.assert_close(net(x, w=0), at_zero, rtol=0, atol=0)
+    assert net.decode(net.lookup(torch.zeros(1, 256, dtype=torch.long)), {}, 0).isfinite().all()
+
+
+@torch.inference_mode()
+def test_codes_do_not_depend_on_the_generator() -> None:
+    net, x = small_net(), small_input()
+    before = net.predict_codes(net.encode(x)[0])
+    for parameter in net.generator.parameters():
+        parameter.zero_()
+    torch.testing.assert_close(net.predict_codes(net.encode(x)[0]), before, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_position_acts_through_queries_and_keys_only() -> None:
+    layer = TransformerLayer(32, 4, 64)
+    equal = torch.randn(1, 1, 32).expand(2, 9, 32)
+    torch.testing.assert_close(layer(equal, torch.zeros(9, 32)), layer(equal, torch.randn(9, 32)))
+    varied = torch.randn(2, 9, 32)
+    changed = layer(varied, torch.randn(9, 32)) - layer(varied, torch.zeros(9, 32))
+    assert changed.abs().max() > 1e-4
+
+
+def test_downsampling_pads_right_and_bottom_only() -> None:
+    layer = Downsample(1)
+    torch.nn.init.ones_(layer.conv.weight)
+    torch.nn.init.zeros_(layer.conv.bias)
+    sums = layer(torch.ones(1, 1, 4, 4))[0, 0]
+    assert sums.tolist() == [[9, 6], [6, 4]]
+
+
+def test_adain_gives_the_styles_statistics() -> None:
+    content, style = torch.randn(2, 3, 16, 16) * 3 + 1, torch.randn(2, 3, 16, 16) * 0.5 - 2
+    out = adaptive_instance_norm(content, style)
+    torch.testing.assert_close(out.mean((2, 3)), style.mean((2, 3)))
+    variance = content.var((2, 3))
+    expected = variance / (variance + 1e-5) * (style.var((2, 3)) + 1e-5)
+    torch.testing.assert_close(out.var((2, 3)), expected)
+
+
+def test_quantiser_takes_the_nearest_code_and_passes_the_gradient_through() -> None:
+    quantizer = VectorQuantizer(8, 4)
+    torch.nn.init.normal_(quantizer.embedding.weight)
+    latent = torch.randn(2, 4, 3, 3, requires_grad=True)
+    values, codes = quantizer(latent)
+    rows = latent.detach().permute(0, 2, 3, 1).reshape(2, 9, 1, 4)
+    brute = (rows - quantizer.embedding.weight.detach()).square().sum(-1).argmin(-1)
+    assert (codes == brute).all()
+    torch.testing.assert_close(values, quantizer.lookup(codes, 3))
+    gradient = torch.randn_like(values)
+    values.backward(gradient)
+    torch.testing.assert_close(latent.grad, gradient)
+    assert quantizer.embedding.weight.grad is None
+
+
+def test_quantiser_ties_go_to_the_lowest_index() -> None:
+    quantizer = VectorQuantizer(4, 2)
+    torch.nn.init.ones_(quantizer.embedding.weight)
+    assert quantizer.nearest(torch.zeros(1, 2, 2, 2)).eq(0).all()
+
+
+def test_perplexity_counts_codes_in_use() -> None:
+    assert perplexity(torch.arange(16), 16).item() == pytest.approx(16, rel=1e-4)
+    assert perplexity(torch.zeros(16, dtype=torch.long), 16).item() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("config", [CodeFormerConfig.compact(), CodeFormerConfig.tiny()])
+def test_small_configurations_keep_their_budget(config: CodeFormerConfig) -> None:
+    with torch.device("meta"):
+        net = CodeFormer(config)
+    assert sum(p.numel() for p in net.parameters()) <= 20e6
+    assert config.tokens == 256
+
+
+def test_config_survives_json_and_names_unknown_keys() -> None:
+    config = CodeFormerConfig.tiny()
+    assert CodeFormerConfig.from_json(config.to_json()) == config
+    with pytest.raises(ConfigError, match="did you mean 'layers'"):
+        CodeFormerConfig.from_json('{"layer": 3}')
+    with pytest.raises(ConfigError, match="not JSON"):
+        CodeFormerConfig.from_json("{")
+
+
+def test_config_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="norm_groups"):
+        VQGANConfig(base_channels=16)
+    with pytest.raises(ConfigError, match="connect"):
+        CodeFormerConfig(connect=(48,))
+    with pytest.raises(ConfigError, match="heads"):
+        CodeFormerConfig(heads=7)
