@@ -1,0 +1,97 @@
+"""A codebook that follows the latents it stands for, instead of a gradient."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cfrestore.train.config import Codebook
+from cfrestore.train.distributed import all_sum, from_first
+
+KMEANS_ROUNDS = 10
+
+
+class MovingCodebook:
+    """Codes as exponential moving averages, started by k-means, with dead codes revived.
+
+    Args:
+        codes: (K,d), the embedding's weight, changed in place.
+        recipe: decay, spherical, revive_below.
+
+    Source: van den Oord et al. (2017), appendix A.1; revival: Dhariwal et al., "Jukebox" (2020);
+    codes on a sphere: Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (2022).
+    """
+
+    def __init__(self, codes: Tensor, recipe: Codebook) -> None:
+        self.codes = codes
+        self.recipe = recipe
+        self.counts = torch.ones(len(codes), device=codes.device)
+        self.sums = codes.detach().clone()
+
+    def state(self) -> dict[str, Tensor]:
+        return {"counts": self.counts, "sums": self.sums}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.counts.copy_(state["counts"])
+        self.sums.copy_(state["sums"])
+
+    @torch.no_grad()
+    def start(self, latents: Tensor, generator: torch.Generator) -> None:
+        """Chooses the codes by k-means.
+
+        Args:
+            latents: (N,d), from many faces; N at least K.
+            generator: draws the first centres.
+        """
+        points = self._directions(latents)
+        first = torch.randperm(len(points), generator=generator, device=points.device)
+        centres = points[first[: len(self.codes)]]
+        for _ in range(KMEANS_ROUNDS):
+            nearest = torch.cdist(points, centres).argmin(1)
+            counts, sums = _tally(points, nearest, len(centres))
+            centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+        self.counts.fill_(len(points) / len(centres))
+        self.sums.copy_(centres * self.counts[:, None])
+        self._write()
+
+    @torch.no_grad()
+    def follow(self, latents: Tensor, codes: Tensor, generator: torch.Generator) -> None:
+        """One step: N_k <- g N_k + (1-g) n_k, m_k <- g m_k + (1-g) sum z, e_k = m_k / N_k.
+
+        Args:
+            latents: (N,d) of the batch.
+            codes: (N,) int64, the code nearest to each.
+            generator: picks the latents that replace dead codes.
+        """
+        points = self._directions(latents)
+        counts, sums = (all_sum(x) for x in _tally(points, codes, len(self.codes)))
+        self.counts.lerp_(counts, 1 - self.recipe.decay)
+        self.sums.lerp_(sums, 1 - self.recipe.decay)
+        if self.recipe.revive_below:
+            dead = self.counts < self.recipe.revive_below * self.counts.mean()
+            picked = torch.randint(
+                len(points), (len(self.codes),), generator=generator, device=points.device
+            )
+            fresh = from_first(points[picked])
+            level = self.counts.mean()
+            self.sums = torch.where(dead[:, None], fresh * level, self.sums)
+            self.counts = torch.where(dead, level, self.counts)
+        self._write()
+
+    def _directions(self, latents: Tensor) -> Tensor:
+        latents = latents.detach().float()
+        if not self.recipe.spherical:
+            return latents
+        return F.normalize(latents, dim=1) * math.sqrt(latents.shape[1])
+
+    def _write(self) -> None:
+        self.codes.copy_(self._directions(self.sums / self.counts[:, None]))
+
+
+def _tally(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    counts = torch.bincount(codes, minlength=size).float()
+    sums = points.new_zeros(size, points.shape[1]).index_add_(0, codes, points)
+    return counts, sums

@@ -1,0 +1,184 @@
+"""`cfrestore train` and `python -m cfrestore.train`: words in, calls out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one training command; its exit code: 0 done, 1 failed, 2 usage."""
+    arguments = _parser().parse_args(argv)
+    from cfrestore.errors import CFRestoreError, ConfigError
+
+    try:
+        return export(arguments) if arguments.stage == "export" else train(arguments)
+    except ConfigError as error:
+        _say(f"error: {error}")
+        return EXIT_USAGE
+    except CFRestoreError as error:
+        _say(f"error: {error}")
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cfrestore train", description="Trains the restoration network in three stages."
+    )
+    stages = parser.add_subparsers(dest="stage", required=True)
+    auto = stages.add_parser("autoencoder", help="I: autoencoder and codebook, on clean faces")
+    codes = stages.add_parser("codes", help="II: predict codes from degraded faces")
+    fusion = stages.add_parser("fusion", help="III: fuse the input's detail")
+    for stage in (auto, codes, fusion):
+        stage.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH")
+        stage.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+        stage.add_argument("--preset", default="compact", help="recipe (default: compact)")
+        stage.add_argument("--iterations", type=_positive, help="instead of the recipe's")
+        stage.add_argument("--batch-size", type=_positive, help="over all processes")
+        stage.add_argument("--learning-rate", type=float)
+        stage.add_argument("--device", default="auto")
+        stage.add_argument("--seed", type=int, default=0)
+        stage.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
+        stage.add_argument("--max-minutes", type=float, help="stop with a checkpoint after this")
+        stage.add_argument("--bf16", action="store_true", help="mixed precision (CUDA)")
+        stage.add_argument("--compile", action="store_true", help="torch.compile")
+        stage.add_argument("--log-every", type=_positive, default=50)
+        stage.add_argument("--save-every", type=_positive, default=1000)
+        stage.add_argument("--samples-every", type=_positive, default=1000)
+        stage.add_argument("--shard-mb", type=_positive, help="split checkpoints into files")
+    for stage in (auto, fusion):
+        stage.add_argument("--perceptual", choices=("lpips", "retinaface", "none"))
+        stage.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
+        stage.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
+        stage.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
+    for stage in (codes, fusion):
+        stage.add_argument("--autoencoder", required=True, metavar="CHECKPOINT", help="of stage I")
+    fusion.add_argument("--codes", required=True, metavar="CHECKPOINT", help="of stage II")
+    out = stages.add_parser("export", help="averaged weights of a stage III checkpoint, in fp16")
+    out.add_argument("checkpoint", type=Path)
+    out.add_argument("output", type=Path, metavar="OUT.safetensors")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
+    return value
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Builds the stage the words describe and runs it."""
+    import torch
+
+    from cfrestore.device import choose_device, describe
+    from cfrestore.errors import ConfigError
+    from cfrestore.train import config, distributed
+    from cfrestore.train.data import Sampler, load_faces
+    from cfrestore.train.loop import Schedule
+    from cfrestore.train.loop import train as run
+    from cfrestore.train.perceptual import build_perceptual
+    from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, Stage
+
+    name = arguments.device
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{distributed.local_rank()}"
+    device = choose_device(name)
+    rank, world = distributed.start(device)
+
+    recipe = config.recipe(arguments.stage, arguments.preset)
+    if arguments.iterations:
+        recipe = config.with_iterations(recipe, arguments.iterations)
+    optimisation = recipe.optimisation
+    optimisation = replace(
+        optimisation,
+        batch_size=arguments.batch_size or optimisation.batch_size,
+        learning_rate=arguments.learning_rate or optimisation.learning_rate,
+    )
+    if optimisation.batch_size % world:
+        raise ConfigError(f"batch size {optimisation.batch_size} cannot be split over {world}")
+    recipe = replace(recipe, optimisation=optimisation)
+    perceptual = None
+    if not isinstance(recipe, config.CodesRecipe):
+        if arguments.perceptual:
+            choice = replace(recipe.perceptual, kind=arguments.perceptual)
+            recipe = replace(recipe, perceptual=choice)
+        perceptual = build_perceptual(
+            recipe.perceptual, arguments.retinaface, arguments.vgg, arguments.lpips
+        )
+
+    torch.manual_seed(arguments.seed)
+    stage: Stage
+    if isinstance(recipe, config.AutoencoderRecipe):
+        stage = Autoencoder(recipe, perceptual, device, arguments.bf16)
+    elif isinstance(recipe, config.CodesRecipe):
+        stage = CodePrediction(recipe, arguments.autoencoder, device, arguments.bf16)
+    else:
+        stage = Fusion(
+            recipe, arguments.codes, arguments.autoencoder, perceptual, device, arguments.bf16
+        )
+    if arguments.compile:
+        for verb in ("encode", "predict_codes", "decode"):
+            if hasattr(stage.network, verb):
+                setattr(stage.network, verb, torch.compile(getattr(stage.network, verb)))
+
+    faces = load_faces(arguments.data, recipe.model.image_size, device)
+    sampler = Sampler(
+        faces, recipe.augmentation, optimisation.batch_size // world, arguments.seed, rank, world
+    )
+    schedule = Schedule(
+        arguments.log_every,
+        arguments.save_every,
+        arguments.samples_every,
+        arguments.max_minutes,
+        arguments.shard_mb,
+    )
+    if rank == 0:
+        _say(
+            f"stage {stage.name}, preset {arguments.preset}: {len(faces.names)} faces of "
+            f"{recipe.model.image_size} px, batch {optimisation.batch_size}, {describe(device)}"
+        )
+    try:
+        run(stage, sampler, arguments.output, schedule, _say, arguments.resume)
+    finally:
+        distributed.stop()
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Writes the weights that cfrestore loads: fp16 safetensors that say what they are."""
+    import torch
+    from safetensors.torch import save_file
+
+    from cfrestore.errors import CheckpointError
+    from cfrestore.train.loop import read_state
+
+    content = read_state(arguments.checkpoint)
+    if content["stage"] != "fusion":
+        raise CheckpointError(
+            f"{arguments.checkpoint} is of stage {content['stage']}; only stage fusion has a whole "
+            "network"
+        )
+    weights = {k: v.to(torch.float16).contiguous() for k, v in content["params_ema"].items()}
+    metadata = {
+        "format": "pt",
+        "config": content["config"],
+        "recipe": json.dumps(
+            {"stage": "fusion", "iteration": content["iteration"]} | json.loads(content["recipe"])
+        ),
+        "licence": "Apache-2.0",
+    }
+    save_file(weights, arguments.output, metadata)
+    _say(f"{arguments.output}: {sum(v.numel() for v in weights.values()):,} parameters in fp16")
+    return 0

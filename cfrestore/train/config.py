@@ -1,0 +1,432 @@
+"""Recipes: every training knob, as frozen values, with the presets of each stage.
+
+Source of `published` and `paper`: the released option files and the paper, as the specification
+records them. `vqvae` is van den Oord et al. (2017), `vqgan` Esser et al. (2021). `compact` (256 px)
+and `tiny` (128 px) are this project's own; their reasons are in NOTES.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from cfrestore.errors import ConfigError
+from cfrestore.models.codeformer import CodeFormerConfig
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Ranges of the synthetic damage, each drawn uniformly for each face.
+
+    Attributes:
+        blur_sigma: deviation of the Gaussian blur, pixels.
+        downsample: factor by which the side shrinks.
+        noise: deviation of the Gaussian noise, in 1/255.
+        jpeg_quality: 1 to 100.
+        kernel_size: side of the blur kernel, pixels, odd.
+    """
+
+    blur_sigma: Range
+    downsample: Range
+    noise: Range
+    jpeg_quality: Range
+    kernel_size: int = 41
+
+    def scaled(self, image_size: int) -> Degradation:
+        """The same damage for faces of another side than 512: only the blur is in pixels."""
+        factor = image_size / 512
+        low, high = self.blur_sigma
+        kernel = max(3, round(self.kernel_size * factor) // 2 * 2 + 1)
+        return replace(self, blur_sigma=(low * factor, high * factor), kernel_size=kernel)
+
+
+SMALL = Degradation((0.1, 10), (1, 12), (0, 15), (60, 100))
+LARGE = Degradation((1, 15), (4, 30), (0, 20), (30, 80))
+PAPER = Degradation((1, 15), (1, 30), (0, 20), (30, 90))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes of the clean face before anything else; all off but the mirror by default.
+
+    Attributes:
+        mirror: probability of a left-right flip.
+        shift: largest translation, pixels; the border is reflected.
+        brightness, contrast, saturation: largest relative change.
+        tint: largest relative change of each colour channel on its own.
+        gray: probability that all colour is removed.
+        repeats: (first letters of the file name, how often an epoch shows it); others once.
+    """
+
+    mirror: float = 0.5
+    shift: int = 0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    tint: float = 0.0
+    gray: float = 0.0
+    repeats: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Adam, its schedule, and the average of the weights.
+
+    Attributes:
+        iterations: how many steps; counted from 1.
+        batch_size: faces a step, over all processes.
+        learning_rate: at the first step.
+        final_learning_rate: where a cosine over all iterations ends; None keeps the rate but for
+            the milestones.
+        milestones: iterations after which the rate is halved.
+        warm_up: iterations over which the rate rises linearly from 0.
+        ema_decay: of the averaged weights.
+        ema_warm_up: average over fewer steps at the beginning, so that the start is forgotten.
+    """
+
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    final_learning_rate: float | None = None
+    milestones: tuple[int, ...] = ()
+    warm_up: int = 0
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema_decay: float = 0.995
+    ema_warm_up: bool = False
+
+    def rate(self, t: int) -> float:
+        """Learning rate of iteration t, the first being 1."""
+        rate = self.learning_rate * 0.5 ** sum(t - 1 >= m for m in self.milestones)
+        if self.final_learning_rate is not None:
+            fall = self.learning_rate - self.final_learning_rate
+            progress = min(1.0, (t - 1) / self.iterations)
+            rate = self.final_learning_rate + 0.5 * fall * (1 + math.cos(math.pi * progress))
+        return rate * min(1.0, t / self.warm_up) if self.warm_up else rate
+
+    def decay(self, t: int) -> float:
+        """EMA decay of iteration t."""
+        return min(self.ema_decay, (1 + t) / (10 + t)) if self.ema_warm_up else self.ema_decay
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """How the codes learn.
+
+    Attributes:
+        update: by the gradient of the codebook loss, or as moving averages of what they stand for.
+        beta: weight of one of the two terms of the codebook loss.
+        beta_on: the term: "codebook" as in the published code, "commitment" as in the textbook.
+        decay: of the moving averages.
+        spherical: codes keep the length sqrt(d), so that only directions are compared.
+        kmeans_after: iterations without quantisation, before k-means chooses the codes; 0 for none.
+        revive_below: a code chosen less often than this share of the average is replaced by a
+            latent of the batch; 0 for never.
+    """
+
+    update: Literal["gradient", "ema"] = "gradient"
+    beta: float = 0.25
+    beta_on: Literal["codebook", "commitment"] = "codebook"
+    decay: float = 0.99
+    spherical: bool = False
+    kmeans_after: int = 0
+    revive_below: float = 0.0
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The discriminator and how strongly it is heard.
+
+    The generator hears it, and it learns, at iterations greater than `start`; with `lead` it
+    learns that many iterations earlier.
+
+    Attributes:
+        scale: factor on the adaptive weight |grad rec| / (|grad GAN| + 1e-4).
+        largest: upper clamp of the adaptive weight.
+        halved: the hinge loss with the original VQGAN's factor 1/2.
+        channels, layers: shape of the discriminator.
+    """
+
+    start: int
+    scale: float
+    learning_rate: float
+    largest: float = 1.0
+    halved: bool = False
+    lead: int = 0
+    channels: int = 64
+    layers: int = 4
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """A distance between features of a frozen network.
+
+    Attributes:
+        kind: "lpips" (VGG-16, needs its weights), "retinaface" (the MobileNet backbone of the
+            small face detector), or "none".
+        double_normalisation: normalise LPIPS input a second time, as the published training does.
+    """
+
+    kind: Literal["lpips", "retinaface", "none"] = "lpips"
+    weight: float = 1.0
+    double_normalisation: bool = True
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """Stage I: autoencoder and codebook on clean faces."""
+
+    model: CodeFormerConfig
+    optimisation: Optimisation
+    codebook: Codebook = field(default_factory=Codebook)
+    perceptual: Perceptual = field(default_factory=Perceptual)
+    adversary: Adversary | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class CodesRecipe:
+    """Stage II: codes predicted from degraded faces; codebook and generator are frozen.
+
+    Attributes:
+        degradations: (damage, share of the faces that suffer it).
+        feature_weight: on the mean squared distance of the latent to the clean face's codes.
+        code_weight: on the cross-entropy of the codes.
+    """
+
+    model: CodeFormerConfig
+    optimisation: Optimisation
+    degradations: tuple[tuple[Degradation, float], ...] = ((LARGE, 1.0),)
+    feature_weight: float = 1.0
+    code_weight: float = 0.5
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of stage III, up to and including iteration `until`.
+
+    Iterations divisible by `small_every` fuse slightly degraded faces at fidelity w and learn from
+    the image; all others learn codes of heavily degraded faces. None: no iteration fuses.
+    """
+
+    until: int
+    small_every: int | None
+    w: float = 1.0
+
+
+@dataclass(frozen=True)
+class FusionRecipe:
+    """Stage III: the controllable feature transformation.
+
+    Attributes:
+        phases: the schedule, in order.
+        zero_start: begin with a fusion that changes nothing.
+    """
+
+    model: CodeFormerConfig
+    optimisation: Optimisation
+    phases: tuple[Phase, ...]
+    small: Degradation = SMALL
+    large: Degradation = LARGE
+    feature_weight: float = 1.0
+    code_weight: float = 0.5
+    perceptual: Perceptual = field(default_factory=Perceptual)
+    adversary: Adversary | None = None
+    zero_start: bool = False
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def fidelity(self, t: int) -> float | None:
+        """w of iteration t if it fuses, None if it learns codes of heavy damage."""
+        phase = next((p for p in self.phases if t <= p.until), self.phases[-1])
+        if phase.small_every is None or t % phase.small_every:
+            return None
+        return phase.w
+
+    def stretched(self, iterations: int) -> FusionRecipe:
+        """The same schedule over another number of iterations."""
+        factor = iterations / self.optimisation.iterations
+        adversary = self.adversary and replace(
+            self.adversary, start=round(self.adversary.start * factor)
+        )
+        return replace(
+            self,
+            optimisation=replace(self.optimisation, iterations=iterations),
+            phases=tuple(replace(p, until=round(p.until * factor)) for p in self.phases),
+            adversary=adversary,
+        )
+
+
+Recipe = AutoencoderRecipe | CodesRecipe | FusionRecipe
+
+_PUBLISHED = CodeFormerConfig()
+_COMPACT = CodeFormerConfig.compact()
+_TINY = CodeFormerConfig.tiny()
+
+# The shards' sources b, c and d are few and the most varied.
+_VARIED = Augmentation(
+    shift=8,
+    brightness=0.2,
+    contrast=0.2,
+    saturation=0.4,
+    tint=0.08,
+    gray=0.15,
+    repeats=(("b", 4), ("c", 4), ("d", 2)),
+)
+_HEALTHY_CODES = Codebook(
+    update="ema", beta_on="commitment", spherical=True, kmeans_after=200, revive_below=0.05
+)
+_FACE_FEATURES = Perceptual("retinaface", weight=1.0)
+
+AUTOENCODER: dict[str, AutoencoderRecipe] = {
+    "published": AutoencoderRecipe(
+        _PUBLISHED,
+        Optimisation(1_600_000, 32, 7e-5, 6e-5),
+        adversary=Adversary(start=30_001, scale=0.8, learning_rate=7e-5),
+    ),
+    "paper": AutoencoderRecipe(
+        _PUBLISHED,
+        Optimisation(1_500_000, 16, 8e-5),
+        codebook=Codebook(beta_on="commitment"),
+        adversary=Adversary(start=30_001, scale=0.8, learning_rate=8e-5),
+    ),
+    "vqvae": AutoencoderRecipe(
+        _COMPACT,
+        Optimisation(250_000, 32, 2e-4),
+        codebook=Codebook(beta_on="commitment"),
+        perceptual=Perceptual("none"),
+    ),
+    "vqgan": AutoencoderRecipe(
+        _COMPACT,
+        Optimisation(500_000, 32, 1e-4),
+        codebook=Codebook(beta_on="commitment"),
+        perceptual=Perceptual("lpips", double_normalisation=False),
+        adversary=Adversary(
+            start=30_001, scale=0.8, learning_rate=1e-4, largest=1e4, halved=True, layers=3
+        ),
+    ),
+    "compact": AutoencoderRecipe(
+        _COMPACT,
+        Optimisation(
+            12_000,
+            32,
+            1e-3,
+            2e-5,
+            warm_up=200,
+            betas=(0.9, 0.95),
+            ema_decay=0.999,
+            ema_warm_up=True,
+        ),
+        codebook=_HEALTHY_CODES,
+        perceptual=_FACE_FEATURES,
+        adversary=Adversary(start=8_000, scale=0.1, learning_rate=2e-4, lead=500, layers=3),
+        augmentation=_VARIED,
+    ),
+    "tiny": AutoencoderRecipe(
+        _TINY,
+        Optimisation(
+            3_400, 8, 2e-3, 2e-5, warm_up=100, betas=(0.9, 0.95), ema_decay=0.998, ema_warm_up=True
+        ),
+        codebook=_HEALTHY_CODES,
+        perceptual=_FACE_FEATURES,
+        adversary=Adversary(
+            start=1_800, scale=0.1, learning_rate=2e-4, lead=200, channels=16, layers=3
+        ),
+        augmentation=replace(_VARIED, shift=4),
+    ),
+}
+
+CODES: dict[str, CodesRecipe] = {
+    "published": CodesRecipe(
+        _PUBLISHED, Optimisation(500_000, 32, 1e-4, milestones=(400_000, 450_000))
+    ),
+    "paper": CodesRecipe(_PUBLISHED, Optimisation(200_000, 16, 8e-5), degradations=((PAPER, 1.0),)),
+    "compact": CodesRecipe(
+        _COMPACT,
+        Optimisation(8_000, 32, 4e-4, 1e-5, warm_up=300, ema_decay=0.999, ema_warm_up=True),
+        degradations=((LARGE, 0.6), (SMALL, 0.4)),
+        augmentation=_VARIED,
+    ),
+    "tiny": CodesRecipe(
+        _TINY,
+        Optimisation(3_000, 8, 5e-4, 1e-5, warm_up=100, ema_decay=0.998, ema_warm_up=True),
+        degradations=((LARGE, 0.6), (SMALL, 0.4)),
+        augmentation=replace(_VARIED, shift=4),
+    ),
+}
+
+FUSION: dict[str, FusionRecipe] = {
+    "published": FusionRecipe(
+        _PUBLISHED,
+        Optimisation(150_000, 24, 5e-5, 2e-5, ema_decay=0.997),
+        # The released schedule also fuses at t = 120 000 with w = 0, where the image carries no
+        # gradient and training stops; here that iteration learns codes like its neighbours.
+        phases=(
+            Phase(40_000, 1, w=1.0),
+            Phase(80_000, 1, w=1.3),
+            Phase(120_000, None),
+            Phase(150_000, 15, w=1.3),
+        ),
+        adversary=Adversary(start=5_001, scale=0.1, learning_rate=5e-5),
+    ),
+    "paper": FusionRecipe(
+        _PUBLISHED,
+        Optimisation(20_000, 16, 2e-5, ema_decay=0.997),
+        phases=(Phase(20_000, 1, w=1.0),),
+        small=PAPER,
+        adversary=Adversary(start=0, scale=0.8, learning_rate=2e-5),
+    ),
+    "compact": FusionRecipe(
+        _COMPACT,
+        Optimisation(6_000, 32, 5e-4, 1e-5, warm_up=100, ema_decay=0.999, ema_warm_up=True),
+        phases=(Phase(6_000, 1, w=1.0),),
+        perceptual=_FACE_FEATURES,
+        adversary=Adversary(start=2_000, scale=0.1, learning_rate=2e-4, lead=300, layers=3),
+        zero_start=True,
+        augmentation=_VARIED,
+    ),
+    "tiny": FusionRecipe(
+        _TINY,
+        Optimisation(1_200, 8, 1e-3, 1e-5, warm_up=50, ema_decay=0.998, ema_warm_up=True),
+        phases=(Phase(1_200, 1, w=1.0),),
+        perceptual=_FACE_FEATURES,
+        adversary=Adversary(
+            start=400, scale=0.1, learning_rate=2e-4, lead=100, channels=16, layers=3
+        ),
+        zero_start=True,
+        augmentation=replace(_VARIED, shift=4),
+    ),
+}
+
+PRESETS: dict[str, dict[str, AutoencoderRecipe] | dict[str, CodesRecipe] | dict[str, FusionRecipe]]
+PRESETS = {"autoencoder": AUTOENCODER, "codes": CODES, "fusion": FUSION}
+
+
+def recipe(stage: str, preset: str) -> Recipe:
+    """The preset of a stage ("autoencoder", "codes", "fusion").
+
+    Raises:
+        ConfigError: the stage has no preset of that name.
+    """
+    presets = PRESETS[stage]
+    if preset not in presets:
+        raise ConfigError(f"stage {stage} has the presets {', '.join(presets)}; found {preset!r}")
+    return presets[preset]
+
+
+def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
+    """The recipe over another number of iterations; schedules keep their proportions."""
+    if isinstance(recipe, FusionRecipe):
+        return recipe.stretched(iterations)
+    factor = iterations / recipe.optimisation.iterations
+    optimisation = replace(
+        recipe.optimisation,
+        iterations=iterations,
+        milestones=tuple(round(m * factor) for m in recipe.optimisation.milestones),
+    )
+    if isinstance(recipe, AutoencoderRecipe) and recipe.adversary is not None:
+        adversary = replace(recipe.adversary, start=round(recipe.adversary.start * factor))
+        return replace(recipe, optimisation=optimisation, adversary=adversary)
+    return replace(recipe, optimisation=optimisation)

@@ -1,0 +1,180 @@
+"""Clean faces: decoded once, kept as uint8, drawn in an order that only seed and step decide."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from cfrestore.device import free_memory
+from cfrestore.errors import ImageError
+from cfrestore.train.config import Augmentation
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """Aligned clean faces.
+
+    Attributes:
+        images: (N,3,S,S) uint8 RGB, on the training device.
+        names: file names, in the order of images.
+    """
+
+    images: Tensor
+    names: tuple[str, ...]
+
+
+def load_faces(sources: Sequence[Path], size: int, device: torch.device) -> Faces:
+    """Reads all faces of folders (searched recursively) and tar shards, reduced to size.
+
+    Faces stay on the device where they fit in half of its free memory, else in main memory.
+
+    Args:
+        sources: folders or .tar files.
+        size: S; other sizes are resampled to it.
+    Raises:
+        ImageError: a source is missing or holds no picture, or a picture is unreadable.
+    """
+
+    def decode(item: tuple[str, bytes]) -> tuple[str, np.ndarray]:
+        name, data = item
+        try:
+            with Image.open(io.BytesIO(data)) as picture:
+                face = picture.convert("RGB").resize((size, size), Image.Resampling.BOX)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{name} cannot be read: {error}") from error
+        return name, np.asarray(face)
+
+    with ThreadPoolExecutor() as pool:
+        decoded = sorted(pool.map(decode, _files(sources)), key=lambda item: item[0])
+    if not decoded:
+        raise ImageError(f"no pictures in {', '.join(map(str, sources))}")
+    stacked = torch.from_numpy(np.stack([face for _, face in decoded]))
+    images = stacked.permute(0, 3, 1, 2).contiguous()
+    if images.nbytes < free_memory(device) // 2:
+        images = images.to(device)
+    return Faces(images, tuple(name for name, _ in decoded))
+
+
+def _files(sources: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+    for source in sources:
+        if source.is_dir():
+            for path in sorted(source.rglob("*")):
+                if path.suffix.lower() in SUFFIXES:
+                    yield path.name, path.read_bytes()
+        elif source.is_file():
+            try:
+                with tarfile.open(source) as shard:
+                    for member in shard:
+                        data = shard.extractfile(member)
+                        if data is not None and Path(member.name).suffix.lower() in SUFFIXES:
+                            yield Path(member.name).name, data.read()
+            except tarfile.TarError as error:
+                raise ImageError(f"{source} is not a tar file: {error}") from error
+        else:
+            raise ImageError(f"{source} does not exist")
+
+
+def generator_for(device: torch.device, *keys: int) -> torch.Generator:
+    """A generator whose stream depends on the keys alone, so that no state need be saved."""
+    seed = 0
+    for key in keys:
+        seed = (seed ^ key) * _GOLDEN % 2**64
+        seed ^= seed >> 29
+    return torch.Generator(device).manual_seed(seed)
+
+
+class Sampler:
+    """Batches of clean faces for any iteration, independent of what came before.
+
+    Args:
+        faces: what to draw from.
+        augmentation: mirror, shift, colour; also how often each source is shown.
+        batch_size: B of this process.
+        seed: decides everything together with the iteration.
+        rank, world: this process among all; each sees its own part of every epoch.
+    """
+
+    def __init__(
+        self,
+        faces: Faces,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        repeats = dict(augmentation.repeats)
+        times = [
+            next((n for prefix, n in repeats.items() if name.startswith(prefix)), 1)
+            for name in faces.names
+        ]
+        count = torch.arange(len(times))
+        self.epoch = count.repeat_interleave(torch.tensor(times))
+        self.faces = faces
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def indices(self, t: int) -> Tensor:
+        """Which faces iteration t (from 1) of this process sees, (B,) int64."""
+        start = (t - 1) * self.batch_size * self.world + self.rank * self.batch_size
+        position = torch.arange(start, start + self.batch_size)
+        epochs = position // len(self.epoch)
+        chosen = torch.empty_like(position)
+        for epoch in epochs.unique().tolist():
+            generator = generator_for(torch.device("cpu"), self.seed, epoch)
+            order = self.epoch[torch.randperm(len(self.epoch), generator=generator)]
+            here = epochs == epoch
+            chosen[here] = order[position[here] % len(self.epoch)]
+        return chosen
+
+    def batch(self, t: int, device: torch.device) -> Tensor:
+        """Clean faces of iteration t, augmented: (B,3,S,S) float32 in [0, 1] on the device."""
+        images = self.faces.images
+        picked = images[self.indices(t).to(images.device)].to(device).float() / 255
+        return augment(picked, self.augmentation, self.generator(t, 1, device))
+
+    def generator(self, t: int, purpose: int, device: torch.device) -> torch.Generator:
+        """The randomness of iteration t for one purpose."""
+        return generator_for(device, self.seed, t, purpose, self.rank)
+
+
+def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Changes clean faces (B,3,S,S) in [0, 1] as the augmentation says; same shape and range."""
+    batch, _, size, _ = images.shape
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(batch, *shape, 1, 1, generator=generator, device=images.device)
+
+    def around(strength: float, channels: int = 1) -> Tensor:
+        return 1 + strength * (2 * draw(channels) - 1)
+
+    x = torch.where(draw(1) < how.mirror, images.flip(-1), images)
+    if how.shift:
+        padded = F.pad(x, (how.shift,) * 4, mode="reflect")
+        steps = torch.arange(size, device=images.device)
+        dy, dx = ((draw(1).flatten() * (2 * how.shift + 1)).long() for _ in range(2))
+        rows = (dy[:, None] + steps)[:, None, :, None].expand(-1, 3, -1, padded.shape[-1])
+        columns = (dx[:, None] + steps)[:, None, None].expand(-1, 3, size, -1)
+        x = padded.gather(2, rows).gather(3, columns)
+    luma = (x * x.new_tensor((0.299, 0.587, 0.114))[:, None, None]).sum(1, keepdim=True)
+    saturation = torch.where(draw(1) < how.gray, 0.0, around(how.saturation))
+    x = luma + saturation * (x - luma)
+    # A tint would put colour back into gray faces.
+    x = x * torch.where(saturation > 0, around(how.tint, 3), 1.0)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * around(how.contrast) + mean * around(how.brightness)
+    return x.clamp(0, 1)

@@ -1,0 +1,236 @@
+"""The loop around a stage: batches in, checkpoints, logs and sample sheets out."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cfrestore.device import synchronize
+from cfrestore.errors import CFRestoreError, CheckpointError
+from cfrestore.train.data import Sampler, generator_for
+from cfrestore.train.distributed import any_process
+from cfrestore.train.stages import Stage
+
+SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the loop does what else than step; in iterations unless said.
+
+    Attributes:
+        max_minutes: stop, with a checkpoint, after this many minutes; None for no limit.
+        shard_mb: split checkpoints into files of at most this many MiB; None for one file.
+    """
+
+    log_every: int = 50
+    save_every: int = 1000
+    samples_every: int = 1000
+    max_minutes: float | None = None
+    shard_mb: int | None = None
+
+
+def train(
+    stage: Stage,
+    sampler: Sampler,
+    folder: Path,
+    schedule: Schedule,
+    say: Callable[[str], None],
+    resume: bool = False,
+) -> bool:
+    """Trains a stage until its recipe ends or the time is over.
+
+    Batches, augmentation and damage of an iteration depend on seed and iteration alone, so that
+    stopping and resuming gives what one run would have given.
+
+    Args:
+        folder: gets `last.pt` (replaced atomically), `log.jsonl`, `samples-*.png`.
+        say: takes the progress lines.
+        resume: continue from the folder's checkpoint, if there is one.
+    Returns:
+        whether the recipe has been completed.
+    Raises:
+        CheckpointError: the checkpoint to resume from is damaged or of another recipe.
+        CFRestoreError: a loss is no longer finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "last.pt"
+    first = sampler.rank == 0
+    total = stage.recipe.optimisation.iterations
+    t = load_state(target, stage) if resume and exists(target) else 0
+    if t:
+        say(f"resumed {target} at iteration {t}")
+    started = logged_at = time.monotonic()
+    logged, sums = t, dict[str, Tensor]()
+    with _Interruption() as interruption:
+        while t < total:
+            t += 1
+            clean = sampler.batch(t, stage.device)
+            report = stage.step(t, clean, sampler.generator(t, 2, stage.device))
+            sums = {k: sums.get(k, 0) + v for k, v in report.items()}
+            if t % schedule.log_every == 0 or t == total:
+                synchronize(stage.device)
+                now = time.monotonic()
+                speed = (t - logged) * sampler.batch_size * sampler.world / (now - logged_at)
+                values = {k: float(v) / (t - logged) for k, v in sums.items()}
+                if first:
+                    _log(folder, t, total, speed, values, stage.name, say)
+                if not all(np.isfinite(v) for v in values.values()):
+                    raise CFRestoreError(f"a loss is not finite at iteration {t}: {values}")
+                logged, logged_at, sums = t, now, {}
+            late = (
+                schedule.max_minutes is not None
+                and time.monotonic() - started > schedule.max_minutes * 60
+            )
+            stop = any_process(late or interruption.seen, stage.device)
+            if first and (t % schedule.save_every == 0 or t == total or stop):
+                save_state(target, stage, t, schedule.shard_mb)
+            if first and (t % schedule.samples_every == 0 or t == total):
+                write_sheet(folder / f"samples-{t:06d}.png", samples(stage, sampler))
+            if stop:
+                say(f"stopped at iteration {t} of {total}; --resume continues")
+                return t == total
+    return True
+
+
+def samples(stage: Stage, sampler: Sampler) -> list[Tensor]:
+    """The same few faces each time, in the columns the stage shows."""
+    picked = sampler.faces.images[:SAMPLES].to(stage.device).float() / 255
+    return stage.pictures(picked, generator_for(stage.device, sampler.seed))
+
+
+def write_sheet(path: Path, columns: list[Tensor]) -> None:
+    """Writes columns of pictures (B,3,S,S) in [0, 1] side by side as a PNG."""
+    sheet = torch.cat([torch.cat(list(column.cpu()), dim=1) for column in columns], dim=2)
+    pixels = (sheet * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    _replace(path, buffer.getvalue())
+
+
+def save_state(path: Path, stage: Stage, t: int, shard_mb: int | None = None) -> None:
+    """Writes everything that resuming needs, in place of what was there.
+
+    With shard_mb the bytes are split into `path.0`, `path.1`, ...; putting them together gives the
+    file.
+    """
+    content = stage.state() | {
+        "stage": stage.name,
+        "iteration": t,
+        "config": stage.recipe.model.to_json(),
+        "recipe": json.dumps(asdict(stage.recipe)),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    if shard_mb is None:
+        _replace(path, data)
+        return
+    size = shard_mb * 2**20
+    for n, start in enumerate(range(0, len(data), size)):
+        _replace(_shard(path, n), data[start : start + size])
+    n += 1
+    while _shard(path, n).exists():
+        _shard(path, n).unlink()
+        n += 1
+
+
+def exists(path: Path) -> bool:
+    """Whether a checkpoint is there, whole or in shards."""
+    return path.exists() or _shard(path, 0).exists()
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint written by `save_state`, whole or in shards.
+
+    Raises:
+        CheckpointError: it is missing, damaged or no training checkpoint.
+    """
+    if not exists(path):
+        raise CheckpointError(f"{path} does not exist")
+    if path.exists():
+        data = path.read_bytes()
+    else:
+        parts: list[bytes] = []
+        while _shard(path, len(parts)).exists():
+            parts.append(_shard(path, len(parts)).read_bytes())
+        data = b"".join(parts)
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict) or "iteration" not in content:
+        raise CheckpointError(f"{path} is no training checkpoint")
+    return content
+
+
+def load_state(path: Path, stage: Stage) -> int:
+    """Puts a checkpoint into the stage; the iteration it was written after.
+
+    Raises:
+        CheckpointError: damaged, or of another stage or network.
+    """
+    content = read_state(path)
+    if content["stage"] != stage.name or content["config"] != stage.recipe.model.to_json():
+        raise CheckpointError(
+            f"{path} was written by stage {content['stage']} of {content['config']}, "
+            f"not by stage {stage.name} of {stage.recipe.model.to_json()}"
+        )
+    stage.load(content)
+    return int(content["iteration"])
+
+
+def _shard(path: Path, n: int) -> Path:
+    return path.with_name(f"{path.name}.{n}")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def _log(
+    folder: Path,
+    t: int,
+    total: int,
+    speed: float,
+    values: dict[str, float],
+    name: str,
+    say: Callable[[str], None],
+) -> None:
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"iteration": t, "images_per_second": speed} | values) + "\n")
+    numbers = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+    say(f"{name} {t}/{total}  {speed:.1f} images/s  {numbers}")
+
+
+class _Interruption:
+    """Notes SIGINT and SIGTERM, so that the loop can end with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __enter__(self) -> _Interruption:
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.seen = True
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

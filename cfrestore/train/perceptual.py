@@ -1,0 +1,175 @@
+"""Distances between features of frozen networks, for images (B,3,S,S) RGB in [-1, 1]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfrestore.checkpoint import read_checkpoint
+from cfrestore.errors import CheckpointError, WeightsError
+from cfrestore.train.config import Perceptual
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+_RETINAFACE_MEAN_BGR = (104.0, 117.0, 123.0)
+
+
+def _channels(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance on VGG-16 features.
+
+    Args:
+        vgg: state dict of torchvision's VGG-16 (`features.N.weight`, ...).
+        linear: state dict of the calibration (`linN.model.1.weight`).
+        double_normalisation: normalise as ImageNet does before LPIPS's own normalisation, as the
+            published CodeFormer training did.
+
+    Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features" (CVPR 2018), v0.1.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    mean: Tensor
+    std: Tensor
+
+    _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+    def __init__(
+        self, vgg: dict[str, Tensor], linear: dict[str, Tensor], double_normalisation: bool
+    ) -> None:
+        super().__init__()
+        self.double_normalisation = double_normalisation
+        self.stages = nn.ModuleList()
+        channels, index = 3, 0
+        for widths in self._WIDTHS:
+            stage = nn.Sequential(*([nn.MaxPool2d(2)] if index else []))
+            index += bool(index)
+            for width in widths:
+                convolution = nn.Conv2d(channels, width, 3, padding=1)
+                convolution.load_state_dict(
+                    {k: vgg[f"features.{index}.{k}"] for k in ("weight", "bias")}
+                )
+                stage.extend((convolution, nn.ReLU()))
+                channels, index = width, index + 2
+            self.stages.append(stage)
+        for n in range(len(self._WIDTHS)):
+            self.register_buffer(f"linear{n}", linear[f"lin{n}.model.1.weight"])
+        self.register_buffer("shift", _channels(_LPIPS_SHIFT))
+        self.register_buffer("scale", _channels(_LPIPS_SCALE))
+        self.register_buffer("mean", _channels(_IMAGENET_MEAN))
+        self.register_buffer("std", _channels(_IMAGENET_STD))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        both = torch.cat((x, y))
+        if self.double_normalisation:
+            both = ((both + 1) / 2 - self.mean) / self.std
+        both = (both - self.shift) / self.scale
+        distance = both.new_zeros(())
+        for n, stage in enumerate(self.stages):
+            both = stage(both)
+            a, b = F.normalize(both, dim=1, eps=1e-10).chunk(2)
+            distance = distance + F.conv2d((a - b).square(), getattr(self, f"linear{n}")).mean()
+        return distance
+
+
+class FaceFeatures(nn.Module):
+    """Distance on features of the small RetinaFace detector's backbone (MobileNet, width 0.25).
+
+    Feature maps at strides 2, 4, 8 and 16 are compared by mean absolute difference, each divided
+    by the mean magnitude of the clean face's features.
+
+    Args:
+        state: state dict of `detection_mobilenet0.25_Final.pth`; only `body.*` is used.
+    """
+
+    mean: Tensor
+
+    # (input channels, output channels, stride) of the depthwise-separable units of each stage
+    _STAGES = (
+        ((8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)),
+        ((64, 128, 2), *(((128, 128, 1),) * 5)),
+    )
+    _TAPS = frozenset({"stage1.1", "stage1.3", "stage1.5", "stage2.5"})
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.body = nn.ModuleDict()
+        for n, units in enumerate(self._STAGES, start=1):
+            stage = nn.Sequential()
+            if n == 1:
+                stage.append(nn.Sequential(*_unit(3, 8, 2)))
+            for inner, outer, stride in units:
+                stage.append(
+                    nn.Sequential(*_unit(inner, inner, stride, inner), *_unit(inner, outer, 1, k=1))
+                )
+            self.body[f"stage{n}"] = stage
+        wanted = {k.removeprefix("module."): v for k, v in state.items()}
+        try:
+            self.load_state_dict({k: wanted[k] for k in self.state_dict()})
+        except KeyError as error:
+            raise CheckpointError(
+                f"not RetinaFace-MobileNet weights: no {error.args[0]}"
+            ) from error
+        self.register_buffer("mean", _channels(_RETINAFACE_MEAN_BGR), persistent=False)
+        self.eval()
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of x, finest first."""
+        x = (x + 1).flip(1) * 127.5 - self.mean
+        taps = []
+        for name, stage in self.body.items():
+            assert isinstance(stage, nn.Sequential)
+            for n, unit in enumerate(stage):
+                x = unit(x)
+                if f"{name}.{n}" in self._TAPS:
+                    taps.append(x)
+        return taps
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            clean = self.features(y)
+        distance = x.new_zeros(())
+        for a, b in zip(self.features(x), clean, strict=True):
+            distance = distance + (a - b).abs().mean() / b.abs().mean()
+        return distance / len(clean)
+
+
+def _unit(inner: int, outer: int, stride: int, groups: int = 1, k: int = 3) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inner, outer, k, stride, k // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outer),
+        nn.LeakyReLU(0.1),
+    ]
+
+
+def build_perceptual(
+    choice: Perceptual, retinaface: Path | None, vgg: Path | None, lpips: Path | None
+) -> nn.Module | None:
+    """The frozen network a recipe asks for, None where it asks for none.
+
+    Args:
+        retinaface: `detection_mobilenet0.25_Final.pth`.
+        vgg: torchvision's VGG-16 weights.
+        lpips: the LPIPS 0.1 calibration for VGG.
+    Raises:
+        WeightsError: a file it needs was not given or is missing.
+    """
+    if choice.kind == "none":
+        return None
+    network: nn.Module
+    if choice.kind == "retinaface":
+        if retinaface is None:
+            raise WeightsError("the perceptual term needs --retinaface (RetinaFace-MobileNet .pth)")
+        network = FaceFeatures(read_checkpoint(retinaface)[0])
+    else:
+        if vgg is None or lpips is None:
+            raise WeightsError("the perceptual term needs --vgg and --lpips; or --perceptual none")
+        features, calibration = read_checkpoint(vgg)[0], read_checkpoint(lpips)[0]
+        network = LPIPS(features, calibration, choice.double_normalisation)
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,513 @@
+"""The three stages: what one step of each computes and changes.
+
+    I   Autoencoder    encoder, codebook and generator learn to reproduce clean faces
+    II  CodePrediction encoder and transformer learn the clean face's codes from a degraded one
+    III Fusion         the fusion learns how much of the degraded face's detail to keep
+
+A stage holds networks and optimisers; the loop that feeds it knows nothing else about it.
+Images are (B,3,S,S); clean faces come in [0, 1], networks see [-1, 1].
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cfrestore.checkpoint import read_checkpoint
+from cfrestore.device import autocast
+from cfrestore.errors import CheckpointError
+from cfrestore.models.codeformer import CodeFormer
+from cfrestore.models.vqgan import VQGAN, PatchDiscriminator, VectorQuantizer, perplexity
+from cfrestore.train import losses
+from cfrestore.train.codebook import MovingCodebook
+from cfrestore.train.config import (
+    LARGE,
+    SMALL,
+    Adversary,
+    AutoencoderRecipe,
+    CodesRecipe,
+    Degradation,
+    FusionRecipe,
+    Optimisation,
+)
+from cfrestore.train.degrade import degrade
+from cfrestore.train.distributed import average_gradients
+
+KMEANS_LATENTS = 50
+"""Latents collected for each code before k-means."""
+
+Report = dict[str, Tensor]
+
+
+class Learner:
+    """A network that learns, its optimiser and the moving average of its weights."""
+
+    def __init__(self, network: nn.Module, how: Optimisation) -> None:
+        self.network = network.to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.how = how
+        self.optimiser = torch.optim.Adam(
+            [p for p in network.parameters() if p.requires_grad],
+            lr=how.learning_rate,
+            betas=how.betas,
+        )
+
+    def update(self, loss: Tensor, t: int) -> None:
+        """One Adam step at the rate of iteration t, then one step of the average."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.network)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.how.rate(t)
+        self.optimiser.step()
+
+    @torch.no_grad()
+    def follow(self, t: int) -> None:
+        """Moves the averaged weights toward the network's."""
+        share = 1 - self.how.decay(t)
+        for average, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            average.lerp_(new, share)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "params": self.network.state_dict(),
+            "params_ema": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["params"])
+        self.average.load_state_dict(state["params_ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+class Critic:
+    """The discriminator and its optimiser."""
+
+    def __init__(self, recipe: Adversary) -> None:
+        self.recipe = recipe
+        self.network = PatchDiscriminator(recipe.channels, recipe.layers)
+        self.optimiser = torch.optim.Adam(
+            self.network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99)
+        )
+
+    def to(self, device: torch.device) -> Critic:
+        self.network.to(device).to(memory_format=torch.channels_last)
+        return self
+
+    def heard(self, t: int) -> bool:
+        """Whether the generator listens at iteration t."""
+        return t > self.recipe.start
+
+    def learns(self, t: int) -> bool:
+        return t > self.recipe.start - self.recipe.lead
+
+    def judge(self, fake: Tensor, reconstruction: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The adversarial term, weighted adaptively, and that weight.
+
+        Args:
+            fake: generated images, with gradient.
+            reconstruction: the loss to balance against.
+            weight: the parameter at which the two gradients are compared.
+        """
+        self.network.requires_grad_(False)
+        loss = losses.hinge_generator(self.network(fake).float())
+        factor = losses.adaptive_weight(reconstruction, loss, weight, self.recipe.largest)
+        return self.recipe.scale * factor * loss, factor
+
+    def learn(self, real: Tensor, fake: Tensor) -> Tensor:
+        """One step of the discriminator; real and fake pass separately, as BatchNorm demands."""
+        self.network.requires_grad_(True)
+        loss = losses.hinge_discriminator(
+            self.network(real).float(), self.network(fake.detach()).float()
+        )
+        if self.recipe.halved:
+            loss = loss / 2
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.network)
+        self.optimiser.step()
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        return {"params": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["params"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+class Autoencoder:
+    """Stage I.
+
+    Args:
+        recipe: the knobs.
+        perceptual: frozen network of the perceptual term, called with (x', x); None for no term.
+        device: where to train.
+        mixed: bfloat16 where the device supports it.
+    """
+
+    name = "autoencoder"
+
+    def __init__(
+        self,
+        recipe: AutoencoderRecipe,
+        perceptual: nn.Module | None,
+        device: torch.device,
+        mixed: bool = False,
+    ) -> None:
+        self.recipe, self.device, self.mixed = recipe, device, mixed
+        self.perceptual = perceptual and perceptual.to(device)
+        self.network = VQGAN(recipe.model.autoencoder).to(device)
+        moving = recipe.codebook.update == "ema"
+        self.network.quantize.requires_grad_(not moving)
+        self.learner = Learner(self.network, recipe.optimisation)
+        self.critic = recipe.adversary and Critic(recipe.adversary).to(device)
+        codes = self.network.quantize.embedding.weight
+        self.codebook = MovingCodebook(codes, recipe.codebook) if moving else None
+        self.waiting: list[Tensor] = []  # latents for k-means
+
+    def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
+        """Iteration t on clean faces; the losses it saw."""
+        x = _to_network(clean)
+        report: Report = {}
+        quantised = t > self.recipe.codebook.kmeans_after
+        with autocast(self.device, self.mixed):
+            latent = self.network.encode(x)
+            if quantised:
+                codes = self.network.quantize.nearest(latent.detach())
+                vectors = self.network.quantize.lookup(codes, latent.shape[-1])
+                fake = self.network.decode(latent + (vectors - latent).detach())
+            else:
+                fake = self.network.decode(latent)
+            rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
+            total = rec
+            if quantised:
+                book = losses.codebook_loss(
+                    latent.float(),
+                    vectors.float(),
+                    self.recipe.codebook.beta,
+                    self.recipe.codebook.beta_on,
+                )
+                total = total + book
+                report |= {
+                    "codebook": book,
+                    "perplexity": perplexity(codes, len(self.network.quantize.embedding.weight)),
+                }
+            if self.critic and self.critic.heard(t):
+                last = self.network.generator.last_weight
+                adversarial, report["lambda"] = self.critic.judge(fake, rec, last)
+                total = total + adversarial
+        self.learner.update(total, t)
+        if self.critic and self.critic.learns(t):
+            with autocast(self.device, self.mixed):
+                report["critic"] = self.critic.learn(x, fake)
+        if self.codebook:
+            self._move_codes(t, _rows(latent), codes.flatten() if quantised else None, generator)
+        self.learner.follow(t)
+        return _detached(terms | report)
+
+    def _move_codes(
+        self, t: int, latents: Tensor, codes: Tensor | None, generator: torch.Generator
+    ) -> None:
+        assert self.codebook is not None
+        if codes is not None:
+            self.codebook.follow(latents, codes, generator)
+            return
+        wanted = KMEANS_LATENTS * len(self.codebook.codes)
+        keep = -(-wanted // len(latents))  # batches
+        self.waiting = [*self.waiting[1 - keep :], latents] if keep > 1 else [latents]
+        if t == self.recipe.codebook.kmeans_after:
+            self.codebook.start(torch.cat(self.waiting), generator)
+            self.waiting = []
+
+    @torch.no_grad()
+    def pictures(self, clean: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Columns of a sample sheet: clean, reconstructed by the averaged weights."""
+        average = self.learner.average
+        return [clean, _to_picture(average(_to_network(clean)))]
+
+    def state(self) -> dict[str, Any]:
+        state = self.learner.state() | {"waiting": self.waiting}
+        if self.critic:
+            state["critic"] = self.critic.state()
+        if self.codebook:
+            state["codebook"] = self.codebook.state()
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.learner.load(state)
+        self.waiting = state["waiting"]
+        if self.critic:
+            self.critic.load(state["critic"])
+        if self.codebook:
+            self.codebook.load(state["codebook"])
+
+
+class Teacher:
+    """The trained autoencoder of stage I, which says what the codes of a clean face are.
+
+    Args:
+        path: checkpoint of stage I, or a published autoencoder file.
+        network: the network that will be taught; only its shape is used.
+    Raises:
+        WeightsError, CheckpointError: the file is missing or holds another network.
+    """
+
+    def __init__(self, path: str, network: CodeFormer) -> None:
+        state, _ = read_checkpoint(path)
+        self.autoencoder = VQGAN(network.config.autoencoder)
+        _load_strictly(self.autoencoder, state, path)
+        self.autoencoder.eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> Teacher:
+        self.autoencoder.to(device).to(memory_format=torch.channels_last)
+        return self
+
+    @torch.no_grad()
+    def codes(self, clean: Tensor) -> Tensor:
+        """Codes (B,T) of clean faces in [-1, 1]."""
+        quantizer: VectorQuantizer = self.autoencoder.quantize
+        return quantizer.nearest(self.autoencoder.encode(clean))
+
+
+class CodePrediction:
+    """Stage II, from the autoencoder of stage I.
+
+    Args:
+        recipe: the knobs.
+        autoencoder: path of stage I's checkpoint; its averaged weights start the network and
+            decide the target codes.
+        device, mixed: as in stage I.
+    """
+
+    name = "codes"
+
+    def __init__(
+        self, recipe: CodesRecipe, autoencoder: str, device: torch.device, mixed: bool = False
+    ) -> None:
+        self.recipe, self.device, self.mixed = recipe, device, mixed
+        self.network = CodeFormer(recipe.model)
+        self.teacher = Teacher(autoencoder, self.network).to(device)
+        for part in ("encoder", "quantize", "generator"):
+            source = self.teacher.autoencoder.get_submodule(part).state_dict()
+            self.network.get_submodule(part).load_state_dict(source)
+        _freeze(self.network)
+        self.network.fuse_convs_dict.requires_grad_(False)
+        self.learner = Learner(self.network.to(device), recipe.optimisation)
+
+    def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
+        """Iteration t on clean faces; the losses it saw."""
+        size = clean.shape[-1]
+        shares = torch.tensor([share for _, share in self.recipe.degradations])
+        counts = (shares.cumsum(0) / shares.sum() * len(clean)).round().long().tolist()
+        pieces = clean.tensor_split(counts[:-1])
+        damaged = torch.cat(
+            [
+                degrade(piece, damage.scaled(size), generator)
+                for piece, (damage, _) in zip(pieces, self.recipe.degradations, strict=True)
+                if len(piece)
+            ]
+        )
+        with autocast(self.device, self.mixed):
+            targets = self.teacher.codes(_to_network(clean))
+            latent, _ = self.network.encode(_to_network(damaged))
+            total, report = predict(
+                self.network, latent, targets, self.recipe.feature_weight, self.recipe.code_weight
+            )
+        self.learner.update(total, t)
+        self.learner.follow(t)
+        return _detached(report)
+
+    @torch.no_grad()
+    def pictures(self, clean: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Columns of a sample sheet: clean, then degraded and restored for each damage."""
+        return [clean, *_restored(self.learner.average, clean, (LARGE, SMALL), (0.0,), generator)]
+
+    def state(self) -> dict[str, Any]:
+        return self.learner.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.learner.load(state)
+
+
+class Fusion:
+    """Stage III, from the network of stage II.
+
+    Args:
+        recipe: the knobs.
+        codes: path of stage II's checkpoint, whose averaged weights start the network.
+        autoencoder: path of stage I's checkpoint: the target codes and, if it trained one of the
+            same shape, the discriminator.
+        perceptual, device, mixed: as in stage I.
+    """
+
+    name = "fusion"
+
+    def __init__(
+        self,
+        recipe: FusionRecipe,
+        codes: str,
+        autoencoder: str,
+        perceptual: nn.Module | None,
+        device: torch.device,
+        mixed: bool = False,
+    ) -> None:
+        self.recipe, self.device, self.mixed = recipe, device, mixed
+        self.perceptual = perceptual and perceptual.to(device)
+        self.network = CodeFormer(recipe.model)
+        state, _ = read_checkpoint(codes)
+        _load_strictly(self.network, state, codes)
+        if recipe.zero_start:
+            zero_fusion(self.network)
+        _freeze(self.network)
+        self.teacher = Teacher(autoencoder, self.network).to(device)
+        self.learner = Learner(self.network.to(device), recipe.optimisation)
+        self.critic: Critic | None = None
+        if recipe.adversary:
+            self.critic = Critic(recipe.adversary).to(device)
+            self._start_critic(self.critic, autoencoder)
+        last = self.network.fuse_convs_dict[str(recipe.model.connect[-1])].get_submodule("shift.2")
+        assert isinstance(last, nn.Conv2d)
+        self.balance_at = last.weight
+
+    @staticmethod
+    def _start_critic(critic: Critic, autoencoder: str) -> None:
+        content = torch.load(autoencoder, map_location="cpu", weights_only=True)
+        trained = content.get("critic")
+        if trained is None:
+            return
+        try:
+            critic.network.load_state_dict(trained["params"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the discriminator in {autoencoder} has another shape"
+            ) from error
+
+    def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
+        """Iteration t on clean faces; the losses it saw."""
+        w = self.recipe.fidelity(t)
+        damage = (self.recipe.large if w is None else self.recipe.small).scaled(clean.shape[-1])
+        x = _to_network(clean)
+        damaged = _to_network(degrade(clean, damage, generator))
+        with autocast(self.device, self.mixed):
+            targets = self.teacher.codes(x)
+            latent, skips = self.network.encode(damaged)
+            total, report = predict(
+                self.network, latent, targets, self.recipe.feature_weight, self.recipe.code_weight
+            )
+            if w is not None:
+                # Neither the chosen codes nor the skips carry gradient: the image teaches the
+                # fusion alone.
+                codes = report.pop("logits").argmax(-1)
+                kept = {side: skip.detach() for side, skip in skips.items()}
+                fake = self.network.decode(self.network.lookup(codes), kept, w)
+                rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
+                total = total + rec
+                report |= terms
+                if self.critic and self.critic.heard(t):
+                    adversarial, report["lambda"] = self.critic.judge(fake, rec, self.balance_at)
+                    total = total + adversarial
+        self.learner.update(total, t)
+        self.learner.follow(t)
+        if w is not None and self.critic and self.critic.learns(t):
+            with autocast(self.device, self.mixed):
+                report["critic"] = self.critic.learn(x, fake)
+        return _detached(report)
+
+    @torch.no_grad()
+    def pictures(self, clean: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Columns of a sample sheet: clean, then degraded and w = 0, 0.5, 1 for each damage."""
+        average = self.learner.average
+        return [clean, *_restored(average, clean, (LARGE, SMALL), (0.0, 0.5, 1.0), generator)]
+
+    def state(self) -> dict[str, Any]:
+        critic = {"critic": self.critic.state()} if self.critic else {}
+        return self.learner.state() | critic
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.learner.load(state)
+        if self.critic:
+            self.critic.load(state["critic"])
+
+
+Stage = Autoencoder | CodePrediction | Fusion
+
+
+def image_losses(
+    fake: Tensor, real: Tensor, perceptual: nn.Module | None, weight: float
+) -> tuple[Tensor, Report]:
+    """Mean absolute difference plus the weighted perceptual distance; the sum, and its terms."""
+    fake = fake.float()
+    pixel = (fake - real).abs().mean()
+    if perceptual is None:
+        return pixel, {"pixel": pixel}
+    distance = perceptual(fake, real)
+    return pixel + weight * distance, {"pixel": pixel, "perceptual": distance}
+
+
+def predict(
+    network: CodeFormer, latent: Tensor, targets: Tensor, feature_weight: float, code_weight: float
+) -> tuple[Tensor, Report]:
+    """The weighted code losses of a degraded face's latent; the report also holds the logits."""
+    logits = network.predict_codes(latent)
+    feature, code = losses.code_losses(
+        latent.float(), logits.float(), network.lookup(targets), targets
+    )
+    accuracy = (logits.argmax(-1) == targets).float().mean()
+    report = {"feature": feature, "code": code, "accuracy": accuracy, "logits": logits}
+    return feature_weight * feature + code_weight * code, report
+
+
+def zero_fusion(network: CodeFormer) -> None:
+    """Makes every fusion block change nothing, whatever w: its last convolutions become zero."""
+    for block in network.fuse_convs_dict.children():
+        for branch in ("scale.2", "shift.2"):
+            for parameter in block.get_submodule(branch).parameters():
+                nn.init.zeros_(parameter)
+
+
+def _freeze(network: CodeFormer) -> None:
+    network.quantize.requires_grad_(False)
+    network.generator.requires_grad_(False)
+
+
+def _load_strictly(network: nn.Module, state: dict[str, Tensor], path: str) -> None:
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} holds another network: {error}") from error
+
+
+def _restored(
+    network: nn.Module,
+    clean: Tensor,
+    damages: tuple[Degradation, ...],
+    fidelities: tuple[float, ...],
+    generator: torch.Generator,
+) -> list[Tensor]:
+    columns = []
+    for damage in damages:
+        damaged = degrade(clean, damage.scaled(clean.shape[-1]), generator)
+        columns.append(damaged)
+        columns += [_to_picture(network(_to_network(damaged), w)) for w in fidelities]
+    return columns
+
+
+def _to_network(clean: Tensor) -> Tensor:
+    return (clean * 2 - 1).to(memory_format=torch.channels_last)
+
+
+def _to_picture(x: Tensor) -> Tensor:
+    return ((x.float() + 1) / 2).clamp(0, 1)
+
+
+def _rows(latent: Tensor) -> Tensor:
+    return latent.detach().permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _detached(report: Report) -> Report:
+    return {k: v.detach() for k, v in report.items() if v.ndim == 0}

@@ -1,0 +1,545 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cfrestore.errors import CheckpointError, ConfigError, ImageError, WeightsError
+from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+from cfrestore.models.vqgan import VQGANConfig
+from cfrestore.train import losses
+from cfrestore.train.codebook import MovingCodebook
+from cfrestore.train.command import main
+from cfrestore.train.config import (
+    AUTOENCODER,
+    CODES,
+    FUSION,
+    PRESETS,
+    Adversary,
+    Augmentation,
+    AutoencoderRecipe,
+    Codebook,
+    CodesRecipe,
+    FusionRecipe,
+    Optimisation,
+    Perceptual,
+    Phase,
+    recipe,
+    with_iterations,
+)
+from cfrestore.train.data import Faces, Sampler, augment, load_faces
+from cfrestore.train.loop import Schedule, load_state, read_state, save_state, train
+from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
+from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
+
+CPU = torch.device("cpu")
+MODEL = CodeFormerConfig(
+    autoencoder=VQGANConfig(
+        image_size=32,
+        base_channels=8,
+        channel_multipliers=(1, 2, 2),
+        res_blocks=1,
+        attention_sides=(8,),
+        norm_groups=4,
+        latent_channels=8,
+        codebook_size=32,
+    ),
+    width=32,
+    heads=4,
+    layers=2,
+    mlp_width=32,
+    connect=(8, 16),
+)
+HOW = Optimisation(6, 4, 1e-3, 1e-4, ema_decay=0.9)
+CRITIC = Adversary(start=2, scale=0.5, learning_rate=1e-3, channels=4, layers=2)
+
+
+class Features(nn.Module):
+    """A stand-in perceptual distance."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x.diff() - y.diff()).abs().mean()
+
+
+def faces(count: int = 12) -> Faces:
+    images = torch.randint(
+        0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(5)
+    ).byte()
+    return Faces(images, tuple(f"a{n:03d}.png" for n in range(count)))
+
+
+def sampler(batch: int = 4) -> Sampler:
+    return Sampler(faces(), Augmentation(shift=2, brightness=0.1), batch, seed=1)
+
+
+def autoencoder(codebook: Codebook | None = None, model: CodeFormerConfig = MODEL) -> Autoencoder:
+    torch.manual_seed(0)
+    book = codebook or Codebook()
+    return Autoencoder(AutoencoderRecipe(model, HOW, book, adversary=CRITIC), Features(), CPU)
+
+
+MOVING = Codebook(
+    update="ema", beta_on="commitment", spherical=True, kmeans_after=2, revive_below=0.1
+)
+
+
+@pytest.fixture(scope="module")
+def stage_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    assert train(autoencoder(MOVING), sampler(), folder, Schedule(log_every=2), print)
+    return folder / "last.pt"
+
+
+@pytest.fixture(scope="module")
+def stage_two(stage_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    stage = CodePrediction(CodesRecipe(MODEL, HOW), str(stage_one), CPU)
+    assert train(stage, sampler(), folder, Schedule(log_every=2), print)
+    return folder / "last.pt"
+
+
+def fusion(stage_one: Path, stage_two: Path, phases: tuple[Phase, ...]) -> Fusion:
+    how = FusionRecipe(MODEL, HOW, phases, adversary=CRITIC, zero_start=True)
+    return Fusion(how, str(stage_two), str(stage_one), Features(), CPU)
+
+
+def parameters(stage: Autoencoder | CodePrediction | Fusion) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in stage.network.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
+
+
+def step(stage: Autoencoder | CodePrediction | Fusion, t: int) -> dict[str, Tensor]:
+    source = sampler()
+    return stage.step(t, source.batch(t, CPU), source.generator(t, 2, CPU))
+
+
+# --- recipes -------------------------------------------------------------------------------------
+
+
+def test_published_recipes_hold_the_published_numbers() -> None:
+    one, two, three = AUTOENCODER["published"], CODES["published"], FUSION["published"]
+    assert one.optimisation.rate(1) == 7e-5
+    assert one.optimisation.rate(1_600_001) == pytest.approx(6e-5)
+    assert one.adversary is not None
+    assert one.adversary.start == 30_001
+    assert [two.optimisation.rate(t) for t in (400_000, 400_001, 450_001)] == [1e-4, 5e-5, 2.5e-5]
+    assert (two.feature_weight, two.code_weight) == (1.0, 0.5)
+    assert three.optimisation.rate(1) == 5e-5
+    assert three.optimisation.ema_decay == 0.997
+    assert three.adversary is not None
+    assert (three.adversary.start, three.adversary.scale) == (5_001, 0.1)
+
+
+def test_published_fusion_schedule() -> None:
+    w = FUSION["published"].fidelity
+    assert [w(t) for t in (1, 40_000, 40_001, 80_000)] == [1.0, 1.0, 1.3, 1.3]
+    assert [w(t) for t in (80_001, 119_999, 120_000)] == [None, None, None]
+    assert [w(t) for t in (120_001, 120_015, 150_000)] == [None, 1.3, 1.3]
+
+
+def test_presets_are_found_by_name_and_stretch() -> None:
+    assert {stage: "compact" in presets for stage, presets in PRESETS.items()} == dict.fromkeys(
+        ("autoencoder", "codes", "fusion"), True
+    )
+    with pytest.raises(ConfigError, match="compact"):
+        recipe("codes", "nonsense")
+    short = with_iterations(FUSION["published"], 1500)
+    assert isinstance(short, FusionRecipe)
+    assert [p.until for p in short.phases] == [400, 800, 1200, 1500]
+    assert short.adversary is not None
+    assert short.adversary.start == 50
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def test_beta_weighs_the_named_term() -> None:
+    latent = torch.randn(1, 4, 2, 2, requires_grad=True)
+    vectors = torch.randn(1, 4, 2, 2, requires_grad=True)
+    for named, weights in (("codebook", (1.0, 0.25)), ("commitment", (0.25, 1.0))):
+        latent.grad = vectors.grad = None
+        losses.codebook_loss(latent, vectors, 0.25, named).backward()  # type: ignore[arg-type]
+        difference = 2 * (latent - vectors).detach() / latent.numel()
+        torch.testing.assert_close(latent.grad, weights[0] * difference)
+        torch.testing.assert_close(vectors.grad, -weights[1] * difference)
+
+
+def test_hinge_losses() -> None:
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])
+    assert losses.hinge_discriminator(real, fake) == 0.5 + 1.0
+    assert losses.hinge_generator(fake) == 1.0
+
+
+def test_adaptive_weight_is_the_clamped_ratio_of_gradients() -> None:
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)
+    rec, adv = weight.sum(), 10 * weight.sum()
+    assert losses.adaptive_weight(rec, adv, weight, 1.0).item() == pytest.approx(0.1, rel=1e-3)
+    assert losses.adaptive_weight(adv, rec, weight, 1.0) == 1
+    assert losses.adaptive_weight(adv, rec, weight, 1e4).item() == pytest.approx(10, rel=1e-3)
+
+
+def test_face_features_are_the_detectors_backbone(shared: Path) -> None:
+    path = shared / "weights/detection_mobilenet0.25_Final.pth"
+    network = build_perceptual(Perceptual("retinaface"), path, None, None)
+    assert isinstance(network, FaceFeatures)
+    x = torch.rand(1, 3, 64, 64, requires_grad=True) * 2 - 1
+    assert [f.shape[1:] for f in network.features(x)] == [
+        (16, 32, 32),
+        (32, 16, 16),
+        (64, 8, 8),
+        (128, 4, 4),
+    ]
+    assert network(x, x).item() == 0
+    blurred = nn.functional.avg_pool2d(x, 3, 1, 1)
+    assert network(blurred, x) > network(0.9 * x + 0.1 * blurred, x) > 0
+
+
+def test_lpips_of_the_paper(shared: Path) -> None:
+    """Against the formula written out, for random VGG weights and the real calibration."""
+    torch.manual_seed(0)
+    vgg, channels, index = {}, 3, 0
+    for widths in ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3):
+        for width in widths:
+            vgg[f"features.{index}.weight"] = torch.randn(width, channels, 3, 3) / (
+                (9 * channels) ** 0.5
+            )
+            vgg[f"features.{index}.bias"] = torch.zeros(width)
+            channels, index = width, index + 2
+        index += 1
+    path = shared / "weights/lpips_v0.1/vgg.pth"
+    linear = torch.load(path, map_location="cpu", weights_only=True)
+    x, y = torch.rand(2, 3, 32, 32) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
+
+    def features(image: Tensor) -> list[Tensor]:
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        h, found = (image - shift[:, None, None]) / scale[:, None, None], []
+        for n in range(31):
+            if f"features.{n}.weight" in vgg:
+                h = nn.functional.conv2d(
+                    h, vgg[f"features.{n}.weight"], vgg[f"features.{n}.bias"], padding=1
+                ).relu()
+            if n in (2, 7, 14, 21, 28):
+                found.append(h / h.norm(dim=1, keepdim=True))
+            if n in (4, 9, 16, 23):
+                h = nn.functional.max_pool2d(h, 2)
+        return found
+
+    expected = sum(
+        ((a - b).square() * linear[f"lin{n}.model.1.weight"]).sum(1).mean()
+        for n, (a, b) in enumerate(zip(features(x), features(y), strict=True))
+    )
+    torch.testing.assert_close(LPIPS(vgg, linear, False)(x, y), expected, rtol=1e-4, atol=1e-6)
+    assert LPIPS(vgg, linear, True)(x, y) != LPIPS(vgg, linear, False)(x, y)
+
+
+def test_a_missing_perceptual_file_is_said() -> None:
+    with pytest.raises(WeightsError, match="--retinaface"):
+        build_perceptual(Perceptual("retinaface"), None, None, None)
+    with pytest.raises(WeightsError, match="nowhere"):
+        build_perceptual(Perceptual("retinaface"), Path("nowhere.pth"), None, None)
+
+
+# --- codebook ------------------------------------------------------------------------------------
+
+
+def test_kmeans_finds_clusters_and_dead_codes_are_revived() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(8, 4, generator=generator) * 10
+    points = centres[torch.randint(0, 8, (800,), generator=generator)]
+    points += 0.01 * torch.randn(800, 4, generator=generator)
+    codes = torch.zeros(16, 4)
+    book = MovingCodebook(codes, Codebook(update="ema", revive_below=0.1, decay=0.5))
+    book.start(points, generator)
+    assert torch.cdist(points, codes).amin(1).max() < 1
+    codes[3] = book.sums[3] = 1e4  # far from everything
+    for _ in range(20):
+        book.follow(points, torch.cdist(points, codes).argmin(1), generator)
+    assert codes.abs().max() < 100
+
+
+def test_spherical_codes_keep_their_length() -> None:
+    codes = torch.randn(16, 9)
+    book = MovingCodebook(codes, Codebook(update="ema", spherical=True))
+    latents = torch.randn(64, 9)
+    book.follow(latents, torch.arange(64) % 16, torch.Generator())
+    torch.testing.assert_close(codes.norm(dim=1), torch.full((16,), 3.0))
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def test_faces_come_from_folders(tmp_path: Path) -> None:
+    png = cv2.imencode(".png", np.full((64, 64, 3), (10, 20, 30), np.uint8))[1]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/x.png").write_bytes(png.tobytes())
+    loaded = load_faces([tmp_path], 32, CPU)
+    assert loaded.names == ("x.png",)
+    assert loaded.images[0, :, 0, 0].tolist() == [30, 20, 10]  # RGB
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="no pictures"):
+        load_faces([tmp_path / "empty"], 32, CPU)
+    (tmp_path / "bad.tar").write_bytes(b"not a tar file")
+    with pytest.raises(ImageError, match="bad.tar"):
+        load_faces([tmp_path / "bad.tar"], 32, CPU)
+    (tmp_path / "sub/y.png").write_bytes(png.tobytes()[:40])
+    with pytest.raises(ImageError, match="y.png"):
+        load_faces([tmp_path], 32, CPU)
+
+
+@pytest.mark.slow
+def test_the_real_shards_are_read(shared: Path) -> None:
+    loaded = load_faces([shared / "faces/train-256-0.tar"], 64, CPU)
+    assert len(loaded.names) == 2741
+    assert loaded.images.shape == (2741, 3, 64, 64)
+
+
+def test_an_epoch_shows_every_face_as_often_as_asked() -> None:
+    some = Faces(faces(6).images, ("a1", "a2", "a3", "b1", "b2", "c1"))
+    source = Sampler(some, Augmentation(repeats=(("b", 3),)), 2, seed=0)
+    seen = torch.cat([source.indices(t) for t in range(1, 6)])
+    assert torch.bincount(seen, minlength=6).tolist() == [1, 1, 1, 3, 3, 1]
+    assert not torch.equal(seen, torch.cat([source.indices(t) for t in range(6, 11)]))
+
+
+def test_processes_share_an_epoch() -> None:
+    alone = Sampler(faces(), Augmentation(), 4, seed=0)
+    pair = [Sampler(faces(), Augmentation(), 2, seed=0, rank=r, world=2) for r in (0, 1)]
+    for t in (1, 2, 5):
+        assert torch.equal(alone.indices(t), torch.cat([p.indices(t) for p in pair]))
+
+
+def test_augmentation_keeps_gray_gray_and_range() -> None:
+    images = torch.rand(64, 3, 32, 32)
+    how = Augmentation(shift=3, brightness=0.3, contrast=0.3, saturation=0.5, tint=0.1, gray=1.0)
+    out = augment(images, how, torch.Generator().manual_seed(0))
+    assert out.amin() >= 0
+    assert out.amax() <= 1
+    torch.testing.assert_close(out[:, 0], out[:, 2])
+    nothing = augment(images, Augmentation(mirror=0), torch.Generator())
+    torch.testing.assert_close(nothing, images)
+    mirrored = augment(images, Augmentation(mirror=1), torch.Generator())
+    torch.testing.assert_close(mirrored, images.flip(-1))
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+
+def test_stage_one_moves_what_its_recipe_says() -> None:
+    gradient = autoencoder()
+    before = parameters(gradient)
+    report = step(gradient, 1)
+    assert changed(before, parameters(gradient)) == {"encoder", "quantize", "generator"}
+    assert {"pixel", "perceptual", "codebook", "perplexity"} <= set(report)
+    moving = autoencoder(MOVING)
+    before = parameters(moving)
+    assert "codebook" not in step(moving, 1)
+    assert changed(before, parameters(moving)) == {"encoder", "generator"}
+    step(moving, 2)
+    assert "quantize" in changed(before, parameters(moving))
+
+
+def test_the_adversary_starts_one_iteration_after_its_start() -> None:
+    stage = autoencoder()
+    assert "lambda" not in step(stage, CRITIC.start)
+    assert {"lambda", "critic"} <= set(step(stage, CRITIC.start + 1))
+
+
+def test_a_plain_vqvae_has_no_discriminator() -> None:
+    how = replace(AUTOENCODER["vqvae"], model=MODEL)
+    stage = Autoencoder(how, None, CPU)
+    assert stage.critic is None
+    report = step(stage, 100_000)
+    assert set(report) == {"pixel", "codebook", "perplexity"}
+
+
+def test_stage_one_learns() -> None:
+    torch.manual_seed(0)
+    how = Optimisation(60, 4, 1e-2, 1e-3)
+    stage = Autoencoder(AutoencoderRecipe(MODEL, how, MOVING), Features(), CPU)
+    clean = torch.nn.functional.interpolate(torch.rand(4, 3, 4, 4), 32, mode="bilinear")
+    generator = torch.Generator().manual_seed(0)
+    values = [float(stage.step(t, clean, generator)["pixel"]) for t in range(1, 41)]
+    assert sum(values[-5:]) < 0.6 * sum(values[:5])
+
+
+def test_stage_two_starts_from_stage_one_and_leaves_the_prior_alone(stage_one: Path) -> None:
+    stage = CodePrediction(CodesRecipe(MODEL, HOW), str(stage_one), CPU)
+    average = read_state(stage_one)["params_ema"]
+    for key, value in average.items():
+        assert torch.equal(stage.network.state_dict()[key], value)
+    before = parameters(stage)
+    report = step(stage, 1)
+    assert changed(before, parameters(stage)) == {
+        "encoder",
+        "position_emb",
+        "feat_emb",
+        "ft_layers",
+        "idx_pred_layer",
+    }
+    assert set(report) == {"feature", "code", "accuracy"}
+
+
+def test_stage_two_targets_are_the_trained_autoencoders_codes(stage_one: Path) -> None:
+    stage = CodePrediction(CodesRecipe(MODEL, HOW), str(stage_one), CPU)
+    clean = sampler().batch(1, CPU) * 2 - 1
+    trained = autoencoder(MOVING)
+    trained.load(read_state(stage_one))
+    average = trained.learner.average
+    assert torch.equal(stage.teacher.codes(clean), average.quantize.nearest(average.encode(clean)))
+
+
+def test_image_losses_teach_the_fusion_alone(stage_one: Path, stage_two: Path) -> None:
+    """The gradient of everything else is the same with and without the image."""
+    with_image = fusion(stage_one, stage_two, (Phase(6, 1, w=1.0),))
+    before = parameters(with_image)
+    gradients = []
+    for phases in ((Phase(6, 1, w=1.0),), (Phase(6, None),)):
+        stage = fusion(stage_one, stage_two, phases)
+        stage.recipe = replace(stage.recipe, large=stage.recipe.small)
+        step(stage, 1)
+        gradients.append({k: p.grad for k, p in stage.network.named_parameters()})
+    image, codes_only = gradients
+    for key, gradient in image.items():
+        if key.startswith("fuse_convs_dict"):
+            assert codes_only[key] is None
+        elif gradient is not None:
+            torch.testing.assert_close(gradient, codes_only[key])
+    assert any(g is not None for k, g in image.items() if k.startswith("fuse_convs_dict"))
+    assert all(image[k] is None for k in image if k.startswith(("generator", "quantize")))
+    step(with_image, 1)
+    assert "generator" not in changed(before, parameters(with_image))
+    assert "quantize" not in changed(before, parameters(with_image))
+
+
+def test_a_zero_fusion_changes_nothing_at_first(stage_one: Path, stage_two: Path) -> None:
+    stage = fusion(stage_one, stage_two, (Phase(6, 1),))
+    x = sampler().batch(1, CPU) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(stage.network(x, 0.0), stage.network(x, 1.0))
+    step(stage, 1)
+    step(stage, 2)
+    with torch.no_grad():
+        assert (stage.network(x, 0.0) - stage.network(x, 1.0)).abs().max() > 1e-5
+
+
+def test_stage_three_takes_the_discriminator_of_stage_one(stage_one: Path, stage_two: Path) -> None:
+    stage = fusion(stage_one, stage_two, (Phase(6, 1),))
+    assert stage.critic is not None
+    trained = read_state(stage_one)["critic"]["params"]
+    for key, value in stage.critic.network.state_dict().items():
+        assert torch.equal(value, trained[key])
+
+
+# --- loop ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gradient", "moving", "codes", "fusion"])
+def test_stopping_and_resuming_changes_nothing(
+    name: str, tmp_path: Path, stage_one: Path, stage_two: Path
+) -> None:
+    def build() -> Autoencoder | CodePrediction | Fusion:
+        torch.manual_seed(0)
+        if name == "codes":
+            return CodePrediction(CodesRecipe(MODEL, HOW), str(stage_one), CPU)
+        if name == "fusion":
+            return fusion(stage_one, stage_two, (Phase(3, 1), Phase(6, 2, w=1.3)))
+        return autoencoder(MOVING if name == "moving" else None)
+
+    straight, first, second = build(), build(), build()
+    assert train(straight, sampler(), tmp_path / "a", Schedule(), print)
+    folder = tmp_path / "b"
+    assert not train(first, sampler(), folder, Schedule(max_minutes=0), print)
+    assert read_state(folder / "last.pt")["iteration"] == 1
+    assert train(second, sampler(), folder, Schedule(), print, resume=True)
+    for key, value in parameters(straight).items():
+        assert torch.equal(value, parameters(second)[key]), key
+    a, b = (read_state(tmp_path / f / "last.pt")["params_ema"] for f in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_log_samples_and_checkpoint(tmp_path: Path) -> None:
+    schedule = Schedule(log_every=3, save_every=2, samples_every=6)
+    train(autoencoder(), sampler(), tmp_path, schedule, print)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [3, 6]
+    assert all(line["images_per_second"] > 0 and line["pixel"] > 0 for line in lines)
+    sheet = cv2.imdecode(np.frombuffer((tmp_path / "samples-000006.png").read_bytes(), "u1"), 1)
+    assert sheet.shape == (8 * 32, 2 * 32, 3)
+
+
+def test_shards_of_a_checkpoint_resume_like_the_whole(tmp_path: Path) -> None:
+    stage = autoencoder()
+    save_state(tmp_path / "last.pt", stage, 4, shard_mb=1)
+    whole = tmp_path / "whole.pt"
+    save_state(whole, stage, 4)
+    assert not (tmp_path / "last.pt").exists()
+    assert load_state(tmp_path / "last.pt", autoencoder()) == load_state(whole, autoencoder()) == 4
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_state(path, autoencoder(), 4)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_state(path, autoencoder())
+    with pytest.raises(CheckpointError, match="stage codes"):
+        load_state(stage_two, autoencoder())
+    other = replace(MODEL, layers=3)
+    with pytest.raises(CheckpointError, match="another network"):
+        Fusion(
+            FusionRecipe(other, HOW, (Phase(6, 1),)), str(stage_two), str(stage_two), None, CPU
+        )
+
+
+# --- command -------------------------------------------------------------------------------------
+
+
+def test_three_stages_from_the_command_line_give_weights_that_load(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cfrestore.weights import load_codeformer
+
+    data = tmp_path / "faces"
+    data.mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(4):
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        (data / f"{n}.png").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    for presets in PRESETS.values():
+        small = replace(presets["tiny"], model=MODEL)
+        if isinstance(small, AutoencoderRecipe):
+            small = replace(small, codebook=replace(small.codebook, kmeans_after=1))
+        monkeypatch.setitem(presets, "tiny", small)
+    common = ["--data", str(data), "--preset", "tiny", "--iterations", "2", "--device", "cpu"]
+    one, two, three = (str(tmp_path / name) for name in "123")
+    image = ["--retinaface", str(shared / "weights/detection_mobilenet0.25_Final.pth")]
+    first, second = f"{one}/last.pt", f"{two}/last.pt"
+    stages = (
+        ["autoencoder", *common, "--output", one, *image],
+        ["codes", *common, "--output", two, "--autoencoder", first],
+        ["fusion", *common, "--output", three, "--autoencoder", first, "--codes", second, *image],
+        ["export", f"{three}/last.pt", str(tmp_path / "out.safetensors")],
+    )
+    assert [main(stage) for stage in stages] == [0, 0, 0, 0]
+    net = load_codeformer(tmp_path / "out.safetensors")
+    assert isinstance(net, CodeFormer)
+    assert net.config == MODEL
+    average = read_state(Path(three) / "last.pt")["params_ema"]
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(value, average[key].half().float())
+
+
+def test_wrong_words_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["autoencoder", "--data", str(tmp_path), "--output", str(tmp_path), "--device", "cpu"]
+    assert main([*words, "--preset", "nonsense"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+    assert main([*words, "--preset", "vqvae"]) == 1
+    assert "no pictures" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "none.pt"), "out.safetensors"]) == 1
