@@ -1,0 +1,75 @@
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+
+from cfrestore.cli import main
+from cfrestore.cli.restore import app
+from cfrestore.image import read_photo
+
+
+@pytest.fixture
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text()
+
+
+def block(readme: str, before: str) -> str:
+    found = re.search(re.escape(before) + r"\n```\w+\n(.*?)```", readme, re.DOTALL)
+    assert found, f"README has no block after {before!r}"
+    return found[1]
+
+
+@pytest.fixture
+def elsewhere(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in that holds the examples, with no weights but the shipped ones."""
+    shutil.copytree(repository / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CFRESTORE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_first_command_restores_the_example(
+    readme: str, elsewhere: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = block(readme, "<!-- command: restore -->").split("&&")[1]
+    words = shlex.split(command)
+    assert words.pop(0) == "cfrestore"
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--device", "cpu"])
+    assert not ended.value.code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "1 face restored" in err
+    assert "compact" in err
+    before = read_photo(elsewhere / "examples/collins.jpg")
+    after = read_photo(elsewhere / "examples/collins.restored.jpg")
+    assert after.size == before.size
+    assert (after.pixels != before.pixels).any()
+
+
+def test_the_python_example_runs(
+    readme: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(compile(block(readme, "From Python:\n"), "README.md", "exec"), {})
+    assert capsys.readouterr().out == "1 faces restored 0 left alone\n"
+    assert (elsewhere / "collins.png").is_file()
+
+
+def test_every_option_is_documented(readme: str) -> None:
+    command = typer.main.get_command(app)
+    options = {name for parameter in command.params for name in parameter.opts if name[0] == "-"}
+    documented = set(re.findall(r"`(--?[a-z-]+)`", readme))
+    assert options - documented - {"--install-completion", "--show-completion"} == set()
+
+
+def test_training_commands_in_the_readme_are_understood(readme: str) -> None:
+    from cfrestore.train.command import _parser
+
+    lines = block(readme, "(`python -m cfrestore.train` is the same command):\n")
+    commands = [shlex.split(line) for line in lines.replace("\\\n", " ").splitlines()]
+    stages = [_parser().parse_args(words[2:]).stage for words in commands if words[1] == "train"]
+    assert stages == ["autoencoder", "codes", "fusion", "export"]
