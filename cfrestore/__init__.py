@@ -21,7 +21,20 @@ _HOMES = {
     "load_codeformer": "cfrestore.weights",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "CodeFormer",
+    "CodeFormerConfig",
+    "Face",
+    "Options",
+    "Photo",
+    "Pipeline",
+    "Restoration",
+    "__version__",
+    "load_codeformer",
+    "load_pipeline",
+    "read_photo",
+    "write_photo",
+]
 
 if TYPE_CHECKING:
     from cfrestore.detect import Face

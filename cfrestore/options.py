@@ -25,7 +25,7 @@ class Options:
         batch_size: faces restored in one forward pass, at least 1.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or two contradict each other.
     """
 
     fidelity: float = 0.5
@@ -38,5 +38,7 @@ class Options:
             raise ConfigError(f"fidelity must lie in [0, {MAX_FIDELITY}], found {self.fidelity}")
         if self.upscale not in UPSCALES:
             raise ConfigError(f"upscale must be one of {UPSCALES}, found {self.upscale}")
+        if self.aligned and self.upscale != 1:
+            raise ConfigError("an aligned face always gets the network's size, without upscale")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, found {self.batch_size}")

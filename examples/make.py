@@ -1,4 +1,4 @@
-"""Makes the example photograph: a reduced, JPEG-compressed copy of NASA's portrait of Eileen Collins.
+"""Makes the example: a reduced, JPEG-compressed copy of NASA's portrait of Eileen Collins.
 
     python examples/make.py
 

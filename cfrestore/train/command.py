@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
         stage.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
     for stage in (codes, fusion):
-        stage.add_argument("--autoencoder", required=True, metavar="CHECKPOINT", help="of stage I")
-    fusion.add_argument("--codes", required=True, metavar="CHECKPOINT", help="of stage II")
+        stage.add_argument("--autoencoder", type=Path, required=True, metavar="CHECKPOINT")
+    fusion.add_argument("--codes", type=Path, required=True, metavar="CHECKPOINT")
     out = stages.add_parser("export", help="averaged weights of a stage III checkpoint, in fp16")
     out.add_argument("checkpoint", type=Path)
     out.add_argument("output", type=Path, metavar="OUT.safetensors")
@@ -91,11 +91,7 @@ def train(arguments: argparse.Namespace) -> int:
     from cfrestore.train.perceptual import build_perceptual
     from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, Stage
 
-    name = arguments.device
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{distributed.local_rank()}"
-    device = choose_device(name)
-    rank, world = distributed.start(device)
+    device, rank, world = distributed.start(choose_device(arguments.device))
 
     recipe = config.recipe(arguments.stage, arguments.preset)
     if arguments.iterations:

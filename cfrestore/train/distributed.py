@@ -10,18 +10,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def start(device: torch.device) -> tuple[int, int]:
-    """Joins the processes torchrun started; (rank, number of processes), (0, 1) when alone."""
+def start(device: torch.device) -> tuple[torch.device, int, int]:
+    """Joins the processes torchrun started.
+
+    Args:
+        device: what a process alone would use; on a GPU each process takes its own.
+    Returns:
+        this process's device, its rank, and the number of processes.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        return 0, 1
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return dist.get_rank(), world
-
-
-def local_rank() -> int:
-    """Index of this process on its machine, which is the index of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+        return device, 0, 1
+    if device.type == "cpu":
+        dist.init_process_group("gloo")
+    else:
+        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group(device_id=device)
+    return device, dist.get_rank(), world
 
 
 def stop() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cfrestore.device import synchronize
 from cfrestore.errors import CFRestoreError, CheckpointError
+from cfrestore.train import checkpoint
 from cfrestore.train.data import Sampler, generator_for
 from cfrestore.train.distributed import any_process
 from cfrestore.train.stages import Stage
@@ -68,7 +69,7 @@ def train(
     target = folder / "last.pt"
     first = sampler.rank == 0
     total = stage.recipe.optimisation.iterations
-    t = load_state(target, stage) if resume and exists(target) else 0
+    t = load_state(target, stage) if resume and checkpoint.exists(target) else 0
     if t:
         say(f"resumed {target} at iteration {t}")
     started = logged_at = time.monotonic()
@@ -116,61 +117,28 @@ def write_sheet(path: Path, columns: list[Tensor]) -> None:
     pixels = (sheet * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    _replace(path, buffer.getvalue())
+    checkpoint.replace_file(path, buffer.getvalue())
 
 
 def save_state(path: Path, stage: Stage, t: int, shard_mb: int | None = None) -> None:
-    """Writes everything that resuming needs, in place of what was there.
-
-    With shard_mb the bytes are split into `path.0`, `path.1`, ...; putting them together gives the
-    file.
-    """
+    """Writes everything that resuming needs, and what it belongs to."""
     content = stage.state() | {
         "stage": stage.name,
         "iteration": t,
         "config": stage.recipe.model.to_json(),
         "recipe": json.dumps(asdict(stage.recipe)),
     }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    data = buffer.getvalue()
-    if shard_mb is None:
-        _replace(path, data)
-        return
-    size = shard_mb * 2**20
-    for n, start in enumerate(range(0, len(data), size)):
-        _replace(_shard(path, n), data[start : start + size])
-    n += 1
-    while _shard(path, n).exists():
-        _shard(path, n).unlink()
-        n += 1
-
-
-def exists(path: Path) -> bool:
-    """Whether a checkpoint is there, whole or in shards."""
-    return path.exists() or _shard(path, 0).exists()
+    checkpoint.write(path, content, shard_mb)
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint written by `save_state`, whole or in shards.
+    """A checkpoint written by `save_state`.
 
     Raises:
         CheckpointError: it is missing, damaged or no training checkpoint.
     """
-    if not exists(path):
-        raise CheckpointError(f"{path} does not exist")
-    if path.exists():
-        data = path.read_bytes()
-    else:
-        parts: list[bytes] = []
-        while _shard(path, len(parts)).exists():
-            parts.append(_shard(path, len(parts)).read_bytes())
-        data = b"".join(parts)
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict) or "iteration" not in content:
+    content = checkpoint.read(path)
+    if "iteration" not in content:
         raise CheckpointError(f"{path} is no training checkpoint")
     return content
 
@@ -189,16 +157,6 @@ def load_state(path: Path, stage: Stage) -> int:
         )
     stage.load(content)
     return int(content["iteration"])
-
-
-def _shard(path: Path, n: int) -> Path:
-    return path.with_name(f"{path.name}.{n}")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def _log(

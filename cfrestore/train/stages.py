@@ -11,17 +11,17 @@ Images are (B,3,S,S); clean faces come in [0, 1], networks see [-1, 1].
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cfrestore.checkpoint import read_checkpoint
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.models.vqgan import VQGAN, PatchDiscriminator, VectorQuantizer, perplexity
-from cfrestore.train import losses
+from cfrestore.train import checkpoint, losses
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.config import (
     LARGE,
@@ -254,13 +254,12 @@ class Teacher:
         path: checkpoint of stage I, or a published autoencoder file.
         network: the network that will be taught; only its shape is used.
     Raises:
-        WeightsError, CheckpointError: the file is missing or holds another network.
+        CheckpointError: the file is missing, damaged, or holds another network.
     """
 
-    def __init__(self, path: str, network: CodeFormer) -> None:
-        state, _ = read_checkpoint(path)
+    def __init__(self, path: Path, network: CodeFormer) -> None:
         self.autoencoder = VQGAN(network.config.autoencoder)
-        _load_strictly(self.autoencoder, state, path)
+        _load_strictly(self.autoencoder, checkpoint.averaged(path), path)
         self.autoencoder.eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> Teacher:
@@ -287,7 +286,7 @@ class CodePrediction:
     name = "codes"
 
     def __init__(
-        self, recipe: CodesRecipe, autoencoder: str, device: torch.device, mixed: bool = False
+        self, recipe: CodesRecipe, autoencoder: Path, device: torch.device, mixed: bool = False
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.network = CodeFormer(recipe.model)
@@ -350,8 +349,8 @@ class Fusion:
     def __init__(
         self,
         recipe: FusionRecipe,
-        codes: str,
-        autoencoder: str,
+        codes: Path,
+        autoencoder: Path,
         perceptual: nn.Module | None,
         device: torch.device,
         mixed: bool = False,
@@ -359,8 +358,7 @@ class Fusion:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.perceptual = perceptual and perceptual.to(device)
         self.network = CodeFormer(recipe.model)
-        state, _ = read_checkpoint(codes)
-        _load_strictly(self.network, state, codes)
+        _load_strictly(self.network, checkpoint.averaged(codes), codes)
         if recipe.zero_start:
             zero_fusion(self.network)
         _freeze(self.network)
@@ -375,9 +373,8 @@ class Fusion:
         self.balance_at = last.weight
 
     @staticmethod
-    def _start_critic(critic: Critic, autoencoder: str) -> None:
-        content = torch.load(autoencoder, map_location="cpu", weights_only=True)
-        trained = content.get("critic")
+    def _start_critic(critic: Critic, autoencoder: Path) -> None:
+        trained = checkpoint.read(autoencoder).get("critic")
         if trained is None:
             return
         try:
@@ -475,7 +472,7 @@ def _freeze(network: CodeFormer) -> None:
     network.generator.requires_grad_(False)
 
 
-def _load_strictly(network: nn.Module, state: dict[str, Tensor], path: str) -> None:
+def _load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

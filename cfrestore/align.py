@@ -1,0 +1,150 @@
+"""From a face in a picture to the upright crop a network restores: (pixels, Face) -> AlignedFace.
+
+Coordinates are those of pixel centres: the centre of the first pixel is (0, 0).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from cfrestore.errors import DegenerateFaceError
+from cfrestore.image import to_uint8
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cfrestore.detect import Face
+    from cfrestore.image import Pixels
+
+PUBLISHED_SIZE = 512
+"""Side of the published model's crops; there alignment and pasting are the published ones."""
+
+FFHQ_TEMPLATE: NDArray[np.float32] = np.array(
+    [
+        [192.98138, 239.94708],
+        [318.90277, 240.1936],
+        [256.63416, 314.01935],
+        [201.26117, 371.41043],
+        [313.08905, 371.15118],
+    ],
+    dtype=np.float32,
+)
+"""Where the five landmarks lie in a 512 px crop, x then y, order as in Face."""
+
+BORDER_COLOR = (132, 133, 135)
+"""RGB colour of the crop where the picture has no pixels."""
+
+_MIN_SPREAD = 1.0  # px; landmarks closer together than one pixel say nothing about a direction
+_MAX_SUPERSAMPLING = 16  # bounds the memory that wild landmarks can ask for: 4096 px for a 256 crop
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedFace:
+    """One face, upright and of the network's size.
+
+    Attributes:
+        crop: (S, S, 3) uint8 RGB.
+        to_crop: (2, 3) float64; multiply by (x, y, 1) in image pixels to get crop pixels.
+        face: what the detector said, in image pixels.
+    """
+
+    crop: NDArray[np.uint8]
+    to_crop: NDArray[np.float64]
+    face: Face
+
+
+def estimate_similarity(
+    landmarks: NDArray[np.floating], template: NDArray[np.floating] = FFHQ_TEMPLATE
+) -> NDArray[np.float64]:
+    """Rotation, uniform scale and shift that take landmarks onto template.
+
+    Args:
+        landmarks: (5, 2), x then y, image pixels, order as in Face.
+        template: (5, 2), same order, crop pixels.
+    Returns:
+        (2, 3) float64; multiply by (x, y, 1) in image pixels to get crop pixels.
+    Raises:
+        DegenerateFaceError: the points coincide or are not finite.
+    Source: least median of squares, so that one bad landmark of five does not tilt the face;
+        the published pipeline's choice (CodeFormer, NeurIPS 2022).
+    """
+    if not np.isfinite(landmarks).all():
+        raise DegenerateFaceError(f"landmarks must be finite, found {landmarks.tolist()}")
+    if np.ptp(landmarks, axis=0).max() < _MIN_SPREAD:
+        raise DegenerateFaceError(f"landmarks lie within one pixel: {landmarks.tolist()}")
+    matrix, _ = cv2.estimateAffinePartial2D(
+        landmarks.astype(np.float32), template.astype(np.float32), method=cv2.LMEDS
+    )
+    if matrix is None or not np.isfinite(matrix).all() or _scale(matrix) == 0:
+        raise DegenerateFaceError(f"no similarity fits the landmarks {landmarks.tolist()}")
+    return np.asarray(matrix, dtype=np.float64)
+
+
+def align_face(pixels: Pixels, face: Face, size: int = PUBLISHED_SIZE) -> AlignedFace:
+    """Cuts the upright crop of one face out of a picture.
+
+    Args:
+        pixels: (H, W, 3) uint8 or uint16 RGB; only the face's own part of it is read.
+        face: landmarks in pixels of this picture, which they may leave.
+        size: S, side of the crop; the template scales by S/512.
+    Raises:
+        DegenerateFaceError: the landmarks coincide or are not finite.
+    """
+    to_crop = estimate_similarity(face.landmarks, FFHQ_TEMPLATE * (size / PUBLISHED_SIZE))
+    return AlignedFace(crop=cut_crop(pixels, to_crop, size), to_crop=to_crop, face=face)
+
+
+def cut_crop(pixels: Pixels, to_crop: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """Samples the (size, size, 3) uint8 crop that to_crop describes.
+
+    At 512 px this is the published bilinear warp. That one skips pixels of a face larger than the
+    crop, all the more the smaller the crop: smaller crops are therefore sampled at 2, 4, 8 or 16
+    times the size, never more sparsely than the picture's pixels, and averaged down.
+
+    Args:
+        pixels: (H, W, 3) uint8 or uint16 RGB.
+        to_crop: (2, 3), image px -> crop px.
+        size: side of the crop.
+    """
+    factor = _supersampling(to_crop, size)
+    unit = int(np.iinfo(pixels.dtype).max) // 255
+    crop = cv2.warpAffine(
+        pixels,
+        rescale(to_crop, factor),
+        (size * factor, size * factor),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=[channel * unit for channel in BORDER_COLOR],
+    )
+    if factor > 1:
+        crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+    return to_uint8(crop)
+
+
+def rescale(to_crop: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    """The matrix of the same crop at factor times the size.
+
+    Pixel areas coincide, so centres move: x becomes factor * (x + 0.5) - 0.5.
+    """
+    larger = to_crop * factor
+    larger[:, 2] += (factor - 1) / 2
+    return larger
+
+
+def _supersampling(to_crop: NDArray[np.float64], size: int) -> int:
+    """The smallest power of two at which neighbouring samples lie at most one image pixel apart."""
+    shrink = 1 / _scale(to_crop)
+    if size >= PUBLISHED_SIZE or shrink <= 1:
+        return 1
+    factor = 2 ** math.ceil(math.log2(min(shrink, _MAX_SUPERSAMPLING)))
+    return int(factor)
+
+
+def _scale(matrix: NDArray[np.float64]) -> float:
+    """Crop pixels per image pixel of a similarity."""
+    return math.hypot(matrix[0, 0], matrix[1, 0])

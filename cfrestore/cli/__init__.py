@@ -1,0 +1,44 @@
+"""Words in, calls out, exit codes.
+
+0: everything was done. 1: a picture failed, or one of its faces. 2: the words make no sense, or
+results would destroy something. 4: weights are missing or wrong. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cfrestore.errors import (
+    CFRestoreError,
+    CheckpointError,
+    ConfigError,
+    OutputError,
+    WeightsError,
+)
+
+EXIT_CODES = {ConfigError: 2, OutputError: 2, WeightsError: 4, CheckpointError: 4}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `cfrestore`: its arguments, of the process if None, to its exit code.
+
+    The word `train` in front hands the others to the training command; else photographs are
+    restored. Each is imported only when asked for, and torch only once there is work for it.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words[:1] == ["train"]:
+            from cfrestore.train import main as train
+
+            return train(words[1:])
+        from cfrestore.cli.restore import app
+
+        app(words, prog_name="cfrestore")  # leaves by SystemExit
+    except CFRestoreError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return 0

@@ -1,0 +1,271 @@
+"""Photo pixels to faces: three detectors, one kind of value.
+
+RetinaFace (ResNet-50 or MobileNet-0.25) needs a weight file; MTCNN's weights come with its package.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cfrestore.errors import CheckpointError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float32]
+
+NAMES = ("auto", "retinaface", "mobilenet", "mtcnn")
+
+MIN_EYE_DISTANCE = 5.0
+"""Faces whose eyes are nearer to each other, in pixels of the picture, are not worth restoring."""
+
+LONG_SIDE = 4096
+"""Detection never works on a longer picture, so that a 1 x 20000 one costs no more than others."""
+
+PRIOR_SIZES = {8: (16, 32), 16: (64, 128), 32: (256, 512)}  # stride: sides of its anchors, px
+CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One detected face, in pixels of the picture given to the detector.
+
+    Attributes:
+        box: (4,) float32, x0 y0 x1 y1; may reach over the picture's border.
+        score: the detector's confidence, in [0, 1].
+        landmarks: (5, 2) float32, x then y: image-left eye, image-right eye, nose, image-left and
+            image-right mouth corner.
+    """
+
+    box: Floats
+    score: float
+    landmarks: Floats
+
+
+class Detector(Protocol):
+    """Finds the faces of a picture.
+
+    Called with (H, W, 3) uint8 RGB pixels of any size; returns faces in descending order of score,
+    none being a value and no error. Two calls with the same pixels give the same faces.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]: ...
+
+
+def load_detector(name: str = "auto", device: str | torch.device = "cpu") -> Detector:
+    """The detector of that name, ready to be called.
+
+    Args:
+        name: retinaface (ResNet-50), mobilenet (RetinaFace on MobileNet-0.25), mtcnn, the path of
+            a RetinaFace weight file, or auto: the first of these three whose weights are there.
+        device: where RetinaFace computes; a name is resolved by choose_device.
+    Raises:
+        WeightsError: the weight file is not there.
+        CheckpointError: the file holds no RetinaFace.
+        ConfigError: the device is unknown or absent.
+    """
+    from cfrestore.device import choose_device
+    from cfrestore.weights import locate, missing
+
+    place = choose_device(device) if isinstance(device, str) else device
+    if name == "mtcnn":
+        return MTCNNDetector()
+    if name == "auto":
+        found = locate("retinaface") or locate("mobilenet")
+        return RetinaFaceDetector(found, place) if found else MTCNNDetector()
+    if name in NAMES:
+        path = locate(name)
+        if path is None:
+            raise missing(name)
+        return RetinaFaceDetector(path, place)
+    if not Path(name).is_file():
+        raise WeightsError(f"detector {name!r} is neither a file nor one of {', '.join(NAMES)}")
+    return RetinaFaceDetector(name, place)
+
+
+class RetinaFaceDetector:
+    """RetinaFace with the published pipeline's preparation and thresholds.
+
+    Source: network and weights of facexlib (MIT). The picture's short side becomes 640 px, the
+    long side at most LONG_SIDE, which the published pipeline does not bound.
+    """
+
+    def __init__(self, path: str | Path, device: torch.device) -> None:
+        """Loads the file at path, which decides the backbone; raises as load_detector does."""
+        self.name, self._network = _load_retinaface(path, device)
+        self._device = device
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]:
+        import torch
+        from torchvision.ops import nms
+
+        from cfrestore.device import inference
+
+        scale, resized = _resize(pixels, short_side=640, enlarge=True)
+        bgr = resized[..., ::-1].astype(np.float32) - np.array((104, 117, 123), np.float32)
+        batch = torch.from_numpy(bgr.transpose(2, 0, 1)[None].copy()).to(self._device)
+        with inference():
+            raw = [output[0].float().cpu().numpy() for output in self._network(batch)]
+        offsets, probabilities, landmark_offsets = raw  # (N,4), (N,2), (N,10)
+
+        scores = probabilities[:, 1]
+        likely = scores > 0.8
+        boxes, landmarks = decode(
+            make_priors(*resized.shape[:2])[likely], offsets[likely], landmark_offsets[likely]
+        )
+        unit = np.array(resized.shape[1::-1], np.float32)
+        boxes, landmarks, scores = boxes * np.tile(unit, 2), landmarks * unit, scores[likely]
+        keep = nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.4).numpy()
+        return _to_faces(boxes[keep] / scale, scores[keep], landmarks[keep] / scale)
+
+
+class MTCNNDetector:
+    """MTCNN, the detector whose weights are always there.
+
+    Large pictures are searched in a copy with a short side of 1024 px and a long side of at most
+    LONG_SIDE; faces below 20 px there are not found. It runs on the CPU whatever device the rest
+    uses: its networks are tiny, and the area pooling it relies on is missing on some devices.
+
+    Source: facenet-pytorch (MIT). A doubtful face (score 0.7 to 0.9) counts only if it is large,
+    a degraded portrait's only face rather than an ear or a pattern: on 40 old photographs, 102
+    portraits and 25 pictures without faces this kept every face and dropped every false one.
+    """
+
+    name = "mtcnn"
+
+    def __init__(self) -> None:
+        from facenet_pytorch import MTCNN
+
+        self._network = MTCNN(keep_all=True, min_face_size=20, thresholds=[0.6, 0.7, 0.7])
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]:
+        from cfrestore.device import inference
+
+        scale, resized = _resize(pixels, short_side=1024, enlarge=False)
+        # The package fails on crops beyond the border, and on pictures smaller than a face.
+        margin = 32
+        padded = np.pad(resized, ((margin, margin), (margin, margin), (0, 0)), constant_values=127)
+        with inference():
+            found = self._network.detect(padded, landmarks=True)
+        if found[0] is None:
+            return ()
+        boxes, scores, landmarks = (np.asarray(values, np.float32) for values in found)
+        heights = boxes[:, 3] - boxes[:, 1]
+        sure = (scores >= 0.9) | (heights >= min(resized.shape[:2]) / 4)
+        boxes, landmarks = (boxes - margin) / scale, (landmarks - margin) / scale
+        return _to_faces(boxes[sure], scores[sure], landmarks[sure])
+
+
+def make_priors(height: int, width: int) -> Floats:
+    """RetinaFace's anchors for an input of that size.
+
+    Returns:
+        (N, 4) float32, centre x and y, width and height, as fractions of the input's; by stride,
+        then row, then column, then size.
+    """
+    levels = []
+    for stride, sides in PRIOR_SIZES.items():
+        rows, columns = -(-height // stride), -(-width // stride)
+        y, x, side = np.meshgrid(
+            (np.arange(rows) + 0.5) * stride,
+            (np.arange(columns) + 0.5) * stride,
+            np.array(sides, np.float64),
+            indexing="ij",
+        )
+        level = np.stack([x / width, y / height, side / width, side / height], axis=-1)
+        levels.append(level.reshape(-1, 4))
+    return np.concatenate(levels).astype(np.float32)
+
+
+def decode(priors: Floats, offsets: Floats, landmark_offsets: Floats) -> tuple[Floats, Floats]:
+    """Boxes and landmarks from the network's offsets to its anchors.
+
+    Args:
+        priors: (N, 4), as make_priors returns them.
+        offsets: (N, 4), centre and logarithm of the size.
+        landmark_offsets: (N, 10), x then y of five points.
+    Returns:
+        Boxes (N, 4) x0 y0 x1 y1 and landmarks (N, 5, 2), float32, as fractions of the input's size.
+    """
+    centres, sizes = priors[:, :2], priors[:, 2:]
+    middle = centres + CENTRE_VARIANCE * offsets[:, :2] * sizes
+    # The bound keeps numbers no trained network gives from overflowing.
+    half = sizes * np.exp(np.minimum(SIZE_VARIANCE * offsets[:, 2:], 10)) / 2
+    landmarks = (
+        centres[:, None] + CENTRE_VARIANCE * landmark_offsets.reshape(-1, 5, 2) * sizes[:, None]
+    )
+    return np.concatenate([middle - half, middle + half], axis=1), landmarks
+
+
+def _resize(
+    pixels: NDArray[np.uint8], *, short_side: int, enlarge: bool
+) -> tuple[float, NDArray[np.uint8]]:
+    """The picture with its short side at short_side, unless the long side would be too long.
+
+    Returns:
+        The factor, and the picture; its sides are the products, truncated as published.
+    """
+    height, width = pixels.shape[:2]
+    scale = min(short_side / min(height, width), LONG_SIDE / max(height, width))
+    if scale == 1 or (scale > 1 and not enlarge):
+        return 1.0, pixels
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    resized = cv2.resize(
+        pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
+    return scale, resized
+
+
+def _to_faces(boxes: Floats, scores: Floats, landmarks: Floats) -> tuple[Face, ...]:
+    """Faces in descending order of score, without those too small to be restored."""
+    eye_distances = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
+    order = np.argsort(-scores, kind="stable")
+    return tuple(
+        Face(boxes[i].astype(np.float32), float(scores[i]), landmarks[i].astype(np.float32))
+        for i in order
+        if eye_distances[i] >= MIN_EYE_DISTANCE
+    )
+
+
+def _load_retinaface(path: str | Path, device: torch.device) -> tuple[str, Any]:
+    """Name and network of a RetinaFace weight file, its backbone deduced from the keys."""
+    import torch
+    from facexlib.detection.retinaface import RetinaFace
+
+    from cfrestore.checkpoint import read_checkpoint
+
+    state = {key.removeprefix("module."): value for key, value in read_checkpoint(path)[0].items()}
+    if "body.layer1.0.conv1.weight" in state:
+        name, backbone = "retinaface-resnet50", "resnet50"
+    elif "body.stage1.0.0.weight" in state:
+        name, backbone = "retinaface-mobilenet0.25", "mobile0.25"
+    else:
+        raise CheckpointError(f"{path} holds no RetinaFace; it begins with {list(state)[:5]}")
+    # On the meta device nothing is allocated or drawn, only to be overwritten.
+    meta = torch.device("meta")
+    with warnings.catch_warnings(), meta:
+        warnings.simplefilter("ignore", UserWarning)  # facexlib calls torchvision the old way
+        network = RetinaFace(network_name=backbone, device=meta)
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if differing := [k for k in expected | found if expected.get(k) != found.get(k)]:
+        shapes = [f"{k} expected {expected.get(k)}, found {found.get(k)}" for k in differing[:5]]
+        raise CheckpointError(
+            f"{path} is no {name}: {len(differing)} tensors differ: {'; '.join(shapes)}"
+        )
+    network.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in state.items()},
+        strict=True,
+        assign=True,
+    )
+    return name, network.to(device).eval()

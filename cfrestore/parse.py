@@ -1,0 +1,129 @@
+"""From face crops to masks of what belongs to the face: skin, features, hair, glasses, ears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import cv2
+import numpy as np
+
+from cfrestore.checkpoint import read_checkpoint
+from cfrestore.device import inference
+from cfrestore.errors import CheckpointError
+from cfrestore.image import to_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+PARSE_SIZE = 512
+"""Side of the pictures the parsing network sees; the blur and the frame below belong to it."""
+
+FACE_CLASSES = (*range(1, 14), 15)
+"""Skin, glasses, eyes, brows, ears, mouth, nose, hair, earrings; not hat, neck, necklace, cloth.
+
+Order of CelebAMask-HQ, 19 classes, 0 is the background.
+"""
+
+_BLUR = (101, 101)
+_SIGMA = 11.0
+_FRAME = 10
+
+
+class FaceParser:
+    """A ParseNet that says which pixels of a crop belong to the face.
+
+    Args:
+        path: a ParseNet weight file, `parsing_parsenet.pth` or one with the same keys.
+        device: where to compute.
+    Raises:
+        WeightsError: the file cannot be read.
+        CheckpointError: the file holds something else; the first differing keys are named.
+    """
+
+    def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
+        self.network = _load(path).to(device)
+        self.device = device
+
+    def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Soft masks of faces.
+
+        Args:
+            crops: (N, S, S, 3) uint8 RGB, any S.
+        Returns:
+            (N, S, S) float32 in [0, 1], 0 along all four sides.
+        """
+        masks = np.empty(crops.shape[:3], dtype=np.float32)
+        for mask, crop in zip(masks, crops, strict=True):  # singly: 512 px take about a gigabyte
+            batch = to_tensor(_resize(crop, PARSE_SIZE)[None]).to(self.device)  # (1, 3, 512, 512)
+            with inference():
+                logits, _ = self.network(batch)  # (1, 19, 512, 512)
+            classes = logits[0].argmax(dim=0).cpu().numpy()
+            mask[...] = _resize(mask_from_classes(classes), crop.shape[0])
+        return masks
+
+
+def mask_from_classes(classes: NDArray[np.integer]) -> NDArray[np.float32]:
+    """The soft mask of the pixels whose class belongs to the face.
+
+    Args:
+        classes: (512, 512) integers from 0 to 18, see FACE_CLASSES.
+    Returns:
+        (512, 512) float32 in [0, 1]; 0 within 10 pixels of the sides.
+    Source: the published pipeline: two Gaussian blurs, each of sigma 11.
+    """
+    mask = np.isin(classes, FACE_CLASSES) * 255.0
+    for _ in range(2):
+        mask = cv2.GaussianBlur(mask, _BLUR, _SIGMA)
+    inner = slice(_FRAME, -_FRAME)
+    framed = np.zeros_like(mask)
+    framed[inner, inner] = mask[inner, inner]
+    return np.clip(framed / 255, 0, 1).astype(np.float32)
+
+
+def _load(path: str | Path) -> nn.Module:
+    """The network in evaluation mode, on the CPU."""
+    import torch
+    from facexlib.parsing.parsenet import ParseNet
+
+    state = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in read_checkpoint(path)[0].items()
+    }
+    # On the meta device nothing is allocated or drawn, only to be overwritten.
+    with torch.device("meta"):
+        network: nn.Module = ParseNet(in_size=PARSE_SIZE, out_size=PARSE_SIZE, parsing_ch=19)
+    difference = _difference(network.state_dict(), state)
+    if difference:
+        raise CheckpointError(f"{path} is not a ParseNet: {difference}")
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """How two tables of tensors differ, the first five keys of each kind; empty if they do not."""
+    kinds = {
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in found and found[key].shape != value.shape
+        ],
+    }
+    return "; ".join(
+        f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in kinds.items() if keys
+    )
+
+
+def _resize(image: NDArray[_Scalar], side: int) -> NDArray[_Scalar]:
+    """The square image at another side, bilinearly."""
+    return np.asarray(
+        cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR), dtype=image.dtype
+    )

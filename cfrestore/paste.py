@@ -1,0 +1,207 @@
+"""From restored faces back into the picture: (pixels, RestoredFace, mask) -> pixels. No torch.
+
+Every face is warped, masked and blurred within its own bounding box only; the result is that of
+the published full-frame formulas but for two corrections: it is rounded, not truncated, and the
+outermost pixels of a face are blended with the picture, where the published code multiplies them
+by their coverage and so draws a dark frame (86 levels around a face of 30 px, 0.6 at 200 px).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from cfrestore.align import PUBLISHED_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from cfrestore.image import Pixels
+    from cfrestore.restore import RestoredFace
+
+_MARGIN = 2  # px; zeros around the mask, so that erosion and blur see the same as in the full frame
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One face in the picture's geometry, within its bounding box.
+
+    Attributes:
+        rows, columns: where in the picture.
+        face: (h, w, 3) float32 in [0, 255].
+        opacity: (h, w) float32 in [0, 1]; exactly 0 where the picture is to stay untouched.
+    """
+
+    rows: slice
+    columns: slice
+    face: NDArray[np.float32]
+    opacity: NDArray[np.float32]
+
+
+def paste_faces(
+    pixels: Pixels,
+    faces: Sequence[RestoredFace],
+    *,
+    scale: int = 1,
+    masks: Iterable[NDArray[np.float32]] | None = None,
+    background: Pixels | None = None,
+) -> Pixels:
+    """Pastes restored faces into the picture they were cut from, each onto the previous result.
+
+    Overlapping faces are rounded in between, which costs at most one level.
+
+    Args:
+        pixels: (H, W, 3) uint8 or uint16 RGB, the picture that the faces were aligned in.
+        faces: in pasting order; 8-bit faces are spread over the full range of a 16-bit picture.
+        scale: the result is exactly this many times the picture's size.
+        masks: one (S, S) float32 in [0, 1] per face, further limits of what is pasted; or None.
+        background: picture of the same content and dtype at any size, used in place of pixels.
+    Returns:
+        (H * scale, W * scale, 3) of the dtype of pixels, newly allocated. Outside the masks it is
+        the background, bit for bit.
+    Raises:
+        ValueError: masks do not match the faces, or the background's dtype is another.
+    """
+    canvas = _enlarge(pixels, scale, background)
+    if canvas.dtype != pixels.dtype:
+        raise ValueError(f"background must be {pixels.dtype} like the picture, not {canvas.dtype}")
+    unit = np.float32(np.iinfo(canvas.dtype).max / 255)
+    for face, mask in zip(faces, masks if masks is not None else [None] * len(faces), strict=True):
+        to_picture = invert(face.aligned.to_crop, scale)
+        layer = face_layer(face.crop, to_picture, canvas.shape[:2], scale=scale, mask=mask)
+        if layer is not None:
+            region = canvas[layer.rows, layer.columns]
+            blend = layer.face * unit
+            blend -= region  # in place: a face may fill a picture of 100 megapixels
+            blend *= layer.opacity[..., None]
+            blend += region
+            region[...] = np.rint(blend, out=blend)
+    return canvas
+
+
+def invert(to_crop: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
+    """The (2, 3) float64 matrix from crop pixels to pixels of the picture enlarged by scale.
+
+    Source: the published pipeline. For scale > 1 it moves the face by scale/2 pixels, where the
+    enlarged background moves by (scale - 1)/2: half an output pixel too far, kept for parity.
+    """
+    to_picture = np.asarray(cv2.invertAffineTransform(to_crop), dtype=np.float64) * scale
+    if scale > 1:
+        to_picture[:, 2] += 0.5 * scale
+    return to_picture
+
+
+def face_layer(
+    crop: NDArray[np.uint8],
+    to_picture: NDArray[np.float64],
+    shape: tuple[int, ...],
+    *,
+    scale: int = 1,
+    mask: NDArray[np.float32] | None = None,
+) -> Layer | None:
+    """Brings one crop and its mask into the picture, within the crop's bounding box.
+
+    Crops under 512 px are warped bicubically and, where the face is smaller than half the crop,
+    averaged down first; at 512 px the warp is the published bilinear one.
+
+    Args:
+        crop: (S, S, 3) uint8.
+        to_picture: (2, 3), crop px -> picture px.
+        shape: (height, width) of the picture.
+        scale: how many times the picture was enlarged; widens the erosion.
+        mask: (S, S) float32 in [0, 1], or None.
+    Returns:
+        None where nothing of the face lies in the picture.
+    """
+    if mask is not None and mask.shape != crop.shape[:2]:
+        raise ValueError(f"mask must be {crop.shape[:2]} like its crop, found {mask.shape}")
+    small, small_to_picture = _reduce(crop, to_picture)
+    size = small.shape[0]
+    box = _bounding_box(size, small_to_picture, shape)
+    if box is None:
+        return None
+    rows, columns = box
+
+    origin = np.array([[0, 0, columns.start], [0, 0, rows.start]])
+    extent = (columns.stop - columns.start, rows.stop - rows.start)
+
+    ones = np.ones((size, size), dtype=np.float32)
+    coverage = _erode(cv2.warpAffine(ones, small_to_picture - origin, extent), 2 * scale)
+    opacity = soften(coverage)
+    if mask is not None:
+        opacity = np.minimum(opacity, cv2.warpAffine(mask, to_picture - origin, extent))
+    face = cv2.warpAffine(
+        small.astype(np.float32),
+        small_to_picture - origin,
+        extent,
+        flags=cv2.INTER_LINEAR if crop.shape[0] >= PUBLISHED_SIZE else cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return Layer(rows, columns, np.clip(face, 0, 255), coverage * opacity)
+
+
+def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Fades the coverage of a warped square towards its edges, by a twentieth of its side.
+
+    Args:
+        coverage: (h, w) float32 in [0, 1].
+    Returns:
+        (h, w) float32 in [0, 1]. A picture border that cuts the square is no edge of it.
+    Source: the published pipeline: erosion, then Gaussian blur with OpenCV's sigma.
+    """
+    edge = math.isqrt(int(coverage.sum(dtype=np.float64))) // 20
+    core = _erode(coverage, 2 * edge or 3)  # 3: what OpenCV makes of an empty kernel
+    return np.asarray(cv2.GaussianBlur(core, (2 * edge + 1, 2 * edge + 1), 0), dtype=np.float32)
+
+
+def _erode(mask: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """The minimum over a square of that side; beyond the picture nothing counts."""
+    kernel = np.ones((side, side), dtype=np.uint8)
+    return np.asarray(cv2.erode(mask, kernel), dtype=np.float32)
+
+
+def _enlarge(pixels: Pixels, scale: int, background: Pixels | None) -> Pixels:
+    """A new picture of scale times the size: the background, else the pixels themselves."""
+    height, width = pixels.shape[:2]
+    size = (width * scale, height * scale)
+    if background is None:
+        enlarged = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+    else:
+        enlarged = cv2.resize(background, size, interpolation=cv2.INTER_LANCZOS4)
+    return np.asarray(enlarged)
+
+
+def _reduce(
+    crop: NDArray[np.uint8], to_picture: NDArray[np.float64]
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Halves a crop under 512 px until the warp keeps at least half of its side.
+
+    A warp that shrinks more would skip pixels of the crop.
+    """
+    size = crop.shape[0]
+    if size >= PUBLISHED_SIZE:
+        return crop, to_picture
+    while size % 2 == 0 and math.hypot(to_picture[0, 0], to_picture[1, 0]) < 0.5:
+        size //= 2
+        to_picture = to_picture @ [[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA), to_picture
+
+
+def _bounding_box(
+    size: int, to_picture: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[slice, slice] | None:
+    """Rows and columns of the picture that a warped crop can touch, or None if there are none."""
+    corners = np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
+    points = corners @ to_picture.T  # (4, 2)
+    limit = (shape[1], shape[0])
+    low = np.clip(np.floor(points.min(axis=0)) - _MARGIN, 0, limit).astype(int)
+    high = np.clip(np.ceil(points.max(axis=0)) + 1 + _MARGIN, 0, limit).astype(int)
+    if (low >= high).any():
+        return None
+    return slice(low[1], high[1]), slice(low[0], high[0])

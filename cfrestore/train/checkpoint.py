@@ -1,0 +1,85 @@
+"""Training checkpoints: one file, or shards of it where single files must stay small."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfrestore.errors import CheckpointError
+
+
+def exists(path: Path) -> bool:
+    """Whether a checkpoint is there, whole or in shards."""
+    return path.exists() or _shard(path, 0).exists()
+
+
+def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> None:
+    """Writes a checkpoint in place of what was there.
+
+    With shard_mb its bytes are split into `path.0`, `path.1`, ...; put together they are the file.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    if shard_mb is None:
+        replace_file(path, data)
+        return
+    size = shard_mb * 2**20
+    count = -(-len(data) // size)
+    for n in range(count):
+        replace_file(_shard(path, n), data[n * size : (n + 1) * size])
+    while _shard(path, count).exists():
+        _shard(path, count).unlink()
+        count += 1
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint, whole or in shards, without running code, on the CPU.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    if path.exists():
+        data = path.read_bytes()
+    else:
+        parts: list[bytes] = []
+        while _shard(path, len(parts)).exists():
+            parts.append(_shard(path, len(parts)).read_bytes())
+        if not parts:
+            raise CheckpointError(f"{path} does not exist")
+        data = b"".join(parts)
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no checkpoint")
+    return content
+
+
+def averaged(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a checkpoint written here or published (`params_ema`).
+
+    Raises:
+        CheckpointError: it is missing, damaged, or has none.
+    """
+    content = read(path)
+    if "params_ema" not in content:
+        raise CheckpointError(f"{path} holds no averaged weights (params_ema)")
+    weights: dict[str, Tensor] = content["params_ema"]
+    return weights
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes data beside path, then puts it in path's place."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def _shard(path: Path, n: int) -> Path:
+    return path.with_name(f"{path.name}.{n}")

@@ -1,0 +1,93 @@
+"""Small stand-ins: a CodeFormer of 32 px, networks that do one thing, detectors that know."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cfrestore.align import FFHQ_TEMPLATE
+from cfrestore.detect import Face
+from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+from cfrestore.models.vqgan import VQGANConfig
+
+SMALL = CodeFormerConfig(
+    autoencoder=VQGANConfig(
+        image_size=32,
+        base_channels=8,
+        channel_multipliers=(1, 2),
+        norm_groups=4,
+        latent_channels=16,
+        codebook_size=32,
+    ),
+    width=16,
+    heads=2,
+    layers=1,
+    mlp_width=32,
+    connect=(16,),
+)
+
+
+def small_network() -> CodeFormer:
+    """A random network whose output fills the range, as a trained one's does."""
+    torch.manual_seed(0)
+    network = CodeFormer(SMALL).eval()
+    with torch.no_grad():
+        network.generator.last_weight.mul_(4)
+    return network
+
+
+def save_network(path: Path, network: CodeFormer, config: str | None = None) -> Path:
+    metadata = {"config": config or network.config.to_json(), "recipe": "{}"}
+    state = {k: v.half().contiguous() for k, v in network.state_dict().items()}
+    save_file(state, path, metadata=metadata)
+    return path
+
+
+class StubNetwork(nn.Module):
+    """A network that paints what the function makes of the crops, and remembers its calls."""
+
+    def __init__(self, paint: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.config = SMALL
+        self.paint = paint
+        self.calls: list[tuple[Tensor, float, bool]] = []
+
+    def forward(self, x: Tensor, w: float = 0.5, match_statistics: bool = True) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        self.calls.append((x, w, match_statistics))
+        return self.paint(x)
+
+
+class StubDetector:
+    """A detector that finds the given faces in every picture, and remembers what it saw."""
+
+    name = "stub"
+
+    def __init__(self, *faces: Face) -> None:
+        self.faces = faces
+        self.seen: list[NDArray[np.uint8]] = []
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]:
+        self.seen.append(pixels)
+        return self.faces
+
+
+def face_at(x: float, y: float, side: float) -> Face:
+    """An upright face whose crop is the square of that side with that upper left corner."""
+    landmarks = FFHQ_TEMPLATE * (side / 512) + (x, y)
+    box = np.array([x, y, x + side, y + side], np.float32)
+    return Face(box, 0.9, landmarks.astype(np.float32))
+
+
+def picture(height: int, width: int, dtype: type = np.uint8, seed: int = 0) -> NDArray:
+    """Smooth colours with noise, none of them at the ends of the range."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    planes = [np.sin(x / 9 + phase) + np.cos(y / 7 - phase) for phase in (0, 1, 2)]
+    values = 128 + 40 * np.stack(planes, axis=-1) + rng.normal(0, 6, (height, width, 3))
+    scale = 257 if dtype == np.uint16 else 1
+    return (values.clip(8, 247) * scale).astype(dtype)

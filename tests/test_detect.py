@@ -1,0 +1,320 @@
+import io
+import math
+import socket
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from group_photo import TEMPLATE, compose_group
+from PIL import Image
+
+from cfrestore import detect, weights
+from cfrestore.detect import decode, load_detector, make_priors
+from cfrestore.errors import CheckpointError, ConfigError, WeightsError
+
+MOBILENET = "weights/detection_mobilenet0.25_Final.pth"
+
+
+def read(path):
+    return np.array(Image.open(path).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def mtcnn():
+    return load_detector("mtcnn")
+
+
+@pytest.fixture(scope="module")
+def mobilenet(shared):
+    return load_detector(str(shared / MOBILENET))
+
+
+@pytest.fixture(params=["mtcnn", "mobilenet"])
+def detector(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def portraits(shared):
+    return [read(path) for path in sorted((shared / "faces/valid-512").glob("*.jpg"))[::17]]
+
+
+@pytest.fixture(scope="module")
+def state(shared):
+    return torch.load(shared / MOBILENET, map_location="cpu", weights_only=True)
+
+
+def save(state, path):
+    torch.save(state, path)
+    return str(path)
+
+
+def test_each_portrait_holds_one_face_in_the_place_it_is_aligned_to(detector, portraits):
+    for pixels in portraits:
+        (face,) = detector(pixels)
+        assert face.score > 0.9
+        assert np.linalg.norm(face.landmarks - TEMPLATE, axis=1).mean() < 20
+        x0, y0, x1, y1 = face.box
+        assert 80 < x0 < 193 and 319 < x1 < 440 and 50 < y0 < 200 and 400 < y1 < 500
+        assert face.box.dtype == face.landmarks.dtype == np.float32
+        assert face.box.shape == (4,) and face.landmarks.shape == (5, 2)
+
+
+def test_the_detectors_agree_on_landmarks(mtcnn, mobilenet, portraits):
+    distances = [
+        np.linalg.norm(mtcnn(pixels)[0].landmarks - mobilenet(pixels)[0].landmarks, axis=1)
+        for pixels in portraits
+    ]
+    assert np.median(distances) < 6
+    assert np.max(np.mean(distances, axis=1)) < 15
+
+
+def test_left_and_right_are_those_of_the_picture(detector, portraits):
+    for pixels in (portraits[0], np.ascontiguousarray(portraits[0][:, ::-1])):
+        left_eye, right_eye, nose, left_mouth, right_mouth = detector(pixels)[0].landmarks
+        assert left_eye[0] < nose[0] < right_eye[0] and left_mouth[0] < right_mouth[0]
+        assert max(left_eye[1], right_eye[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
+
+
+@pytest.mark.parametrize("photo", ["000513.jpg", "001466.jpg", "007698.jpg", "009811.jpg"])
+def test_the_face_of_an_old_photograph_is_found(detector, shared, photo):
+    pixels = read(shared / "faces/old-photos" / photo)
+    (face,) = detector(pixels)
+    height, width = pixels.shape[:2]
+    assert (face.landmarks > 0).all() and (face.landmarks < (width, height)).all()
+
+
+def test_mtcnn_finds_the_face_of_a_coarse_halftone(mtcnn, shared):
+    (face,) = mtcnn(read(shared / "faces/old-photos/001450.jpg"))
+    assert 0.7 < face.score < 0.9
+
+
+@pytest.mark.parametrize(("name", "smallest"), [("mtcnn", 60), ("mobilenet", 110)])
+def test_everyone_in_a_group_photo_is_found_and_nobody_else(request, shared, name, smallest):
+    pixels, people = compose_group(shared / "faces")
+    people = people[: sum(side >= smallest for side in (260, 210, 160, 110, 60))]
+    faces = request.getfixturevalue(name)(pixels)
+    assert len(faces) == len(people)
+    for truth in people:
+        eye_distance = np.linalg.norm(truth[1] - truth[0])
+        errors = [np.linalg.norm(face.landmarks - truth, axis=1).mean() for face in faces]
+        assert min(errors) < 0.2 * eye_distance
+    scores = [face.score for face in faces]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_two_faces_side_by_side_are_two(detector, portraits):
+    faces = detector(np.concatenate([portraits[0], portraits[1]], axis=1))
+    assert sorted(int(face.box.reshape(2, 2).mean(0)[0] // 512) for face in faces) == [0, 1]
+
+
+def test_an_enlarged_picture_gives_the_same_face_larger(detector, portraits):
+    small = detector(portraits[0])[0]
+    large = detector(cv2.resize(portraits[0], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC))[0]
+    assert np.abs(large.landmarks / 3 - small.landmarks).max() < 8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_found_where_nothing_is(detector, seed):
+    noise = np.random.default_rng(seed).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    assert detector(noise) == ()
+    assert detector(np.full((300, 400, 3), 80 * seed, np.uint8)) == ()
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1), (3, 2), (12, 12), (19, 400), (1, 20000), (20000, 1), (7, 4000)]
+)
+def test_tiny_and_extreme_pictures_are_no_error(detector, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert isinstance(detector(pixels), tuple)
+
+
+def test_two_calls_give_the_same_faces(detector, portraits):
+    before = portraits[0].copy()
+    first, second = detector(portraits[0]), detector(portraits[0])
+    for one, other in zip(first, second, strict=True):
+        assert one.score == other.score
+        assert np.array_equal(one.box, other.box)
+        assert np.array_equal(one.landmarks, other.landmarks)
+    assert np.array_equal(before, portraits[0])
+
+
+def test_faces_too_small_to_restore_are_left_out(mobilenet, portraits):
+    # RetinaFace enlarges this to 640 px, where the face is large; here its eyes are 4 px apart.
+    tiny = np.full((40, 40, 3), 210, np.uint8)
+    tiny[8:24, 8:24] = cv2.resize(portraits[0], (16, 16), interpolation=cv2.INTER_AREA)
+    assert mobilenet(tiny) == ()
+
+
+def test_the_eye_distance_is_that_of_the_two_eyes():
+    # Columns shifted by one, as the published pipeline reads them, would keep the first face.
+    landmarks = np.float32(
+        [
+            [[100, 100], [104, 100], [102, 103], [100, 105], [104, 105]],
+            [[100, 100], [106, 100], [103, 103], [100, 105], [106, 105]],
+        ]
+    )
+    boxes = np.float32([[98, 98, 106, 107]] * 2)
+    (face,) = detect._to_faces(boxes, np.float32([0.9, 0.8]), landmarks)
+    assert face.score == pytest.approx(0.8)
+
+
+def test_the_short_side_becomes_640_by_truncation():
+    for size, expected in [((480, 640), (640, 853)), ((2000, 1500), (853, 640))]:
+        scale, resized = detect._resize(
+            np.zeros((*size, 3), np.uint8), short_side=640, enlarge=True
+        )
+        assert resized.shape[:2] == expected
+        assert scale == 640 / min(size)
+
+
+def test_the_long_side_is_bounded():
+    for size in [(100, 20000), (1, 50000), (50000, 3)]:
+        _, resized = detect._resize(np.zeros((*size, 3), np.uint8), short_side=640, enlarge=True)
+        assert max(resized.shape) == 4096
+
+
+def test_there_are_two_anchors_per_cell_in_the_published_order():
+    priors = make_priors(640, 853)
+    assert priors.shape == (22520, 4) and priors.dtype == np.float32
+    pixels = priors * (853, 640, 853, 640)
+    assert np.allclose(pixels[0], (4, 4, 16, 16)) and np.allclose(pixels[1], (4, 4, 32, 32))
+    assert np.allclose(pixels[2], (12, 4, 16, 16))
+    assert np.allclose(pixels[2 * 107], (4, 12, 16, 16))
+    assert np.allclose(pixels[2 * 107 * 80], (8, 8, 64, 64))
+    assert np.allclose(pixels[-1], (26 * 32 + 16, 19 * 32 + 16, 512, 512))
+
+
+def test_decoding_moves_the_centre_and_scales_the_size():
+    priors = np.float32([[0.5, 0.4, 0.2, 0.1]])
+    offsets = np.float32([[1, -2, math.log(2) / 0.2, 0]])
+    points = np.float32([[0, 0, 10, 0, 0, 10, -10, 0, 0, -10]])
+    boxes, landmarks = decode(priors, offsets, points)
+    assert np.allclose(boxes, [[0.52 - 0.2, 0.38 - 0.05, 0.52 + 0.2, 0.38 + 0.05]])
+    assert np.allclose(landmarks, [[[0.5, 0.4], [0.7, 0.4], [0.5, 0.5], [0.3, 0.4], [0.5, 0.3]]])
+
+
+def test_the_result_is_that_of_facexlib(mobilenet, shared):
+    pixels = read(shared / "faces/old-photos/000050.jpg")
+    scale, resized = detect._resize(pixels, short_side=640, enlarge=True)
+    mobilenet._network.device = torch.device("cpu")
+    mobilenet._network.mean_tensor = torch.tensor([104.0, 117.0, 123.0]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        (row,) = mobilenet._network.detect_faces(np.ascontiguousarray(resized[..., ::-1]), 0.8)
+    (face,) = mobilenet(pixels)
+    assert np.allclose(row[:4] / scale, face.box, atol=1e-2)
+    assert np.allclose(row[5:].reshape(5, 2) / scale, face.landmarks, atol=1e-2)
+    assert row[4] == pytest.approx(face.score, abs=1e-5)
+
+
+def test_names_tell_the_backbone(mtcnn, mobilenet):
+    assert mtcnn.name == "mtcnn"
+    assert mobilenet.name == "retinaface-mobilenet0.25"
+
+
+def test_auto_takes_the_best_detector_whose_weights_are_there(monkeypatch, shared):
+    here = {"mobilenet": shared / MOBILENET}
+    monkeypatch.setattr(weights, "locate", here.get)
+    assert load_detector("auto").name == "retinaface-mobilenet0.25"
+    assert load_detector("mobilenet").name == "retinaface-mobilenet0.25"
+    here.clear()
+    assert load_detector("auto").name == "mtcnn"
+
+
+def test_absent_weights_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "locate", lambda name: None)
+    with pytest.raises(WeightsError, match=r"detection_Resnet50_Final\.pth"):
+        load_detector("retinaface")
+    with pytest.raises(WeightsError, match=r"nothing\.pth' is neither a file nor one of auto, ret"):
+        load_detector(str(tmp_path / "nothing.pth"))
+
+
+def test_an_absent_device_is_refused():
+    with pytest.raises(ConfigError):
+        load_detector("mtcnn", "tpu")
+
+
+def test_loading_opens_no_connection(monkeypatch, shared):
+    def refuse(*_arguments):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    load_detector("mtcnn")
+    load_detector(str(shared / MOBILENET))
+
+
+def test_loading_leaves_the_random_state_alone(shared):
+    before = torch.get_rng_state()
+    load_detector(str(shared / MOBILENET))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_keys_may_carry_the_prefix_of_parallel_training(state, tmp_path, mobilenet, portraits):
+    path = save({f"module.{key}": value for key, value in state.items()}, tmp_path / "m.pth")
+    (face,) = load_detector(path)(portraits[0])
+    assert np.array_equal(face.landmarks, mobilenet(portraits[0])[0].landmarks)
+
+
+def test_a_missing_tensor_is_named(state, tmp_path):
+    path = save(
+        {k: v for k, v in state.items() if k != "ssh1.conv3X3.0.weight"}, tmp_path / "a.pth"
+    )
+    with pytest.raises(CheckpointError, match=r"1 tensors differ: ssh1\.conv3X3\.0\.weight"):
+        load_detector(path)
+
+
+def test_a_tensor_of_another_shape_is_named(state, tmp_path):
+    path = save(state | {"ClassHead.0.conv1x1.bias": torch.zeros(6)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"ClassHead\.0.*expected \(4,\), found \(6,\)"):
+        load_detector(path)
+
+
+def test_another_network_is_refused(tmp_path):
+    path = save({"conv.weight": torch.zeros(3)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"holds no RetinaFace; it begins with.*conv\.weight"):
+        load_detector(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], 3, {"a": 1}, {1: torch.zeros(1)}])
+def test_what_is_no_table_of_tensors_is_refused(tmp_path, content):
+    with pytest.raises(CheckpointError):
+        load_detector(save(content, tmp_path / "a.pth"))
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_weight_file_is_not_run(tmp_path):
+    path = save({"body.stage1.0.0.weight": Trap(tmp_path / "sprung")}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError):
+        load_detector(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 30, 500, 3000, 100_000, 0.5, 0.999])
+def test_a_truncated_file_is_refused(state, shared, tmp_path, kept):
+    modern = io.BytesIO()
+    torch.save(state, modern)
+    for content in (modern.getvalue(), (shared / MOBILENET).read_bytes()):
+        path = tmp_path / "cut.pth"
+        path.write_bytes(content[: int(kept * len(content)) if kept < 1 and kept else int(kept)])
+        with pytest.raises(CheckpointError):
+            load_detector(str(path))
+
+
+@pytest.mark.slow
+def test_a_resnet_file_is_recognised_and_runs(tmp_path):
+    from facexlib.detection.retinaface import RetinaFace
+
+    torch.manual_seed(0)
+    network = RetinaFace("resnet50", device=torch.device("cpu"))
+    detector = load_detector(save(network.state_dict(), tmp_path / "r.pth"))
+    assert detector.name == "retinaface-resnet50"
+    assert isinstance(detector(np.zeros((32, 32, 3), np.uint8)), tuple)

@@ -1,0 +1,166 @@
+"""The rooms of the house, and which may look into which; checked without importing anything."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cfrestore"
+
+# Each room may import from the rooms above it; the data flow, from bytes to bytes, goes downwards.
+ORDER = (
+    "errors",
+    "options",
+    "device",
+    "checkpoint",
+    "image",
+    "models",
+    "weights",
+    "detect",
+    "align",
+    "restore",
+    "parse",
+    "paste",
+    "pipeline",
+    "batch",
+    "train",
+    "cli",
+)
+HEAVY = (
+    "torch",
+    "torchvision",
+    "cv2",
+    "numpy",
+    "PIL",
+    "facexlib",
+    "facenet_pytorch",
+    "safetensors",
+)
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def files(*rooms: str) -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if not rooms or room(path) in rooms]
+
+
+def imports(path: Path, *, types: bool = True) -> set[str]:
+    """Names of the modules a file imports, at its head or anywhere else in it."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not types:
+            skipped.update(inner for body in node.body for inner in ast.walk(body))
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found.add(str(node.module))
+    return found
+
+
+def own_rooms(path: Path) -> set[str]:
+    names = imports(path, types=False)
+    return {name.split(".")[1] for name in names if name.startswith("cfrestore.")}
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {room(path) for path in files()} - {"__init__", "__main__", "_shipped"}
+    assert rooms <= set(ORDER)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_data(path: Path) -> None:
+    if room(path) in ("__init__", "__main__"):
+        return
+    allowed = set(ORDER[: ORDER.index(room(path)) + 1])
+    assert own_rooms(path) <= allowed
+
+
+def test_networks_know_nothing_but_torch() -> None:
+    for path in files("models"):
+        outside = {name.split(".")[0] for name in imports(path)} & {*HEAVY, "rich", "typer"}
+        assert outside <= {"torch"}
+        assert own_rooms(path) <= {"errors", "models"}
+
+
+def test_pure_rooms_have_no_torch() -> None:
+    for path in files("align", "paste", "batch", "options", "errors"):
+        assert not any(name.split(".")[0] == "torch" for name in imports(path))
+
+
+def test_only_the_command_line_talks() -> None:
+    for path in files():
+        names = {name.split(".")[0] for name in imports(path)}
+        assert room(path) == "cli" or not names & {"typer", "rich"}, path
+
+
+def test_training_needs_torch_numpy_opencv_and_pillow_alone() -> None:
+    absent = ("facexlib", "facenet_pytorch", "torchvision", "typer", "rich", "basicsr")
+    parts = [f"cfrestore.train.{path.stem}" for path in files("train") if path.stem[0] != "_"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {', '.join(parts)}"
+    subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True)
+
+
+def test_only_one_file_speaks_of_devices() -> None:
+    words = {"cuda", "mps", "inference_mode", "autocast", "bfloat16"}
+    for path in files():
+        if room(path) == "device":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} & words
+        assert not used, path
+
+
+def loaded_by(*words: str) -> set[str]:
+    """The heavy modules that a fresh interpreter has loaded after these words."""
+    code = (
+        "import sys\n"
+        "try:\n"
+        f"    {words[0]}\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        f"print('loaded', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "import cfrestore, cfrestore.cli",
+        "from cfrestore.cli import main; main(['--help'])",
+        "from cfrestore.cli import main; main(['--version'])",
+        "from cfrestore.cli import main; main(['photo.jpg', '--w', '2'])",
+        "from cfrestore.cli import main; main([])",
+        "from cfrestore.cli import main; main(['photo.jpg', '--upscale', '3'])",
+        "import cfrestore.weights; cfrestore.weights.search_folders()",
+    ],
+)
+def test_what_needs_no_torch_loads_none(words: str) -> None:
+    assert loaded_by(words) == set()
+
+
+def test_planning_needs_no_torch() -> None:
+    assert "torch" not in loaded_by("import cfrestore.batch")
+
+
+def test_public_names_are_found_where_they_are_said_to_be() -> None:
+    import cfrestore
+
+    for name in cfrestore.__all__:
+        assert getattr(cfrestore, name) is not None
+    assert set(cfrestore.__all__) <= set(dir(cfrestore))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = cfrestore.nothing

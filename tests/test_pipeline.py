@@ -1,0 +1,246 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from stubs import StubDetector, StubNetwork, face_at, picture, save_network, small_network
+
+from cfrestore import pipeline, weights
+from cfrestore.detect import Face
+from cfrestore.errors import ConfigError, WeightsError
+from cfrestore.image import Photo
+from cfrestore.options import Options
+from cfrestore.pipeline import Pipeline, load_pipeline
+from cfrestore.restore import FailedFace, RestoredFace
+
+BROKEN = Face(np.zeros(4, np.float32), 0.9, np.full((5, 2), 20, np.float32))
+
+
+def negative() -> StubNetwork:
+    return StubNetwork(lambda x: -x)
+
+
+def gray_picture(height: int, width: int) -> NDArray[np.uint8]:
+    return np.repeat(picture(height, width)[..., :1], 3, axis=2)
+
+
+# Whole photographs
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("size", [(40, 57), (1, 1), (3, 500)])
+def test_the_size_is_exactly_scale_times_the_input(scale: int, size: tuple[int, int]) -> None:
+    restore = Pipeline(negative(), StubDetector(face_at(4, 4, 32)))
+    result = restore(Photo(picture(*size)), Options(upscale=scale))
+    assert result.photo.size == (size[0] * scale, size[1] * scale)
+
+
+def test_a_face_is_restored_and_the_rest_untouched() -> None:
+    photo = Photo(picture(100, 140))
+    result = Pipeline(negative(), StubDetector(face_at(60, 20, 64)))(photo)
+    (face,) = result.restored
+    assert result.failed == ()
+    assert face.crop.shape == (32, 32, 3)
+    changed = (result.photo.pixels != photo.pixels).any(axis=2)
+    assert changed[30:70, 75:110].mean() > 0.9
+    changed[20:84, 60:124] = False
+    assert not changed.any()
+    middle = result.photo.pixels[52, 92].astype(int) + photo.pixels[52, 92]
+    assert np.abs(middle - 255).max() < 40
+
+
+def test_no_face_is_a_value_and_the_photograph_comes_back() -> None:
+    photo = Photo(picture(50, 60), icc=b"profile", format="PNG")
+    result = Pipeline(negative(), StubDetector())(photo)
+    assert result.faces == ()
+    assert np.array_equal(result.photo.pixels, photo.pixels)
+    assert result.photo.icc == b"profile"
+
+
+def test_fidelity_reaches_the_network_and_changes_pixels() -> None:
+    photo, detector = Photo(picture(64, 64)), StubDetector(face_at(10, 10, 40))
+    restore = Pipeline(small_network(), detector)
+    at_zero, at_one = (restore(photo, Options(fidelity=w)) for w in (0, 1))
+    assert at_zero.restored[0].fidelity == 0
+    assert not np.array_equal(at_zero.photo.pixels, at_one.photo.pixels)
+    again = restore(photo, Options(fidelity=1))
+    assert np.array_equal(again.photo.pixels, at_one.photo.pixels)
+
+
+def test_sixteen_bits_and_alpha_and_metadata_are_kept() -> None:
+    pixels = picture(80, 90, np.uint16)
+    alpha = np.arange(80 * 90, dtype=np.uint16).reshape(80, 90) * 9
+    photo = Photo(pixels, alpha, icc=b"i", exif=b"e", xmp=b"x", format="TIFF")
+    detector = StubDetector(face_at(20, 20, 48))
+    result = Pipeline(negative(), detector)(photo)
+    assert detector.seen[0].dtype == np.uint8
+    assert result.photo.pixels.dtype == np.uint16
+    outside = np.ones((80, 90), bool)
+    outside[20:68, 20:68] = False
+    assert np.array_equal(result.photo.pixels[outside], pixels[outside])
+    assert np.abs(result.photo.pixels[44, 44].astype(int) + pixels[44, 44] - 65535).max() < 10000
+    assert result.photo.alpha is alpha
+    found = result.photo
+    assert (found.icc, found.exif, found.xmp, found.format) == (b"i", b"e", b"x", "TIFF")
+
+
+def test_alpha_grows_with_the_picture() -> None:
+    alpha = np.zeros((20, 30), np.uint8)
+    alpha[:, 15:] = 255
+    photo = Photo(picture(20, 30), alpha)
+    result = Pipeline(negative(), StubDetector())(photo, Options(upscale=2))
+    assert result.photo.alpha is not None
+    assert result.photo.alpha.shape == (40, 60)
+    assert (result.photo.alpha[:, :28] == 0).all()
+    assert (result.photo.alpha[:, 32:] == 255).all()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_gray_pictures_stay_exactly_gray(aligned: bool) -> None:
+    # The face reaches over the border, where the crop's colour is not neutral.
+    painter = StubNetwork(lambda x: x * torch.tensor([0.4, -0.5, 0.9]).view(3, 1, 1))
+    restore = Pipeline(painter, StubDetector(face_at(-10, -10, 50)))
+    photo = Photo(gray_picture(60, 60), format="JPEG")
+    result = restore(photo, Options(aligned=aligned))
+    assert len(result.restored) == 1
+    assert np.ptp(result.photo.pixels, axis=2).max() == 0
+    assert not np.array_equal(result.photo.pixels, photo.pixels)
+
+
+def test_colour_pictures_get_colour_faces() -> None:
+    result = Pipeline(StubNetwork(), StubDetector(face_at(8, 8, 32)))(Photo(picture(48, 48)))
+    assert np.ptp(result.restored[0].crop, axis=2).max() > 20
+
+
+def test_a_face_that_cannot_be_aligned_is_named_and_the_others_proceed() -> None:
+    detector = StubDetector(face_at(0, 0, 32), BROKEN, face_at(40, 40, 32))
+    result = Pipeline(negative(), detector)(Photo(picture(80, 80)))
+    assert [type(face) for face in result.faces] == [RestoredFace, FailedFace, RestoredFace]
+    (failed,) = result.failed
+    assert failed.face is BROKEN
+    assert failed.reason
+    assert [face.aligned.face for face in result.restored] == [detector.faces[0], detector.faces[2]]
+
+
+def test_a_failed_network_leaves_the_photograph_as_it_was() -> None:
+    network = StubNetwork(lambda x: x * float("nan"))
+    photo = Photo(picture(64, 64))
+    result = Pipeline(network, StubDetector(face_at(8, 8, 40)))(photo)
+    assert result.restored == ()
+    assert len(result.failed) == 1
+    assert np.array_equal(result.photo.pixels, photo.pixels)
+
+
+def test_the_parser_decides_what_is_pasted() -> None:
+    class Left:
+        def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+            masks = np.zeros(crops.shape[:3], np.float32)
+            masks[:, :, :16] = 1
+            return masks
+
+    photo = Photo(picture(64, 64))
+    detector = StubDetector(face_at(0, 0, 64))
+    result = Pipeline(negative(), detector, parser=Left())(photo)  # type: ignore[arg-type]
+    changed = (result.photo.pixels != photo.pixels).any(axis=2)
+    assert changed[10:54, 10:28].mean() > 0.9
+    assert not changed[:, 36:].any()
+    none = Pipeline(negative(), StubDetector(), parser=Left())  # type: ignore[arg-type]
+    assert np.array_equal(none(photo).photo.pixels, photo.pixels)
+
+
+# Aligned pictures
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 48), (20, 70), (9, 9)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_aligned_picture_becomes_one_square_face(size: tuple[int, int], dtype: type) -> None:
+    detector = StubDetector()
+    alpha = np.full(size, np.iinfo(dtype).max, dtype)
+    photo = Photo(picture(*size, dtype=dtype), alpha)
+    result = Pipeline(negative(), detector)(photo, Options(aligned=True))
+    assert detector.seen == []
+    assert result.photo.size == (32, 32)
+    assert result.photo.pixels.dtype == dtype
+    assert result.photo.alpha is not None
+    assert (result.photo.alpha == np.iinfo(dtype).max).all()
+    unit = np.iinfo(dtype).max // 255
+    assert np.array_equal(result.photo.pixels, result.restored[0].crop.astype(dtype) * unit)
+
+
+def test_an_aligned_picture_of_the_networks_size_is_not_resampled() -> None:
+    photo = Photo(picture(32, 32))
+    result = Pipeline(StubNetwork(), StubDetector())(photo, Options(aligned=True))
+    assert np.array_equal(result.photo.pixels, photo.pixels)
+    (face,) = result.restored
+    assert np.array_equal(face.aligned.to_crop, np.eye(2, 3))
+    np.testing.assert_allclose(face.aligned.face.landmarks, face_at(0, 0, 32).landmarks, atol=1e-4)
+
+
+def test_an_aligned_picture_cannot_be_enlarged() -> None:
+    with pytest.raises(ConfigError, match="upscale"):
+        Pipeline(negative(), StubDetector())(
+            Photo(picture(32, 32)), Options(aligned=True, upscale=2)
+        )
+
+
+# Loading
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with shipped weights of 32 px and an empty folder for published ones."""
+    package = tmp_path / "cfrestore"
+    (package / "_shipped").mkdir(parents=True)
+    save_network(package / "_shipped/compact.safetensors", small_network())
+    monkeypatch.setattr(weights, "__file__", str(package / "weights.py"))
+    monkeypatch.setattr(pipeline, "load_detector", lambda name, device: StubDetector())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CFRESTORE_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path
+
+
+def test_auto_takes_the_compact_weights_and_says_why(machine: Path) -> None:
+    restore = load_pipeline(device="cpu")
+    assert restore.crop_size == 32
+    assert restore.model_name == "compact (32 px)"
+    assert restore.device == torch.device("cpu")
+    assert restore.parser is None
+    (note,) = restore.notes
+    assert "codeformer.pth" in note
+    assert str(machine / "home") in note
+    assert load_pipeline("compact", device="cpu").notes == ()
+
+
+def test_auto_takes_the_published_weights_where_they_are(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = machine / "home/codeformer.pth"
+    save_network(path, small_network())
+    with pytest.raises(WeightsError, match="SHA-256"):
+        load_pipeline(device="cpu")
+    monkeypatch.setattr(
+        weights, "_sha256", lambda path: weights.weight_file("codeformer").sha256 or ""
+    )
+    for model in ("auto", "published"):
+        restore = load_pipeline(model, device="cpu")
+        assert restore.model_name == "published (32 px)"
+        assert "non-commercial" in restore.notes[0]
+
+
+def test_published_weights_that_are_absent_are_an_error_that_helps(machine: Path) -> None:
+    with pytest.raises(WeightsError) as error:
+        load_pipeline("published", device="cpu")
+    text = str(error.value)
+    assert "codeformer.pth" in text
+    assert str(machine / "home") in text
+    assert "https://github.com/sczhou/CodeFormer/releases" in text
+
+
+def test_a_path_is_opened(machine: Path) -> None:
+    path = save_network(machine / "mine.safetensors", small_network())
+    assert load_pipeline(path, device="cpu").model_name == "mine.safetensors (32 px)"
+    with pytest.raises(WeightsError, match="nowhere"):
+        load_pipeline("nowhere.pth", device="cpu")
