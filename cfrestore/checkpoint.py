@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cfrestore.errors import CheckpointError, WeightsError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -36,6 +36,42 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     if head.endswith(b"{") and len(head) == 9:  # after eight bytes of header length
         return _read_safetensors(path)
     raise CheckpointError(f"{path} is neither a torch file nor safetensors")
+
+
+def load_strictly(
+    network: nn.Module, state: Mapping[str, Tensor], path: str | Path, kind: str
+) -> None:
+    """Gives a network exactly the tensors of a file, floating point ones as float32.
+
+    Args:
+        network: may be on the meta device; the tensors are not copied where they need no change.
+        path, kind: what to call the file and the network in an error.
+    Raises:
+        CheckpointError: keys or shapes differ; the first five of each kind of difference are named.
+    """
+    expected, found = (
+        {key: tuple(value.shape) for key, value in table.items()}
+        for table in (network.state_dict(), state)
+    )
+    kinds = {
+        "missing": [key for key in expected if key not in found],
+        "unexpected": [key for key in found if key not in expected],
+        "of another shape": [
+            f"{key} {found[key]} instead of {shape}"
+            for key, shape in expected.items()
+            if key in found and found[key] != shape
+        ],
+    }
+    differences = "; ".join(
+        f"{len(keys)} {name}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+        for name, keys in kinds.items()
+        if keys
+    )
+    if differences:
+        raise CheckpointError(f"{path} is not the {kind} that was expected: {differences}")
+    network.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True
+    )
 
 
 # What unpickling damaged bytes raises, according to the documentation of pickle, and to trials.

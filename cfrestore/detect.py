@@ -66,8 +66,8 @@ def load_detector(name: str = "auto", device: str | torch.device = "cpu") -> Det
     """The detector of that name, ready to be called.
 
     Args:
-        name: retinaface (ResNet-50), mobilenet (RetinaFace on MobileNet-0.25), mtcnn, the path of
-            a RetinaFace weight file, or auto: the first of these three whose weights are there.
+        name: retinaface (ResNet-50), mobilenet (RetinaFace on MobileNet-0.25) or mtcnn; auto, the
+            first of these three whose weights are there; or the path of a RetinaFace file.
         device: where RetinaFace computes; a name is resolved by choose_device.
     Raises:
         WeightsError: the weight file is not there.
@@ -242,7 +242,7 @@ def _load_retinaface(path: str | Path, device: torch.device) -> tuple[str, Any]:
     import torch
     from facexlib.detection.retinaface import RetinaFace
 
-    from cfrestore.checkpoint import read_checkpoint
+    from cfrestore.checkpoint import load_strictly, read_checkpoint
 
     state = {key.removeprefix("module."): value for key, value in read_checkpoint(path)[0].items()}
     if "body.layer1.0.conv1.weight" in state:
@@ -256,16 +256,5 @@ def _load_retinaface(path: str | Path, device: torch.device) -> tuple[str, Any]:
     with warnings.catch_warnings(), meta:
         warnings.simplefilter("ignore", UserWarning)  # facexlib calls torchvision the old way
         network = RetinaFace(network_name=backbone, device=meta)
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    if differing := [k for k in expected | found if expected.get(k) != found.get(k)]:
-        shapes = [f"{k} expected {expected.get(k)}, found {found.get(k)}" for k in differing[:5]]
-        raise CheckpointError(
-            f"{path} is no {name}: {len(differing)} tensors differ: {'; '.join(shapes)}"
-        )
-    network.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in state.items()},
-        strict=True,
-        assign=True,
-    )
+    load_strictly(network, state, path, name)
     return name, network.to(device).eval()

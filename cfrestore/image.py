@@ -482,7 +482,7 @@ def _tiff_exif(image: Image.Image) -> bytes | None:
     exif = image.getexif()
     for tag in set(exif) - _DESCRIPTIVE_TAGS:
         del exif[tag]
-    for directory in (34665, 34853):
+    for directory in {34665, 34853} & set(exif):
         exif.get_ifd(directory)
     exif.bigtiff = False  # the block has 32-bit offsets whatever the file had
     return exif.tobytes() if len(exif) else None

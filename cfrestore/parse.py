@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, TypeVar
 import cv2
 import numpy as np
 
-from cfrestore.checkpoint import read_checkpoint
+from cfrestore.checkpoint import load_strictly, read_checkpoint
 from cfrestore.device import inference
-from cfrestore.errors import CheckpointError
 from cfrestore.image import to_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -92,34 +89,12 @@ def _load(path: str | Path) -> nn.Module:
     import torch
     from facexlib.parsing.parsenet import ParseNet
 
-    state = {
-        key: value.float() if value.is_floating_point() else value
-        for key, value in read_checkpoint(path)[0].items()
-    }
+    state, _ = read_checkpoint(path)
     # On the meta device nothing is allocated or drawn, only to be overwritten.
     with torch.device("meta"):
         network: nn.Module = ParseNet(in_size=PARSE_SIZE, out_size=PARSE_SIZE, parsing_ch=19)
-    difference = _difference(network.state_dict(), state)
-    if difference:
-        raise CheckpointError(f"{path} is not a ParseNet: {difference}")
-    network.load_state_dict(state, strict=True, assign=True)
+    load_strictly(network, state, path, "ParseNet")
     return network.eval().requires_grad_(False)
-
-
-def _difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """How two tables of tensors differ, the first five keys of each kind; empty if they do not."""
-    kinds = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
-        "of another shape": [
-            f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
-            for key, value in expected.items()
-            if key in found and found[key].shape != value.shape
-        ],
-    }
-    return "; ".join(
-        f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in kinds.items() if keys
-    )
 
 
 def _resize(image: NDArray[_Scalar], side: int) -> NDArray[_Scalar]:

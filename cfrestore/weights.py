@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cfrestore.checkpoint import read_checkpoint
+from cfrestore.checkpoint import load_strictly, read_checkpoint
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
 
 if TYPE_CHECKING:
@@ -239,10 +239,7 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
             network = CodeFormer(config)
     except (ConfigError, *_MISFIT) as error:
         raise CheckpointError(f"{path} describes no CodeFormer: {error}") from error
-    difference = _difference(_shapes(network.state_dict()), _shapes(state))
-    if difference:
-        raise CheckpointError(f"{path} is not the CodeFormer that was expected: {difference}")
-    network.load_state_dict({k: v.float() for k, v in state.items()}, strict=True, assign=True)
+    load_strictly(network, state, path, "CodeFormer")
     return network.to(device).eval()
 
 
@@ -280,28 +277,6 @@ def _numbers(keys: Mapping[str, Tensor], prefix: str) -> list[int]:
     """The distinct integers that follow the prefix in the keys, ascending."""
     parts = {key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)}
     return sorted(int(part) for part in parts if part.isdecimal())
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in state.items()}
-
-
-def _difference(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str:
-    """How two layouts differ, the first five keys of each kind; empty if they do not."""
-    kinds = {
-        "missing": [key for key in expected if key not in found],
-        "unexpected": [key for key in found if key not in expected],
-        "of another shape": [
-            f"{key} {found[key]} instead of {shape}"
-            for key, shape in expected.items()
-            if key in found and found[key] != shape
-        ],
-    }
-    return "; ".join(
-        f"{len(keys)} {kind}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
-        for kind, keys in kinds.items()
-        if keys
-    )
 
 
 def _sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cfrestore.checkpoint import load_strictly
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
 from cfrestore.models.codeformer import CodeFormer
@@ -259,7 +260,7 @@ class Teacher:
 
     def __init__(self, path: Path, network: CodeFormer) -> None:
         self.autoencoder = VQGAN(network.config.autoencoder)
-        _load_strictly(self.autoencoder, checkpoint.averaged(path), path)
+        load_strictly(self.autoencoder, checkpoint.averaged(path), path, "autoencoder")
         self.autoencoder.eval().requires_grad_(False)
 
     def to(self, device: torch.device) -> Teacher:
@@ -358,7 +359,7 @@ class Fusion:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.perceptual = perceptual and perceptual.to(device)
         self.network = CodeFormer(recipe.model)
-        _load_strictly(self.network, checkpoint.averaged(codes), codes)
+        load_strictly(self.network, checkpoint.averaged(codes), codes, "CodeFormer")
         if recipe.zero_start:
             zero_fusion(self.network)
         _freeze(self.network)
@@ -470,13 +471,6 @@ def zero_fusion(network: CodeFormer) -> None:
 def _freeze(network: CodeFormer) -> None:
     network.quantize.requires_grad_(False)
     network.generator.requires_grad_(False)
-
-
-def _load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} holds another network: {error}") from error
 
 
 def _restored(
