@@ -646,7 +646,9 @@ def test_streams_need_not_seek() -> None:
 
 def test_standard_input_is_called_by_its_name() -> None:
     program = (
-        "import sys; from cfrestore.image import ImageError, read_photo\n"
+        "import sys\n"
+        "from cfrestore.errors import ImageError\n"
+        "from cfrestore.image import read_photo\n"
         "try: print(read_photo(sys.stdin.buffer).size)\n"
         "except ImageError as error: print(error)"
     )
@@ -701,7 +703,7 @@ def test_writing_is_repeatable() -> None:
         assert written(photo, format) == written(photo, format)
 
 
-@pytest.mark.parametrize("broken", ["cfrestore.image.os.fsync", "pathlib.Path.replace"])
+@pytest.mark.parametrize("broken", ["cfrestore.image.encode.os.fsync", "pathlib.Path.replace"])
 def test_a_failed_write_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -739,7 +741,7 @@ def test_an_interrupted_write_leaves_no_temporary_file(
         assert len(list(tmp_path.iterdir())) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cfrestore.image.os.fsync", interrupt)
+    monkeypatch.setattr("cfrestore.image.encode.os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_photo(Photo(noise(4, 5, 3)), tmp_path / "photo.png")
     assert not list(tmp_path.iterdir())

@@ -144,6 +144,11 @@ def test_published_fusion_schedule() -> None:
     assert [w(t) for t in (120_001, 120_015, 150_000)] == [None, 1.3, 1.3]
 
 
+def test_some_of_every_few_iterations_fuse() -> None:
+    how = FusionRecipe(MODEL, HOW, (Phase(6, (2, 3)),))
+    assert [how.fidelity(t) for t in range(1, 7)] == [None, 1.0, 1.0, None, 1.0, 1.0]
+
+
 def test_presets_are_found_by_name_and_stretch() -> None:
     assert {stage: "compact" in presets for stage, presets in PRESETS.items()} == dict.fromkeys(
         ("autoencoder", "codes", "fusion"), True
@@ -398,10 +403,10 @@ def test_stage_two_targets_are_the_trained_autoencoders_codes(stage_one: Path) -
 
 def test_image_losses_teach_the_fusion_alone(stage_one: Path, stage_two: Path) -> None:
     """The gradient of everything else is the same with and without the image."""
-    with_image = fusion(stage_one, stage_two, (Phase(6, 1, w=1.0),))
+    with_image = fusion(stage_one, stage_two, (Phase(6),))
     before = parameters(with_image)
     gradients = []
-    for phases in ((Phase(6, 1, w=1.0),), (Phase(6, None),)):
+    for phases in ((Phase(6),), (Phase(6, (0, 1)),)):
         stage = fusion(stage_one, stage_two, phases)
         stage.recipe = replace(stage.recipe, large=stage.recipe.small)
         step(stage, 1)
@@ -420,7 +425,7 @@ def test_image_losses_teach_the_fusion_alone(stage_one: Path, stage_two: Path) -
 
 
 def test_a_zero_fusion_changes_nothing_at_first(stage_one: Path, stage_two: Path) -> None:
-    stage = fusion(stage_one, stage_two, (Phase(6, 1),))
+    stage = fusion(stage_one, stage_two, (Phase(6),))
     x = sampler().batch(1, CPU) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(stage.network(x, 0.0), stage.network(x, 1.0))
@@ -431,7 +436,7 @@ def test_a_zero_fusion_changes_nothing_at_first(stage_one: Path, stage_two: Path
 
 
 def test_stage_three_takes_the_discriminator_of_stage_one(stage_one: Path, stage_two: Path) -> None:
-    stage = fusion(stage_one, stage_two, (Phase(6, 1),))
+    stage = fusion(stage_one, stage_two, (Phase(6),))
     assert stage.critic is not None
     trained = read_state(stage_one)["critic"]["params"]
     for key, value in stage.critic.network.state_dict().items():
@@ -450,7 +455,7 @@ def test_stopping_and_resuming_changes_nothing(
         if name == "codes":
             return CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU)
         if name == "fusion":
-            return fusion(stage_one, stage_two, (Phase(3, 1), Phase(6, 2, w=1.3)))
+            return fusion(stage_one, stage_two, (Phase(3), Phase(6, (1, 2), w=1.3)))
         return autoencoder(MOVING if name == "moving" else None)
 
     straight, first, second = build(), build(), build()
@@ -494,7 +499,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: P
         load_state(stage_two, autoencoder())
     other = replace(MODEL, layers=3)
     with pytest.raises(CheckpointError, match="another network"):
-        Fusion(FusionRecipe(other, HOW, (Phase(6, 1),)), stage_two, stage_two, None, CPU)
+        Fusion(FusionRecipe(other, HOW, (Phase(6),)), stage_two, stage_two, None, CPU)
 
 
 # --- command -------------------------------------------------------------------------------------

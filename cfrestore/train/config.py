@@ -208,12 +208,12 @@ class CodesRecipe:
 class Phase:
     """A stretch of stage III, up to and including iteration `until`.
 
-    Iterations divisible by `small_every` fuse slightly degraded faces at fidelity w and learn from
-    the image; all others learn codes of heavily degraded faces. None: no iteration fuses.
+    With fusing = (m, n), the last m of every n iterations fuse slightly degraded faces at fidelity
+    w and learn from the image; the others learn codes of heavily degraded faces.
     """
 
     until: int
-    small_every: int | None
+    fusing: tuple[int, int] = (1, 1)
     w: float = 1.0
 
 
@@ -241,9 +241,8 @@ class FusionRecipe:
     def fidelity(self, t: int) -> float | None:
         """w of iteration t if it fuses, None if it learns codes of heavy damage."""
         phase = next((p for p in self.phases if t <= p.until), self.phases[-1])
-        if phase.small_every is None or t % phase.small_every:
-            return None
-        return phase.w
+        m, n = phase.fusing
+        return phase.w if -t % n < m else None
 
     def stretched(self, iterations: int) -> FusionRecipe:
         """The same schedule over another number of iterations."""
@@ -327,12 +326,12 @@ AUTOENCODER: dict[str, AutoencoderRecipe] = {
     "tiny": AutoencoderRecipe(
         _TINY,
         Optimisation(
-            3_400, 8, 2e-3, 2e-5, warm_up=100, betas=(0.9, 0.95), ema_decay=0.998, ema_warm_up=True
+            2_600, 8, 2e-3, 2e-5, warm_up=100, betas=(0.9, 0.95), ema_decay=0.998, ema_warm_up=True
         ),
         codebook=_HEALTHY_CODES,
         perceptual=_FACE_FEATURES,
         adversary=Adversary(
-            start=1_800, scale=0.1, learning_rate=2e-4, lead=200, channels=16, layers=3
+            start=1_376, scale=0.1, learning_rate=2e-4, lead=200, channels=16, layers=3
         ),
         augmentation=replace(_VARIED, shift=4),
     ),
@@ -351,7 +350,7 @@ CODES: dict[str, CodesRecipe] = {
     ),
     "tiny": CodesRecipe(
         _TINY,
-        Optimisation(3_000, 8, 5e-4, 1e-5, warm_up=100, ema_decay=0.998, ema_warm_up=True),
+        Optimisation(1_700, 8, 5e-4, 1e-5, warm_up=100, ema_decay=0.998, ema_warm_up=True),
         degradations=((LARGE, 0.6), (SMALL, 0.4)),
         augmentation=replace(_VARIED, shift=4),
     ),
@@ -364,24 +363,24 @@ FUSION: dict[str, FusionRecipe] = {
         # The released schedule also fuses at t = 120 000 with w = 0, where the image carries no
         # gradient and training stops; here that iteration learns codes like its neighbours.
         phases=(
-            Phase(40_000, 1, w=1.0),
-            Phase(80_000, 1, w=1.3),
-            Phase(120_000, None),
-            Phase(150_000, 15, w=1.3),
+            Phase(40_000, w=1.0),
+            Phase(80_000, w=1.3),
+            Phase(120_000, (0, 1)),
+            Phase(150_000, (1, 15), w=1.3),
         ),
         adversary=Adversary(start=5_001, scale=0.1, learning_rate=5e-5),
     ),
     "paper": FusionRecipe(
         _PUBLISHED,
         Optimisation(20_000, 16, 2e-5, ema_decay=0.997),
-        phases=(Phase(20_000, 1, w=1.0),),
+        phases=(Phase(20_000),),
         small=PAPER,
         adversary=Adversary(start=0, scale=0.8, learning_rate=2e-5),
     ),
     "compact": FusionRecipe(
         _COMPACT,
         Optimisation(6_000, 32, 5e-4, 1e-5, warm_up=100, ema_decay=0.999, ema_warm_up=True),
-        phases=(Phase(6_000, 1, w=1.0),),
+        phases=(Phase(6_000, (3, 4)),),
         perceptual=_FACE_FEATURES,
         adversary=Adversary(start=2_000, scale=0.1, learning_rate=2e-4, lead=300, layers=3),
         zero_start=True,
@@ -389,11 +388,11 @@ FUSION: dict[str, FusionRecipe] = {
     ),
     "tiny": FusionRecipe(
         _TINY,
-        Optimisation(1_200, 8, 1e-3, 1e-5, warm_up=50, ema_decay=0.998, ema_warm_up=True),
-        phases=(Phase(1_200, 1, w=1.0),),
+        Optimisation(1_000, 8, 5e-4, 1e-5, warm_up=50, ema_decay=0.995, ema_warm_up=True),
+        phases=(Phase(1_000, (4, 5)),),
         perceptual=_FACE_FEATURES,
         adversary=Adversary(
-            start=400, scale=0.1, learning_rate=2e-4, lead=100, channels=16, layers=3
+            start=300, scale=0.3, learning_rate=1e-4, lead=100, channels=16, layers=3
         ),
         zero_start=True,
         augmentation=replace(_VARIED, shift=4),

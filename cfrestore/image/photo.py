@@ -1,0 +1,168 @@
+"""The Photo, its file formats, and arithmetic on pixels: gray test, statistics, tensors."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Pixels: TypeAlias = NDArray[np.uint8 | np.uint16]
+"""(H, W, 3) RGB or (H, W) alpha; the depth is the dtype and never guessed from the values."""
+
+EXTENSIONS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".pnm": "PPM",
+    ".avif": "AVIF",
+}
+"""File name extension, lower case, to Pillow's format name: all that is read and written."""
+
+FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One decoded photograph, upright, with everything that is to reach the written file.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 or uint16, RGB, C-contiguous, in the picture's own colour space.
+        alpha: (H, W), dtype of pixels, 0 is transparent; None for a picture without alpha.
+        gray: the file held a single colour channel; it is written as such while R = G = B.
+        icc: colour profile, or None.
+        exif: EXIF block starting with b"Exif\\0\\0", its orientation reset to 1, or None.
+        xmp: XMP packet, its orientation reset to 1, or None.
+        format: Pillow's name of the file format, one of FORMATS.
+
+    Raises:
+        ValueError: shapes or dtypes are not as above.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    gray: bool = False
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    format: str = "PNG"
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.pixels.shape, self.pixels.dtype
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"pixels must be (H, W, 3) uint8 or uint16, found {shape} {dtype}")
+        if not self.pixels.flags.c_contiguous:
+            raise ValueError("pixels must be C-contiguous, found a strided view")
+        if self.alpha is not None and (self.alpha.shape, self.alpha.dtype) != (shape[:2], dtype):
+            found = f"{self.alpha.shape} {self.alpha.dtype}"
+            raise ValueError(f"alpha must be {shape[:2]} {dtype}, found {found}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:
+    """Whether a picture is gray up to a uniform cast: its channel differences hardly vary.
+
+    Args:
+        pixels: (H, W, 3) uint8 or uint16.
+        threshold: largest mean of the three variances, in squared 8-bit steps.
+    Source: specification 02, section 8.1.
+    """
+    wide = pixels.dtype == np.uint16
+    depth = cv2.CV_32S if wide else cv2.CV_16S
+    pixels = np.ascontiguousarray(pixels)
+    differences = cv2.subtract(pixels, np.roll(pixels, -1, axis=2), dtype=depth)
+    _, deviations = cv2.meanStdDev(differences)
+    step = 257 if wide else 1
+    return bool(np.mean((deviations / step) ** 2) <= threshold)
+
+
+def equal_channels(pixels: Pixels) -> bool:
+    """Whether R = G = B in every pixel of an (H, W, 3) picture."""
+    return np.array_equal(pixels[..., :2], pixels[..., 1:])
+
+
+def to_gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
+    """Brightness of RGB pixels, repeated on three equal channels.
+
+    Args:
+        pixels: (..., 3), any real dtype.
+    Returns:
+        (..., 3) float64 in the units of pixels.
+    Source: specification 02, section 8.2.
+    """
+    brightness = 0.2989 * pixels[..., 0] + 0.5870 * pixels[..., 1] + 0.1140 * pixels[..., 2]
+    return np.repeat(np.asarray(brightness, np.float64)[..., None], 3, axis=-1)
+
+
+def match_statistics(content: NDArray[Any], style: NDArray[Any]) -> NDArray[np.float64]:
+    """Content with the mean and the spread of style, each channel for itself.
+
+    Args:
+        content: (H, W, C), any real dtype.
+        style: (H', W', C), any real dtype.
+    Returns:
+        (H, W, C) float64, neither clipped nor rounded.
+    Source: specification 02, section 8.3.
+    """
+    content, style = content.astype(np.float64), style.astype(np.float64)
+    spread, wanted = (np.sqrt(image.var(axis=(0, 1)) + 1e-5) for image in (content, style))
+    matched = (content - content.mean(axis=(0, 1))) / spread * wanted + style.mean(axis=(0, 1))
+    return np.asarray(matched, np.float64)
+
+
+def to_tensor(crops: NDArray[np.uint8]) -> torch.Tensor:
+    """Crops as the networks take them: (N, S, S, 3) uint8 to (N, 3, S, S) float32 in [-1, 1]."""
+    import torch
+
+    values = torch.tensor(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).contiguous()
+    return (values.float() / 255 - 0.5) / 0.5
+
+
+def from_tensor(images: torch.Tensor) -> NDArray[np.uint8]:
+    """What a network gave, clamped and rounded: (N, 3, S, S) in [-1, 1] to (N, S, S, 3) uint8."""
+    import torch
+
+    values = ((images.detach().float().clamp(-1, 1) + 1) / 2 * 255).round().to(torch.uint8)
+    return np.asarray(values.permute(0, 2, 3, 1).contiguous().cpu().numpy(), np.uint8)
+
+
+def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:
+    """Pixels in 8 bits: 16-bit values divided by 257 and rounded, 8-bit pixels unchanged."""
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.uint8, copy=False)
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def name_of(place: object) -> str:
+    """How messages call a source or a target."""
+    if isinstance(place, (str, os.PathLike)):
+        return os.fspath(place)
+    name = getattr(place, "name", None)
+    return name if isinstance(name, str) else "<bytes>"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of a decoder, an encoder or the system says, on one line, never empty."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
