@@ -36,7 +36,7 @@ from skimage.color import rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from cfrestore.detect import Detector, load_detector
+from cfrestore.detect import load_detector
 from cfrestore.device import choose_device, describe, inference
 from cfrestore.image import from_tensor, read_photo
 from cfrestore.models.codeformer import CodeFormer, adaptive_instance_norm
@@ -54,27 +54,48 @@ ELLIPSE = ((0.5, 0.56), (0.26, 0.34))
 
 
 @dataclass(frozen=True)
+class Look:
+    """What is measured of one face (S,S,3) on its own."""
+
+    pixels: Pixels
+    gradient: float
+    lab: NDArray[np.float64]
+    features: list[Tensor]
+    landmarks: NDArray[np.float32] | None
+
+
 class Judge:
-    """The measures that need a network."""
+    """Looks at faces, with two networks."""
 
-    detector: Detector
-    onet: torch.nn.Module
+    def __init__(self) -> None:
+        self.detector = load_detector("mtcnn")
+        self.onet = MTCNN().onet
 
-    @torch.no_grad()
-    def features(self, face: Pixels) -> list[Tensor]:
+    def __call__(self, face: Pixels) -> Look:
+        inside = face_ellipse(face.shape[0])
+        luma = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        dx, dy = (cv2.Sobel(luma, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
+        return Look(
+            face,
+            float(np.hypot(dx, dy)[inside].mean()),
+            rgb2lab(face)[inside].mean(0),
+            self._features(face),
+            self._landmarks(face),
+        )
+
+    def _features(self, face: Pixels) -> list[Tensor]:
         x = (torch.from_numpy(face).permute(2, 0, 1)[None].float() - 127.5) / 128
         taps = []
         for n in (1, 2, 3):
-            x = self.onet.get_submodule(f"conv{n}")(x)
-            x = self.onet.get_submodule(f"prelu{n}")(x)
+            for layer in ("conv", "prelu"):
+                x = self.onet.get_submodule(f"{layer}{n}")(x)
             taps.append(x)
             x = self.onet.get_submodule(f"pool{n}")(x)
         return taps
 
-    def landmarks(self, face: Pixels) -> NDArray[np.float32] | None:
+    def _landmarks(self, face: Pixels) -> NDArray[np.float32] | None:
         """Five points at 512, of the face nearest to the middle."""
-        large = cv2.resize(face, (512, 512), interpolation=cv2.INTER_CUBIC)
-        found = self.detector(large)
+        found = self.detector(cv2.resize(face, (512, 512), interpolation=cv2.INTER_CUBIC))
         if not found:
             return None
         return min(found, key=lambda f: float(np.abs(f.landmarks.mean(0) - 256).sum())).landmarks
@@ -86,67 +107,56 @@ def face_ellipse(size: int) -> NDArray[np.bool_]:
     return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
 
 
-def gradient(face: Pixels) -> NDArray[np.float32]:
-    luma = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.hypot(cv2.Sobel(luma, cv2.CV_32F, 1, 0), cv2.Sobel(luma, cv2.CV_32F, 0, 1))
-
-
-def measure(judge: Judge, restored: Sequence[Pixels], clean: Sequence[Pixels]) -> dict[str, float]:
-    """The row of the table for faces (S,S,3) against their clean versions."""
-    size = clean[0].shape[0]
-    inside = face_ellipse(size)
-    cut = slice(size // 32, -(size // 32))
-    rows: dict[str, list[float]] = {
-        k: [] for k in ("psnr", "ssim", "sharpness", "landmarks", "features", "colour")
+def compare(a: Look, b: Look) -> dict[str, float]:
+    """The figures of one face against its clean version; landmarks only if found in both."""
+    border = b.pixels.shape[0] // 32
+    cut = slice(border, -border)
+    ours, clean = a.pixels[cut, cut], b.pixels[cut, cut]
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    distances = [
+        ((x - y).abs().mean() / y.abs().mean()).item()
+        for x, y in zip(a.features, b.features, strict=True)
+    ]
+    figures = {
+        "psnr": float(peak_signal_noise_ratio(clean, ours)),
+        "ssim": float(structural_similarity(clean, ours, channel_axis=2, **window)),
+        "sharpness": a.gradient / b.gradient,
+        "features": float(np.mean(distances)),
+        "colour": float(np.linalg.norm(a.lab - b.lab)),
     }
-    for ours, theirs in zip(restored, clean, strict=True):
-        a, b = ours[cut, cut], theirs[cut, cut]
-        rows["psnr"].append(peak_signal_noise_ratio(b, a))
-        rows["ssim"].append(
-            structural_similarity(
-                b, a, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-            )
-        )
-        rows["sharpness"].append(
-            float(gradient(ours)[inside].mean() / gradient(theirs)[inside].mean())
-        )
-        rows["features"].append(
-            float(
-                np.mean(
-                    [
-                        ((x - y).abs().mean() / y.abs().mean()).item()
-                        for x, y in zip(judge.features(ours), judge.features(theirs), strict=True)
-                    ]
-                )
-            )
-        )
-        shift = (rgb2lab(ours)[inside] - rgb2lab(theirs)[inside]).mean(0)
-        rows["colour"].append(float(np.linalg.norm(shift)))
-        points = judge.landmarks(ours), judge.landmarks(theirs)
-        if points[0] is not None and points[1] is not None:
-            distance = np.linalg.norm(points[0] - points[1], axis=1).mean()
-            rows["landmarks"].append(float(distance))
-    means = {k: float(np.mean(v)) if v else float("nan") for k, v in rows.items()}
-    return means | {"found": len(rows["landmarks"]) / len(clean)}
+    if a.landmarks is not None and b.landmarks is not None:
+        distance = np.linalg.norm(a.landmarks - b.landmarks, axis=1).mean()
+        figures["landmarks"] = float(distance)
+    return figures
 
 
-def restorations(net: CodeFormer, damaged: Tensor, match: bool) -> dict[str, Tensor]:
-    """Images (N,3,S,S) in [-1, 1] by the name of their row."""
+def row(judge: Judge, faces: Tensor, clean: Sequence[Look]) -> dict[str, float]:
+    """A row of the table: means over faces (N,3,S,S) in [-1, 1]."""
+    pairs = zip(from_tensor(faces), clean, strict=True)
+    figures = [compare(judge(face), reference) for face, reference in pairs]
+    found = [f["landmarks"] for f in figures if "landmarks" in f]
+    means = {k: float(np.mean([f[k] for f in figures])) for k in figures[0] if k != "landmarks"}
+    return means | {
+        "landmarks": float(np.mean(found)) if found else float("nan"),
+        "found": len(found) / len(figures),
+    }
+
+
+def restorations(
+    net: CodeFormer, damaged: Tensor, match: bool, device: torch.device
+) -> dict[str, Tensor]:
+    """Images (N,3,S,S) in [-1, 1], on the CPU, by the name of their row."""
     images: dict[str, list[Tensor]] = {}
     for x in (damaged * 2 - 1).split(8):
-        latent, skips = net.encode(x)
-        codes = net.predict_codes(latent).argmax(-1)
-        nearest, predicted = net.quantize(latent).values, net.lookup(codes)
+        latent, skips = net.encode(x.to(device))
+        nearest = net.quantize(latent).values
+        predicted = net.lookup(net.predict_codes(latent).argmax(-1))
         if match:
             nearest, predicted = (adaptive_instance_norm(q, latent) for q in (nearest, predicted))
-        images.setdefault("nearest codes, w = 0", []).append(net.decode(nearest, skips, 0))
+        images.setdefault("nearest codes, w = 0", []).append(net.decode(nearest, skips, 0).cpu())
         for w in FIDELITIES:
-            images.setdefault(f"w = {w:g}", []).append(net.decode(predicted, skips, w))
+            images.setdefault(f"w = {w:g}", []).append(net.decode(predicted, skips, w).cpu())
     return {k: torch.cat(v) for k, v in images.items()}
-
-
-def pictures(images: Tensor) -> list[Pixels]:
-    return list(from_tensor(images))
 
 
 def main() -> None:
@@ -156,7 +166,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first N faces")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--no-match", action="store_true", help="without latent AdaIN")
+    parser.add_argument(
+        "--match",
+        action=argparse.BooleanOptionalAction,
+        help="latent AdaIN (default: what the model wants)",
+    )
     parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG)")
     parser.add_argument("--json", type=Path, help="write the figures (JSON)")
     arguments = parser.parse_args()
@@ -164,24 +178,24 @@ def main() -> None:
     device = choose_device(arguments.device)
     net = load_codeformer(arguments.model or shipped(), device)
     size = net.config.image_size
+    match = net.config.match_statistics if arguments.match is None else arguments.match
     paths = sorted(p for p in arguments.faces.iterdir() if p.suffix in (".jpg", ".png"))
     clean = [
         cv2.resize(read_photo(path).pixels, (size, size), interpolation=cv2.INTER_AREA)
         for path in paths[: arguments.limit]
     ]
-    batch = torch.from_numpy(np.stack(clean)).permute(0, 3, 1, 2).float().to(device) / 255
-    detector = load_detector("mtcnn", device)
-    judge = Judge(detector, MTCNN().onet)
+    batch = torch.from_numpy(np.stack(clean)).permute(0, 3, 1, 2).float() / 255
+    judge = Judge()
 
     results: dict[str, dict[str, dict[str, float]]] = {}
     columns = [batch[:SHEET_FACES]]
     with inference():
+        references = [judge(face) for face in clean]
         for name, damage in (("small", SMALL), ("large", LARGE)):
             damaged = damage_all(batch, damage.scaled(size), arguments.seed)
-            images = restorations(net, damaged, not arguments.no_match)
-            rows = {"degraded input": measure(judge, pictures(damaged * 2 - 1), clean)}
-            rows |= {k: measure(judge, pictures(v), clean) for k, v in images.items()}
-            results[name] = rows
+            images = restorations(net, damaged, match, device)
+            every = {"degraded input": damaged * 2 - 1} | images
+            results[name] = {k: row(judge, v, references) for k, v in every.items()}
             columns.append(damaged[:SHEET_FACES])
             columns += [
                 ((images[f"w = {w}"][:SHEET_FACES] + 1) / 2).clamp(0, 1) for w in ("0", "0.5", "1")

@@ -75,7 +75,7 @@ def load_strictly(
 
 
 # What unpickling damaged bytes raises, according to the documentation of pickle, and to trials.
-_DAMAGE = (
+DAMAGE = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
@@ -96,7 +96,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CheckpointError(
             f"{path} is damaged or holds more than weights, so it was not opened"
         ) from error

@@ -70,3 +70,16 @@ def synchronize(device: torch.device) -> None:
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on a CUDA card; 0 elsewhere, where main memory serves."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def autotune() -> None:
+    """Lets cuDNN try its algorithms once for each shape; for work whose shapes repeat."""
+    torch.backends.cudnn.benchmark = True
+
+
+def own_device(device: torch.device, index: int) -> torch.device:
+    """The index-th device of that kind, made this process's current one."""
+    own = torch.device(device.type, index)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    return own

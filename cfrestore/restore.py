@@ -74,7 +74,7 @@ def restore_faces(
         batch = aligned[start : start + batch_size]
         crops = to_tensor(np.stack([face.crop for face in batch])).to(device)  # (B, 3, S, S)
         with inference():
-            images = network(crops, w=fidelity, match_statistics=True).float().cpu()
+            images = network(crops, fidelity, network.config.match_statistics).float().cpu()
         results += (
             _judge(image, face, fidelity, gray) for image, face in zip(images, batch, strict=True)
         )

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cfrestore.errors import CheckpointError, ConfigError, ImageError, WeightsError
+from cfrestore.errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    OutputError,
+    WeightsError,
+)
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 from cfrestore.models.vqgan import VQGANConfig
 from cfrestore.train import losses
@@ -18,12 +24,15 @@ from cfrestore.train.config import (
     AUTOENCODER,
     CODES,
     FUSION,
+    LARGE,
     PRESETS,
+    SMALL,
     Adversary,
     Augmentation,
     AutoencoderRecipe,
     Codebook,
     CodesRecipe,
+    Degradation,
     FusionRecipe,
     Optimisation,
     Perceptual,
@@ -135,6 +144,16 @@ def test_published_recipes_hold_the_published_numbers() -> None:
     assert three.optimisation.ema_decay == 0.997
     assert three.adversary is not None
     assert (three.adversary.start, three.adversary.scale) == (5_001, 0.1)
+    assert (one.adversary.scale, one.adversary.largest, one.adversary.halved) == (0.8, 1.0, False)
+    for stage, batch, decay in ((one, 32, 0.995), (two, 32, 0.995), (three, 24, 0.997)):
+        assert (stage.optimisation.batch_size, stage.optimisation.ema_decay) == (batch, decay)
+        assert stage.optimisation.betas == (0.9, 0.99)
+        assert stage.augmentation == Augmentation()
+    assert (one.codebook.beta, one.codebook.beta_on) == (0.25, "codebook")
+    assert LARGE == Degradation((1, 15), (4, 30), (0, 20), (30, 80), 41)
+    assert SMALL == Degradation((0.1, 10), (1, 12), (0, 15), (60, 100), 41)
+    assert two.degradations == ((LARGE, 1.0),)
+    assert (three.small, three.large) == (SMALL, LARGE)
 
 
 def test_published_fusion_schedule() -> None:
@@ -155,6 +174,9 @@ def test_presets_are_found_by_name_and_stretch() -> None:
     )
     with pytest.raises(ConfigError, match="compact"):
         recipe("codes", "nonsense")
+    compact = with_iterations(AUTOENCODER["compact"], 1200)
+    assert isinstance(compact, AutoencoderRecipe)
+    assert (compact.codebook.kmeans_after, compact.optimisation.warm_up) == (20, 20)
     short = with_iterations(FUSION["published"], 1500)
     assert isinstance(short, FusionRecipe)
     assert [p.until for p in short.phases] == [400, 800, 1200, 1500]
@@ -364,6 +386,26 @@ def test_a_plain_vqvae_has_no_discriminator() -> None:
     assert set(report) == {"pixel", "codebook", "perplexity"}
 
 
+def test_mixed_precision_chooses_the_same_codes(
+    stage_one: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The codebook is searched in float32, whatever precision the convolutions have."""
+    monkeypatch.setattr(
+        "cfrestore.train.stages.autocast",
+        lambda device, enabled: torch.autocast("cpu", torch.bfloat16, enabled=enabled),
+    )
+    stage = CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU, mixed=True)
+    seen = []
+    codes = stage.teacher.codes
+    monkeypatch.setattr(stage.teacher, "codes", lambda x: seen.append(codes(x)) or seen[-1])
+    step(stage, 1)
+    assert torch.equal(seen[0], codes(sampler().batch(1, CPU) * 2 - 1))
+    moving = autoencoder(MOVING)
+    moving.mixed = True
+    for t in (1, 2, 3, 4):
+        assert all(value.isfinite() for value in step(moving, t).values())
+
+
 def test_stage_one_learns() -> None:
     torch.manual_seed(0)
     how = Optimisation(60, 4, 5e-3, 5e-4)
@@ -487,6 +529,33 @@ def test_shards_of_a_checkpoint_resume_like_the_whole(tmp_path: Path) -> None:
     save_state(whole, stage, 4)
     assert not (tmp_path / "last.pt").exists()
     assert load_state(tmp_path / "last.pt", autoencoder()) == load_state(whole, autoencoder()) == 4
+
+
+def test_a_checkpoint_is_not_overwritten_by_a_new_run(tmp_path: Path) -> None:
+    save_state(tmp_path / "last.pt", autoencoder(), 4)
+    with pytest.raises(OutputError, match="resume"):
+        train(autoencoder(), sampler(), tmp_path, Schedule(), print)
+
+
+def test_shards_replace_a_whole_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_state(path, autoencoder(), 4)
+    save_state(path, autoencoder(), 5, shard_mb=1)
+    assert read_state(path)["iteration"] == 5
+    save_state(path, autoencoder(), 6)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_logged_means_are_over_the_iterations_that_have_the_value(
+    tmp_path: Path, stage_one: Path, stage_two: Path
+) -> None:
+    stage = fusion(stage_one, stage_two, (Phase(6, (1, 3)),))
+    train(stage, sampler(), tmp_path, Schedule(log_every=6), print)
+    (line,) = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
+    direct = [
+        float(step(fusion(stage_one, stage_two, (Phase(6, (1, 3)),)), t)["pixel"]) for t in (3, 6)
+    ]
+    assert line["pixel"] == pytest.approx(sum(direct) / 2, rel=0.1)
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: Path) -> None:

@@ -43,6 +43,8 @@ class CodeFormerConfig:
         layers: transformer layers.
         mlp_width: hidden width of each layer's feed-forward part.
         connect: feature sides at which encoder features may be fused into the generator.
+        match_statistics: whether restoration is to use latent AdaIN, as the published model does;
+            the models trained here do without, see NOTES.md.
 
     Raises:
         ConfigError: the values do not fit each other.
@@ -54,6 +56,7 @@ class CodeFormerConfig:
     layers: int = 9
     mlp_width: int = 1024
     connect: tuple[int, ...] = (32, 64, 128, 256)
+    match_statistics: bool = True
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -90,6 +93,7 @@ class CodeFormerConfig:
             layers=6,
             mlp_width=768,
             connect=(32, 64, 128),
+            match_statistics=False,
         )
 
     @classmethod
@@ -110,6 +114,7 @@ class CodeFormerConfig:
             layers=5,
             mlp_width=512,
             connect=(16, 32, 64),
+            match_statistics=False,
         )
 
     def to_json(self) -> str:
@@ -275,7 +280,8 @@ class CodeFormer(nn.Module):
             x: (B,3,S,S), RGB in [-1, 1].
             w: fidelity; 0 trusts the codebook alone, 1 follows the input closely.
             match_statistics: give the looked-up features the mean and deviation of the input's
-                (latent AdaIN), as published restoration does.
+                (latent AdaIN), as published restoration does; `config.match_statistics` says
+                whether this model wants it.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfrestore.checkpoint import DAMAGE
 from cfrestore.errors import CheckpointError
 
 
@@ -18,20 +19,22 @@ def exists(path: Path) -> bool:
 
 
 def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> None:
-    """Writes a checkpoint in place of what was there.
+    """Writes a checkpoint in place of what was there, whole or in shards.
 
     With shard_mb its bytes are split into `path.0`, `path.1`, ...; put together they are the file.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getvalue()
+    count = 0
     if shard_mb is None:
         replace_file(path, data)
-        return
-    size = shard_mb * 2**20
-    count = -(-len(data) // size)
-    for n in range(count):
-        replace_file(_shard(path, n), data[n * size : (n + 1) * size])
+    else:
+        size = shard_mb * 2**20
+        count = -(-len(data) // size)
+        for n in range(count):
+            replace_file(_shard(path, n), data[n * size : (n + 1) * size])
+        path.unlink(missing_ok=True)
     while _shard(path, count).exists():
         _shard(path, count).unlink()
         count += 1
@@ -54,8 +57,8 @@ def read(path: Path) -> dict[str, Any]:
         data = b"".join(parts)
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    except DAMAGE as error:
+        raise CheckpointError(f"{path} is damaged or holds more than tensors") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no checkpoint")
     return content

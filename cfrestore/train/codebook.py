@@ -48,12 +48,12 @@ class MovingCodebook:
         """
         points = self._directions(latents)
         first = torch.randperm(len(points), generator=generator, device=points.device)
-        centres = points[first[: len(self.codes)]]
+        centres = from_first(points[first[: len(self.codes)]])
         for _ in range(KMEANS_ROUNDS):
             nearest = torch.cdist(points, centres).argmin(1)
-            counts, sums = _tally(points, nearest, len(centres))
+            counts, sums = (all_sum(x) for x in _tally(points, nearest, len(centres)))
             centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
-        self.counts.fill_(len(points) / len(centres))
+        self.counts.copy_(counts.mean())
         self.sums.copy_(centres * self.counts[:, None])
         self._write()
 

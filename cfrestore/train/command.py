@@ -8,6 +8,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from cfrestore.train.config import Recipe
+    from cfrestore.train.stages import Stage
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -63,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     out = stages.add_parser("export", help="averaged weights of a stage III checkpoint, in fp16")
     out.add_argument("checkpoint", type=Path)
     out.add_argument("output", type=Path, metavar="OUT.safetensors")
+    out.add_argument("--licence", default="unstated", help="terms to write into the file")
     return parser
 
 
@@ -78,61 +86,38 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
+def _say_nothing(line: str) -> None:
+    pass
+
+
 def train(arguments: argparse.Namespace) -> int:
     """Builds the stage the words describe and runs it."""
+    from cfrestore.device import autotune, choose_device
+    from cfrestore.train import distributed
+
+    autotune()
+    device, rank, world = distributed.start(choose_device(arguments.device))
+    try:
+        _run(arguments, device, rank, world)
+    finally:
+        distributed.stop()
+    return 0
+
+
+def _run(arguments: argparse.Namespace, device: torch.device, rank: int, world: int) -> None:
     import torch
 
-    from cfrestore.device import choose_device, describe
-    from cfrestore.errors import ConfigError
-    from cfrestore.train import config, distributed
+    from cfrestore.device import describe
     from cfrestore.train.data import Sampler, load_faces
     from cfrestore.train.loop import Schedule
-    from cfrestore.train.loop import train as run
-    from cfrestore.train.perceptual import build_perceptual
-    from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, Stage
+    from cfrestore.train.loop import train as loop
 
-    device, rank, world = distributed.start(choose_device(arguments.device))
-
-    recipe = config.recipe(arguments.stage, arguments.preset)
-    if arguments.iterations:
-        recipe = config.with_iterations(recipe, arguments.iterations)
-    optimisation = recipe.optimisation
-    optimisation = replace(
-        optimisation,
-        batch_size=arguments.batch_size or optimisation.batch_size,
-        learning_rate=arguments.learning_rate or optimisation.learning_rate,
-    )
-    if optimisation.batch_size % world:
-        raise ConfigError(f"batch size {optimisation.batch_size} cannot be split over {world}")
-    recipe = replace(recipe, optimisation=optimisation)
-    perceptual = None
-    if not isinstance(recipe, config.CodesRecipe):
-        if arguments.perceptual:
-            choice = replace(recipe.perceptual, kind=arguments.perceptual)
-            recipe = replace(recipe, perceptual=choice)
-        perceptual = build_perceptual(
-            recipe.perceptual, arguments.retinaface, arguments.vgg, arguments.lpips
-        )
-
+    recipe = _recipe(arguments, world)
     torch.manual_seed(arguments.seed)
-    stage: Stage
-    if isinstance(recipe, config.AutoencoderRecipe):
-        stage = Autoencoder(recipe, perceptual, device, arguments.bf16)
-    elif isinstance(recipe, config.CodesRecipe):
-        stage = CodePrediction(recipe, arguments.autoencoder, device, arguments.bf16)
-    else:
-        stage = Fusion(
-            recipe, arguments.codes, arguments.autoencoder, perceptual, device, arguments.bf16
-        )
-    if arguments.compile:
-        for verb in ("encode", "predict_codes", "decode"):
-            if hasattr(stage.network, verb):
-                setattr(stage.network, verb, torch.compile(getattr(stage.network, verb)))
-
+    stage = _stage(arguments, recipe, device)
     faces = load_faces(arguments.data, recipe.model.image_size, device)
-    sampler = Sampler(
-        faces, recipe.augmentation, optimisation.batch_size // world, arguments.seed, rank, world
-    )
+    batch_size = recipe.optimisation.batch_size
+    sampler = Sampler(faces, recipe.augmentation, batch_size // world, arguments.seed, rank, world)
     schedule = Schedule(
         arguments.log_every,
         arguments.save_every,
@@ -140,16 +125,63 @@ def train(arguments: argparse.Namespace) -> int:
         arguments.max_minutes,
         arguments.shard_mb,
     )
-    if rank == 0:
-        _say(
-            f"stage {stage.name}, preset {arguments.preset}: {len(faces.names)} faces of "
-            f"{recipe.model.image_size} px, batch {optimisation.batch_size}, {describe(device)}"
+    say = _say if rank == 0 else _say_nothing
+    say(
+        f"stage {stage.name}, preset {arguments.preset}: {len(faces.names)} faces of "
+        f"{recipe.model.image_size} px, batch {batch_size}, {describe(device)}"
+    )
+    loop(stage, sampler, arguments.output, schedule, say, arguments.resume)
+
+
+def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
+    """The preset, changed as the words ask."""
+    from cfrestore.errors import ConfigError
+    from cfrestore.train import config
+
+    recipe = config.recipe(arguments.stage, arguments.preset)
+    if arguments.iterations:
+        recipe = config.with_iterations(recipe, arguments.iterations)
+    optimisation = replace(
+        recipe.optimisation,
+        batch_size=arguments.batch_size or recipe.optimisation.batch_size,
+        learning_rate=arguments.learning_rate or recipe.optimisation.learning_rate,
+    )
+    if optimisation.batch_size % world:
+        raise ConfigError(f"batch size {optimisation.batch_size} cannot be split over {world}")
+    recipe = replace(recipe, optimisation=optimisation)
+    if not isinstance(recipe, config.CodesRecipe) and arguments.perceptual:
+        recipe = replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
+    return recipe
+
+
+def _stage(arguments: argparse.Namespace, recipe: Recipe, device: torch.device) -> Stage:
+    """The stage with everything it starts from."""
+    import torch
+    import torch._functorch.config as functorch
+
+    from cfrestore.train.config import AutoencoderRecipe, CodesRecipe
+    from cfrestore.train.perceptual import build_perceptual
+    from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
+
+    stage: Stage
+    if isinstance(recipe, CodesRecipe):
+        stage = CodePrediction(recipe, arguments.autoencoder, device, arguments.bf16)
+    else:
+        perceptual = build_perceptual(
+            recipe.perceptual, arguments.retinaface, arguments.vgg, arguments.lpips
         )
-    try:
-        run(stage, sampler, arguments.output, schedule, _say, arguments.resume)
-    finally:
-        distributed.stop()
-    return 0
+        if isinstance(recipe, AutoencoderRecipe):
+            stage = Autoencoder(recipe, perceptual, device, arguments.bf16)
+        else:
+            start = arguments.codes, arguments.autoencoder
+            stage = Fusion(recipe, *start, perceptual, device, arguments.bf16)
+    if arguments.compile:
+        # The adaptive weight differentiates through the same graph more than once.
+        functorch.donated_buffer = False
+        for verb in ("encode", "predict_codes", "decode"):
+            if hasattr(stage.network, verb):
+                setattr(stage.network, verb, torch.compile(getattr(stage.network, verb)))
+    return stage
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -173,7 +205,7 @@ def export(arguments: argparse.Namespace) -> int:
         "recipe": json.dumps(
             {"stage": "fusion", "iteration": content["iteration"]} | json.loads(content["recipe"])
         ),
-        "licence": "Apache-2.0",
+        "licence": arguments.licence,
     }
     save_file(weights, arguments.output, metadata)
     _say(f"{arguments.output}: {sum(v.numel() for v in weights.values()):,} parameters in fp16")

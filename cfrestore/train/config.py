@@ -58,7 +58,8 @@ class Augmentation:
         brightness, contrast, saturation: largest relative change.
         tint: largest relative change of each colour channel on its own.
         gray: probability that all colour is removed.
-        repeats: (first letters of the file name, how often an epoch shows it); others once.
+        repeats: (pattern of the beginning of file names, how often an epoch shows such a file);
+            others are shown once.
     """
 
     mirror: float = 0.5
@@ -106,6 +107,10 @@ class Optimisation:
             rate = self.final_learning_rate + 0.5 * fall * (1 + math.cos(math.pi * progress))
         return rate * min(1.0, t / self.warm_up) if self.warm_up else rate
 
+    def pace(self, t: int) -> float:
+        """Learning rate of iteration t over that of the first."""
+        return self.rate(t) / self.learning_rate
+
     def decay(self, t: int) -> float:
         """EMA decay of iteration t."""
         return min(self.ema_decay, (1 + t) / (10 + t)) if self.ema_warm_up else self.ema_decay
@@ -140,7 +145,7 @@ class Adversary:
     """The discriminator and how strongly it is heard.
 
     The generator hears it, and it learns, at iterations greater than `start`; with `lead` it
-    learns that many iterations earlier.
+    learns that many iterations earlier. Its learning rate follows the generator's schedule.
 
     Attributes:
         scale: factor on the adaptive weight |grad rec| / (|grad GAN| + 1e-4).
@@ -171,7 +176,7 @@ class Perceptual:
 
     kind: Literal["lpips", "retinaface", "none"] = "lpips"
     weight: float = 1.0
-    double_normalisation: bool = True
+    double_normalisation: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,19 +249,6 @@ class FusionRecipe:
         m, n = phase.fusing
         return phase.w if -t % n < m else None
 
-    def stretched(self, iterations: int) -> FusionRecipe:
-        """The same schedule over another number of iterations."""
-        factor = iterations / self.optimisation.iterations
-        adversary = self.adversary and replace(
-            self.adversary, start=round(self.adversary.start * factor)
-        )
-        return replace(
-            self,
-            optimisation=replace(self.optimisation, iterations=iterations),
-            phases=tuple(replace(p, until=round(p.until * factor)) for p in self.phases),
-            adversary=adversary,
-        )
-
 
 Recipe = AutoencoderRecipe | CodesRecipe | FusionRecipe
 
@@ -272,7 +264,7 @@ _VARIED = Augmentation(
     saturation=0.4,
     tint=0.08,
     gray=0.15,
-    repeats=(("b", 4), ("c", 4), ("d", 2)),
+    repeats=((r"[bc]\d{5}\.", 4), (r"d\d{5}\.", 2)),
 )
 _HEALTHY_CODES = Codebook(
     update="ema", beta_on="commitment", spherical=True, kmeans_after=200, revive_below=0.05
@@ -283,6 +275,7 @@ AUTOENCODER: dict[str, AutoencoderRecipe] = {
     "published": AutoencoderRecipe(
         _PUBLISHED,
         Optimisation(1_600_000, 32, 7e-5, 6e-5),
+        perceptual=Perceptual(double_normalisation=True),
         adversary=Adversary(start=30_001, scale=0.8, learning_rate=7e-5),
     ),
     "paper": AutoencoderRecipe(
@@ -301,7 +294,7 @@ AUTOENCODER: dict[str, AutoencoderRecipe] = {
         _COMPACT,
         Optimisation(500_000, 32, 1e-4),
         codebook=Codebook(beta_on="commitment"),
-        perceptual=Perceptual("lpips", double_normalisation=False),
+        perceptual=Perceptual("lpips"),
         adversary=Adversary(
             start=30_001, scale=0.8, learning_rate=1e-4, largest=1e4, halved=True, layers=3
         ),
@@ -368,6 +361,7 @@ FUSION: dict[str, FusionRecipe] = {
             Phase(120_000, (0, 1)),
             Phase(150_000, (1, 15), w=1.3),
         ),
+        perceptual=Perceptual(double_normalisation=True),
         adversary=Adversary(start=5_001, scale=0.1, learning_rate=5e-5),
     ),
     "paper": FusionRecipe(
@@ -416,16 +410,25 @@ def recipe(stage: str, preset: str) -> Recipe:
 
 
 def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
-    """The recipe over another number of iterations; schedules keep their proportions."""
-    if isinstance(recipe, FusionRecipe):
-        return recipe.stretched(iterations)
+    """The recipe over another number of iterations; everything in it keeps its proportions."""
     factor = iterations / recipe.optimisation.iterations
+
+    def scaled(t: int) -> int:
+        return max(1, round(t * factor)) if t else 0
+
     optimisation = replace(
         recipe.optimisation,
         iterations=iterations,
-        milestones=tuple(round(m * factor) for m in recipe.optimisation.milestones),
+        milestones=tuple(scaled(m) for m in recipe.optimisation.milestones),
+        warm_up=scaled(recipe.optimisation.warm_up),
     )
-    if isinstance(recipe, AutoencoderRecipe) and recipe.adversary is not None:
-        adversary = replace(recipe.adversary, start=round(recipe.adversary.start * factor))
-        return replace(recipe, optimisation=optimisation, adversary=adversary)
-    return replace(recipe, optimisation=optimisation)
+    if isinstance(recipe, CodesRecipe):
+        return replace(recipe, optimisation=optimisation)
+    adversary = recipe.adversary and replace(
+        recipe.adversary, start=scaled(recipe.adversary.start), lead=scaled(recipe.adversary.lead)
+    )
+    if isinstance(recipe, FusionRecipe):
+        phases = tuple(replace(p, until=scaled(p.until)) for p in recipe.phases)
+        return replace(recipe, optimisation=optimisation, adversary=adversary, phases=phases)
+    codebook = replace(recipe.codebook, kmeans_after=scaled(recipe.codebook.kmeans_after))
+    return replace(recipe, optimisation=optimisation, adversary=adversary, codebook=codebook)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ class Faces:
     """Aligned clean faces.
 
     Attributes:
-        images: (N,3,S,S) uint8 RGB, on the training device.
+        images: (N,3,S,S) uint8 RGB, on the training device if they fit, else in main memory.
         names: file names, in the order of images.
     """
 
@@ -48,32 +49,35 @@ def load_faces(sources: Sequence[Path], size: int, device: torch.device) -> Face
         ImageError: a source is missing or holds no picture, or a picture is unreadable.
     """
 
-    def decode(item: tuple[str, bytes]) -> tuple[str, np.ndarray]:
-        name, data = item
+    files = sorted(_files(sources), key=lambda item: item[0])
+    if not files:
+        raise ImageError(f"no pictures in {', '.join(map(str, sources))}")
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+
+    def decode(n: int) -> None:
+        name, content = files[n]
+        data = content.read_bytes() if isinstance(content, Path) else content
         try:
             with Image.open(io.BytesIO(data)) as picture:
                 face = picture.convert("RGB").resize((size, size), Image.Resampling.BOX)
         except (OSError, ValueError) as error:
             raise ImageError(f"{name} cannot be read: {error}") from error
-        return name, np.asarray(face)
+        images[n] = torch.from_numpy(np.array(face)).permute(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
-        decoded = sorted(pool.map(decode, _files(sources)), key=lambda item: item[0])
-    if not decoded:
-        raise ImageError(f"no pictures in {', '.join(map(str, sources))}")
-    stacked = torch.from_numpy(np.stack([face for _, face in decoded]))
-    images = stacked.permute(0, 3, 1, 2).contiguous()
+        list(pool.map(decode, range(len(files))))
     if images.nbytes < free_memory(device) // 2:
         images = images.to(device)
-    return Faces(images, tuple(name for name, _ in decoded))
+    return Faces(images, tuple(name for name, _ in files))
 
 
-def _files(sources: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+def _files(sources: Sequence[Path]) -> Iterator[tuple[str, Path | bytes]]:
+    """Names of all pictures, with where they are or, out of shards, what they hold."""
     for source in sources:
         if source.is_dir():
             for path in sorted(source.rglob("*")):
                 if path.suffix.lower() in SUFFIXES:
-                    yield path.name, path.read_bytes()
+                    yield path.name, path
         elif source.is_file():
             try:
                 with tarfile.open(source) as shard:
@@ -116,9 +120,8 @@ class Sampler:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        repeats = dict(augmentation.repeats)
         times = [
-            next((n for prefix, n in repeats.items() if name.startswith(prefix)), 1)
+            next((n for pattern, n in augmentation.repeats if re.match(pattern, name)), 1)
             for name in faces.names
         ]
         count = torch.arange(len(times))

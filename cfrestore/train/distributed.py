@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cfrestore.device import own_device
+
 
 def start(device: torch.device) -> tuple[torch.device, int, int]:
     """Joins the processes torchrun started.
@@ -24,7 +26,7 @@ def start(device: torch.device) -> tuple[torch.device, int, int]:
     if device.type == "cpu":
         dist.init_process_group("gloo")
     else:
-        device = torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+        device = own_device(device, int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(device_id=device)
     return device, dist.get_rank(), world
 
@@ -51,6 +53,8 @@ def from_first(x: Tensor) -> Tensor:
 
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process, so that all stop together."""
+    if not dist.is_initialized():
+        return flag
     return bool(all_sum(torch.tensor(float(flag), device=device)) > 0)
 
 

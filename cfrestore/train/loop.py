@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cfrestore.device import synchronize
-from cfrestore.errors import CFRestoreError, CheckpointError
+from cfrestore.errors import CFRestoreError, CheckpointError, OutputError
 from cfrestore.train import checkpoint
 from cfrestore.train.data import Sampler, generator_for
 from cfrestore.train.distributed import any_process
@@ -58,38 +58,44 @@ def train(
     Args:
         folder: gets `last.pt` (replaced atomically), `log.jsonl`, `samples-*.png`.
         say: takes the progress lines.
-        resume: continue from the folder's checkpoint, if there is one.
+        resume: continue from the folder's checkpoint, if there is one; else there must be none.
     Returns:
         whether the recipe has been completed.
     Raises:
         CheckpointError: the checkpoint to resume from is damaged or of another recipe.
+        OutputError: there is a checkpoint and it is not to be resumed.
         CFRestoreError: a loss is no longer finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "last.pt"
     first = sampler.rank == 0
     total = stage.recipe.optimisation.iterations
-    t = load_state(target, stage) if resume and checkpoint.exists(target) else 0
+    t = 0
+    if checkpoint.exists(target):
+        if not resume:
+            raise OutputError(f"{target} exists; resume it, or choose another folder")
+        t = load_state(target, stage)
     if t:
         say(f"resumed {target} at iteration {t}")
     started = logged_at = time.monotonic()
-    logged, sums = t, dict[str, Tensor]()
+    logged, seen = t, dict[str, list[Tensor]]()
     with _Interruption() as interruption:
         while t < total:
             t += 1
             clean = sampler.batch(t, stage.device)
             report = stage.step(t, clean, sampler.generator(t, 2, stage.device))
-            sums = {k: sums.get(k, 0) + v for k, v in report.items()}
+            for key, value in report.items():
+                seen.setdefault(key, []).append(value)
             if t % schedule.log_every == 0 or t == total:
                 synchronize(stage.device)
                 now = time.monotonic()
                 speed = (t - logged) * sampler.batch_size * sampler.world / (now - logged_at)
-                values = {k: float(v) / (t - logged) for k, v in sums.items()}
+                values = {k: float(torch.stack(v).mean()) for k, v in seen.items()}
                 if first:
                     _log(folder, t, total, speed, values, stage.name, say)
                 if not all(np.isfinite(v) for v in values.values()):
                     raise CFRestoreError(f"a loss is not finite at iteration {t}: {values}")
-                logged, logged_at, sums = t, now, {}
+                logged, logged_at, seen = t, now, {}
             late = (
                 schedule.max_minutes is not None
                 and time.monotonic() - started > schedule.max_minutes * 60
@@ -155,7 +161,10 @@ def load_state(path: Path, stage: Stage) -> int:
             f"{path} was written by stage {content['stage']} of {content['config']}, "
             f"not by stage {stage.name} of {stage.recipe.model.to_json()}"
         )
-    stage.load(content)
+    try:
+        stage.load(content)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} was written with another recipe: no {error}") from error
     return int(content["iteration"])
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,13 @@ KMEANS_LATENTS = 50
 """Latents collected for each code before k-means."""
 
 Report = dict[str, Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 
 
-class Learner:
+class Learner(Generic[Network]):
     """A network that learns, its optimiser and the moving average of its weights."""
 
-    def __init__(self, network: nn.Module, how: Optimisation) -> None:
+    def __init__(self, network: Network, how: Optimisation) -> None:
         self.network = network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.how = how
@@ -57,7 +58,7 @@ class Learner:
         )
 
     def update(self, loss: Tensor, t: int) -> None:
-        """One Adam step at the rate of iteration t, then one step of the average."""
+        """One Adam step at the rate of iteration t."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.network)
@@ -119,8 +120,12 @@ class Critic:
         factor = losses.adaptive_weight(reconstruction, loss, weight, self.recipe.largest)
         return self.recipe.scale * factor * loss, factor
 
-    def learn(self, real: Tensor, fake: Tensor) -> Tensor:
-        """One step of the discriminator; real and fake pass separately, as BatchNorm demands."""
+    def learn(self, real: Tensor, fake: Tensor, pace: float) -> Tensor:
+        """One step of the discriminator; real and fake pass separately, as BatchNorm demands.
+
+        Args:
+            pace: learning rate over that at the start.
+        """
         self.network.requires_grad_(True)
         loss = losses.hinge_discriminator(
             self.network(real).float(), self.network(fake.detach()).float()
@@ -130,6 +135,8 @@ class Critic:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.network)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.learning_rate * pace
         self.optimiser.step()
         return loss.detach()
 
@@ -178,34 +185,32 @@ class Autoencoder:
         quantised = t > self.recipe.codebook.kmeans_after
         with autocast(self.device, self.mixed):
             latent = self.network.encode(x)
-            if quantised:
-                codes = self.network.quantize.nearest(latent.detach())
-                vectors = self.network.quantize.lookup(codes, latent.shape[-1])
-                fake = self.network.decode(latent + (vectors - latent).detach())
-            else:
-                fake = self.network.decode(latent)
-            rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
-            total = rec
-            if quantised:
-                book = losses.codebook_loss(
-                    latent.float(),
-                    vectors.float(),
-                    self.recipe.codebook.beta,
-                    self.recipe.codebook.beta_on,
-                )
-                total = total + book
-                report |= {
-                    "codebook": book,
-                    "perplexity": perplexity(codes, len(self.network.quantize.embedding.weight)),
-                }
-            if self.critic and self.critic.heard(t):
-                last = self.network.generator.last_weight
+        latent = quantised_latent = latent.float()
+        if quantised:  # in full precision: in bfloat16 some codes would be others
+            codes = self.network.quantize.nearest(latent.detach())
+            vectors = self.network.quantize.lookup(codes, latent.shape[-1])
+            quantised_latent = latent + (vectors - latent).detach()
+        with autocast(self.device, self.mixed):
+            fake = self.network.decode(quantised_latent)
+        rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
+        total = rec
+        if quantised:
+            how = self.recipe.codebook
+            book = losses.codebook_loss(latent, vectors, how.beta, how.beta_on)
+            total = total + book
+            report |= {
+                "codebook": book,
+                "perplexity": perplexity(codes, len(self.network.quantize.embedding.weight)),
+            }
+        if self.critic and self.critic.heard(t):
+            last = self.network.generator.last_weight
+            with autocast(self.device, self.mixed):
                 adversarial, report["lambda"] = self.critic.judge(fake, rec, last)
-                total = total + adversarial
+            total = total + adversarial
         self.learner.update(total, t)
         if self.critic and self.critic.learns(t):
             with autocast(self.device, self.mixed):
-                report["critic"] = self.critic.learn(x, fake)
+                report["critic"] = self.critic.learn(x, fake, self.recipe.optimisation.pace(t))
         if self.codebook:
             self._move_codes(t, _rows(latent), codes.flatten() if quantised else None, generator)
         self.learner.follow(t)
@@ -241,7 +246,7 @@ class Autoencoder:
 
     def load(self, state: dict[str, Any]) -> None:
         self.learner.load(state)
-        self.waiting = state["waiting"]
+        self.waiting = [latents.to(self.device) for latents in state["waiting"]]
         if self.critic:
             self.critic.load(state["critic"])
         if self.codebook:
@@ -312,8 +317,8 @@ class CodePrediction:
                 if len(piece)
             ]
         )
+        targets = self.teacher.codes(_to_network(clean))
         with autocast(self.device, self.mixed):
-            targets = self.teacher.codes(_to_network(clean))
             latent, _ = self.network.encode(_to_network(damaged))
             total, report = predict(
                 self.network, latent, targets, self.recipe.feature_weight, self.recipe.code_weight
@@ -391,8 +396,8 @@ class Fusion:
         damage = (self.recipe.large if w is None else self.recipe.small).scaled(clean.shape[-1])
         x = _to_network(clean)
         damaged = _to_network(degrade(clean, damage, generator))
+        targets = self.teacher.codes(x)
         with autocast(self.device, self.mixed):
-            targets = self.teacher.codes(x)
             latent, skips = self.network.encode(damaged)
             total, report = predict(
                 self.network, latent, targets, self.recipe.feature_weight, self.recipe.code_weight
@@ -401,19 +406,23 @@ class Fusion:
                 # Neither the chosen codes nor the skips carry gradient: the image teaches the
                 # fusion alone.
                 codes = report.pop("logits").argmax(-1)
-                kept = {side: skip.detach() for side, skip in skips.items()}
+                # They ask for gradient all the same: torch 2.13's group norm on the CPU crashes
+                # where its parameters learn and its channels_last input does not.
+                kept = {side: skip.detach().requires_grad_() for side, skip in skips.items()}
                 fake = self.network.decode(self.network.lookup(codes), kept, w)
-                rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
-                total = total + rec
-                report |= terms
-                if self.critic and self.critic.heard(t):
+        if w is not None:
+            rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
+            total = total + rec
+            report |= terms
+            if self.critic and self.critic.heard(t):
+                with autocast(self.device, self.mixed):
                     adversarial, report["lambda"] = self.critic.judge(fake, rec, self.balance_at)
-                    total = total + adversarial
+                total = total + adversarial
         self.learner.update(total, t)
         self.learner.follow(t)
         if w is not None and self.critic and self.critic.learns(t):
             with autocast(self.device, self.mixed):
-                report["critic"] = self.critic.learn(x, fake)
+                report["critic"] = self.critic.learn(x, fake, self.recipe.optimisation.pace(t))
         return _detached(report)
 
     @torch.no_grad()
@@ -474,17 +483,18 @@ def _freeze(network: CodeFormer) -> None:
 
 
 def _restored(
-    network: nn.Module,
+    network: CodeFormer,
     clean: Tensor,
     damages: tuple[Degradation, ...],
     fidelities: tuple[float, ...],
     generator: torch.Generator,
 ) -> list[Tensor]:
     columns = []
+    match = network.config.match_statistics
     for damage in damages:
         damaged = degrade(clean, damage.scaled(clean.shape[-1]), generator)
         columns.append(damaged)
-        columns += [_to_picture(network(_to_network(damaged), w)) for w in fidelities]
+        columns += [_to_picture(network(_to_network(damaged), w, match)) for w in fidelities]
     return columns
 
 
