@@ -150,8 +150,8 @@ def test_published_recipes_hold_the_published_numbers() -> None:
         assert stage.optimisation.betas == (0.9, 0.99)
         assert stage.augmentation == Augmentation()
     assert (one.codebook.beta, one.codebook.beta_on) == (0.25, "codebook")
-    assert LARGE == Degradation((1, 15), (4, 30), (0, 20), (30, 80), 41)
-    assert SMALL == Degradation((0.1, 10), (1, 12), (0, 15), (60, 100), 41)
+    assert Degradation((1, 15), (4, 30), (0, 20), (30, 80), 41) == LARGE
+    assert Degradation((0.1, 10), (1, 12), (0, 15), (60, 100), 41) == SMALL
     assert two.degradations == ((LARGE, 1.0),)
     assert (three.small, three.large) == (SMALL, LARGE)
 
@@ -567,7 +567,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: P
     with pytest.raises(CheckpointError, match="stage codes"):
         load_state(stage_two, autoencoder())
     other = replace(MODEL, layers=3)
-    with pytest.raises(CheckpointError, match="another network"):
+    with pytest.raises(CheckpointError, match="not the CodeFormer"):
         Fusion(FusionRecipe(other, HOW, (Phase(6),)), stage_two, stage_two, None, CPU)
 
 
