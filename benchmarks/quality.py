@@ -40,6 +40,7 @@ from cfrestore.detect import load_detector
 from cfrestore.device import choose_device, describe, inference
 from cfrestore.image import from_tensor, read_photo
 from cfrestore.models.codeformer import CodeFormer, adaptive_instance_norm
+from cfrestore.restore import keep_colours
 from cfrestore.train.config import LARGE, SMALL, Degradation
 from cfrestore.train.data import generator_for
 from cfrestore.train.degrade import degrade
@@ -130,9 +131,9 @@ def compare(a: Look, b: Look) -> dict[str, float]:
     return figures
 
 
-def row(judge: Judge, faces: Tensor, clean: Sequence[Look]) -> dict[str, float]:
-    """A row of the table: means over faces (N,3,S,S) in [-1, 1]."""
-    pairs = zip(from_tensor(faces), clean, strict=True)
+def row(judge: Judge, faces: Sequence[Pixels], clean: Sequence[Look]) -> dict[str, float]:
+    """A row of the table: means over the faces."""
+    pairs = zip(faces, clean, strict=True)
     figures = [compare(judge(face), reference) for face, reference in pairs]
     found = [f["landmarks"] for f in figures if "landmarks" in f]
     means = {k: float(np.mean([f[k] for f in figures])) for k in figures[0] if k != "landmarks"}
@@ -144,8 +145,8 @@ def row(judge: Judge, faces: Tensor, clean: Sequence[Look]) -> dict[str, float]:
 
 def restorations(
     net: CodeFormer, damaged: Tensor, match: bool, device: torch.device
-) -> dict[str, Tensor]:
-    """Images (N,3,S,S) in [-1, 1], on the CPU, by the name of their row."""
+) -> dict[str, list[Pixels]]:
+    """Faces as the pipeline would give them, by the name of their row."""
     images: dict[str, list[Tensor]] = {}
     for x in (damaged * 2 - 1).split(8):
         latent, skips = net.encode(x.to(device))
@@ -156,7 +157,13 @@ def restorations(
         images.setdefault("nearest codes, w = 0", []).append(net.decode(nearest, skips, 0).cpu())
         for w in FIDELITIES:
             images.setdefault(f"w = {w:g}", []).append(net.decode(predicted, skips, w).cpu())
-    return {k: torch.cat(v) for k, v in images.items()}
+    faces = {k: list(from_tensor(torch.cat(v))) for k, v in images.items()}
+    if not net.config.keep_colours:
+        return faces
+    inputs = list(from_tensor(damaged * 2 - 1))
+    return {
+        k: [keep_colours(*pair) for pair in zip(v, inputs, strict=True)] for k, v in faces.items()
+    }
 
 
 def main() -> None:
@@ -194,13 +201,11 @@ def main() -> None:
         for name, damage in (("small", SMALL), ("large", LARGE)):
             damaged = damage_all(batch, damage.scaled(size), arguments.seed)
             images = restorations(net, damaged, match, device)
-            every = {"degraded input": damaged * 2 - 1} | images
+            every = {"degraded input": list(from_tensor(damaged * 2 - 1))} | images
             results[name] = {k: row(judge, v, references) for k, v in every.items()}
             columns.append(damaged[:SHEET_FACES])
-            columns += [
-                ((images[f"w = {w}"][:SHEET_FACES] + 1) / 2).clamp(0, 1) for w in ("0", "0.5", "1")
-            ]
-    columns.append(((images["nearest codes, w = 0"][:SHEET_FACES] + 1) / 2).clamp(0, 1))
+            columns += [column(images[f"w = {w}"]) for w in ("0", "0.5", "1")]
+    columns.append(column(images["nearest codes, w = 0"]))
     print(f"{len(clean)} faces of {size} px, seed {arguments.seed}, {describe(device)}")
     for name, rows in results.items():
         print(f"\n{name} degradation\n\n{table(rows)}")
@@ -212,6 +217,10 @@ def main() -> None:
         )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
+
+
+def column(faces: Sequence[Pixels]) -> Tensor:
+    return torch.from_numpy(np.stack(faces[:SHEET_FACES])).permute(0, 3, 1, 2) / 255
 
 
 def damage_all(batch: Tensor, damage: Degradation, seed: int) -> Tensor:

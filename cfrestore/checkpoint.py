@@ -31,10 +31,11 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
             head = file.read(9)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    # Eight bytes of header length, which may begin with any byte, pickle's included.
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return _read_safetensors(path)
     if head.startswith((b"PK\x03\x04", b"\x80")):  # zip, and the bare pickle of old files
         return _read_torch(path), {}
-    if head.endswith(b"{") and len(head) == 9:  # after eight bytes of header length
-        return _read_safetensors(path)
     raise CheckpointError(f"{path} is neither a torch file nor safetensors")
 
 

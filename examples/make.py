@@ -1,8 +1,9 @@
-"""Makes the example: a reduced, JPEG-compressed copy of NASA's portrait of Eileen Collins.
+"""Makes the example photograph and README's picture of what becomes of it.
 
     python examples/make.py
 
-The original (NASA, public domain, 1999) comes with scikit-image as `skimage.data.astronaut`.
+The photograph is NASA's portrait of Eileen Collins (1999, public domain), which comes with
+scikit-image as `skimage.data.astronaut`, reduced to 160 px and compressed hard.
 """
 
 from __future__ import annotations
@@ -10,17 +11,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import numpy as np
 from skimage.data import astronaut
 
-SIDE = 256
-QUALITY = 40
+import cfrestore
+
+SIDE, QUALITY, UPSCALE = 160, 30, 4
+HERE = Path(__file__).parent
 
 
 def main() -> None:
     reduced = cv2.resize(astronaut(), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     parameters = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
     _, data = cv2.imencode(".jpg", reduced[..., ::-1], parameters)
-    Path(__file__).with_name("collins.jpg").write_bytes(data.tobytes())
+    (HERE / "collins.jpg").write_bytes(data.tobytes())
+
+    photo = cfrestore.read_photo(HERE / "collins.jpg")
+    options = cfrestore.Options(fidelity=0.7, upscale=UPSCALE)
+    after = cfrestore.load_pipeline(model="compact")(photo, options).photo.pixels
+    before = cv2.resize(photo.pixels, after.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    upper = slice(0, after.shape[0] * 2 // 3)
+    pair = np.hstack((before[upper], after[upper]))
+    (HERE / "before-after.png").write_bytes(cv2.imencode(".png", pair[..., ::-1])[1].tobytes())
 
 
 if __name__ == "__main__":

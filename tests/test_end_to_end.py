@@ -88,8 +88,8 @@ def test_two_runs_give_the_same_bytes(degraded: Pixels, tmp_path: Path) -> None:
     assert (first == second).all()
 
 
-def test_a_gray_photograph_stays_gray(degraded: Pixels, tmp_path: Path) -> None:
-    gray = cv2.cvtColor(cv2.cvtColor(degraded, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+def test_a_gray_photograph_stays_gray(clean: Pixels, tmp_path: Path) -> None:
+    gray = cv2.cvtColor(cv2.cvtColor(clean, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     restored = restore(gray, tmp_path)
     assert (restored == restored[..., :1]).all()
     assert (restored != gray).any()

@@ -6,7 +6,7 @@ from stubs import StubNetwork, face_at, picture, small_network
 from torch import Tensor
 
 from cfrestore.align import AlignedFace
-from cfrestore.restore import FailedFace, RestoredFace, restore_faces
+from cfrestore.restore import FailedFace, RestoredFace, keep_colours, restore_faces
 
 
 def aligned(crop: NDArray[np.uint8]) -> AlignedFace:
@@ -119,3 +119,16 @@ def test_a_tint_of_the_whole_picture_is_kept() -> None:
     assert isinstance(result, RestoredFace)
     tint = result.crop.astype(float).mean((0, 1)) - original.astype(float).mean((0, 1))
     assert np.abs(tint).max() < 0.6
+
+
+def test_colours_are_kept_where_the_model_asks_for_it() -> None:
+    random = np.random.default_rng(0)
+    original = np.full((64, 64, 3), (60, 120, 200), np.uint8)
+    detail = random.integers(-20, 21, (64, 64, 1))
+    shifted = np.clip(original.astype(int) + np.array((40, -30, -50)) + detail, 0, 255).astype(
+        np.uint8
+    )
+    kept = keep_colours(shifted, original)
+    assert np.abs(kept.mean((0, 1)) - original.mean((0, 1))).max() < 2
+    assert np.corrcoef(kept[..., 1].ravel(), detail.ravel())[0, 1] > 0.95
+    assert (keep_colours(original, original) == original).all()

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from stubs import SMALL, save_network, small_network
 from torch import Tensor
 
 from cfrestore import weights
+from cfrestore.checkpoint import read_checkpoint
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 from cfrestore.models.vqgan import VQGANConfig
@@ -335,3 +337,16 @@ def test_an_absent_file_is_a_weights_error(tmp_path: Path) -> None:
         load_codeformer(tmp_path / "nowhere.pth")
     with pytest.raises(WeightsError, match="cannot be read"):
         load_codeformer(tmp_path)
+
+
+def test_safetensors_whose_length_begins_like_a_pickle(tmp_path: Path) -> None:
+    """The file begins with the header's length, and 0x80 is also how a pickle begins."""
+    for extra in range(256):
+        path = tmp_path / "weights.safetensors"
+        save_file({"x": torch.zeros(1)}, path, metadata={"config": "c" * (8 * extra)})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    tensors, metadata = read_checkpoint(path)
+    assert list(tensors) == ["x"]
+    assert set(metadata) == {"config"}

@@ -45,6 +45,8 @@ class CodeFormerConfig:
         connect: feature sides at which encoder features may be fused into the generator.
         match_statistics: whether restoration is to use latent AdaIN, as the published model does;
             the models trained here do without, see NOTES.md.
+        keep_colours: whether the pipeline is to give each result the low frequencies of its input,
+            which the models trained here, with fewer codes and pictures, do not reproduce well.
 
     Raises:
         ConfigError: the values do not fit each other.
@@ -57,6 +59,7 @@ class CodeFormerConfig:
     mlp_width: int = 1024
     connect: tuple[int, ...] = (32, 64, 128, 256)
     match_statistics: bool = True
+    keep_colours: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -94,6 +97,7 @@ class CodeFormerConfig:
             mlp_width=768,
             connect=(32, 64, 128),
             match_statistics=False,
+            keep_colours=True,
         )
 
     @classmethod
@@ -115,6 +119,7 @@ class CodeFormerConfig:
             mlp_width=512,
             connect=(16, 32, 64),
             match_statistics=False,
+            keep_colours=True,
         )
 
     def to_json(self) -> str:

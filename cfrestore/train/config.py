@@ -382,12 +382,9 @@ FUSION: dict[str, FusionRecipe] = {
     ),
     "tiny": FusionRecipe(
         _TINY,
-        Optimisation(1_000, 8, 5e-4, 1e-5, warm_up=50, ema_decay=0.995, ema_warm_up=True),
-        phases=(Phase(1_000, (4, 5)),),
-        perceptual=_FACE_FEATURES,
-        adversary=Adversary(
-            start=300, scale=0.3, learning_rate=1e-4, lead=100, channels=16, layers=3
-        ),
+        Optimisation(900, 8, 5e-4, 1e-5, warm_up=50, ema_decay=0.995, ema_warm_up=True),
+        phases=(Phase(900, (4, 5)),),
+        perceptual=replace(_FACE_FEATURES, weight=0.5),
         zero_start=True,
         augmentation=replace(_VARIED, shift=4),
     ),
