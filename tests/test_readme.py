@@ -25,7 +25,8 @@ def block(readme: str, before: str) -> str:
 @pytest.fixture
 def elsewhere(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in that holds the examples, with no weights but the shipped ones."""
-    shutil.copytree(repository / "examples", tmp_path / "examples")
+    results = shutil.ignore_patterns("*.restored.*")
+    shutil.copytree(repository / "examples", tmp_path / "examples", ignore=results)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CFRESTORE_HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
