@@ -35,12 +35,14 @@ class Outcome:
         job: the job.
         restored: how many faces were restored.
         left_alone: why each of the other faces was not.
+        softened: how many restored faces are larger than the network paints them.
         error: one sentence, if the job failed; then nothing was written.
     """
 
     job: Job
     restored: int = 0
     left_alone: tuple[str, ...] = ()
+    softened: int = 0
     error: str | None = None
 
     @property
@@ -101,7 +103,8 @@ def run(jobs: Iterable[Job], restore: Callable[[Photo], Restoration]) -> Iterato
             yield Outcome(job, error=f"{job.source} needs more memory than there is")
         else:
             reasons = tuple(face.reason for face in restoration.failed)
-            yield Outcome(job, len(restoration.restored), reasons)
+            softened = sum(face.softened for face in restoration.restored)
+            yield Outcome(job, len(restoration.restored), reasons, softened)
 
 
 def _jobs(source: Path, output: str | Path | None, inputs: int) -> Iterator[Job]:

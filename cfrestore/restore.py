@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from cfrestore.detect import Face
     from cfrestore.models.codeformer import CodeFormer
 
+SOFTENED_FROM = 1.25
+"""Photograph pixels to one of the crop, from which the loss of detail can be seen."""
+
 
 @dataclass(frozen=True, eq=False)
 class RestoredFace:
@@ -35,6 +39,11 @@ class RestoredFace:
     crop: NDArray[np.uint8]
     aligned: AlignedFace
     fidelity: float
+
+    @property
+    def softened(self) -> bool:
+        """Whether the photograph shows the face larger than the network paints it, by a quarter."""
+        return math.hypot(*self.aligned.to_crop[:, 0]) < 1 / SOFTENED_FROM
 
 
 @dataclass(frozen=True, eq=False)

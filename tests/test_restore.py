@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from stubs import StubNetwork, face_at, picture, small_network
 from torch import Tensor
 
-from cfrestore.align import AlignedFace
+from cfrestore.align import AlignedFace, align_face
 from cfrestore.restore import FailedFace, RestoredFace, keep_colours, restore_faces
 
 
@@ -132,3 +132,11 @@ def test_colours_are_kept_where_the_model_asks_for_it() -> None:
     assert np.abs(kept.mean((0, 1)) - original.mean((0, 1))).max() < 2
     assert np.corrcoef(kept[..., 1].ravel(), detail.ravel())[0, 1] > 0.95
     assert (keep_colours(original, original) == original).all()
+
+
+@pytest.mark.parametrize(("side", "softened"), [(20, False), (32, False), (64, True), (400, True)])
+def test_a_face_larger_than_the_networks_is_known_to_be_softened(side: int, softened: bool) -> None:
+    face = align_face(picture(420, 420), face_at(4, 4, side), 32)
+    (restored,) = restore_faces(StubNetwork(), [face], fidelity=0.5)
+    assert isinstance(restored, RestoredFace)
+    assert restored.softened is softened

@@ -171,6 +171,8 @@ def _line(outcome: Outcome) -> str:
     restored, others = outcome.restored, outcome.left_alone
     line = f"{outcome.job.source} -> {outcome.job.target}  "
     line += f"{restored} face{'' if restored == 1 else 's'} restored"
+    if outcome.softened:
+        line += f" ({outcome.softened} larger than the network paints, so softer now)"
     if others:
         reasons = "; ".join(dict.fromkeys(others))
         line += f" of {restored + len(others)}, {len(others)} left alone: {reasons}"
