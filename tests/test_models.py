@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cfrestore.errors import ConfigError
 from cfrestore.models.codeformer import (
@@ -195,6 +196,16 @@ def test_small_configurations_keep_their_budget(config: CodeFormerConfig) -> Non
         net = CodeFormer(config)
     assert sum(p.numel() for p in net.parameters()) <= 20e6
     assert config.tokens == 256
+
+
+def test_compact_needs_a_fifteenth_of_the_published_operations() -> None:
+    operations = []
+    for config in (CodeFormerConfig(), CodeFormerConfig.compact()):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            CodeFormer(config)(torch.zeros(1, 3, config.image_size, config.image_size), w=1)
+        operations.append(counter.get_total_flops())
+    assert operations[0] == pytest.approx(810e9, rel=0.01)
+    assert 15 <= operations[0] / operations[1] <= 20
 
 
 def test_config_survives_json_and_names_unknown_keys() -> None:

@@ -56,7 +56,7 @@ def train(
     stopping and resuming gives what one run would have given.
 
     Args:
-        folder: gets `last.pt` (replaced atomically), `log.jsonl`, `samples-*.png`.
+        folder: gets `last.pt` (replaced atomically unless in shards), `log.jsonl`, `samples-*.png`.
         say: takes the progress lines.
         resume: continue from the folder's checkpoint, if there is one; else there must be none.
     Returns:
