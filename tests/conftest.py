@@ -18,3 +18,9 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("needs the folder ../shared (specification, golden outputs, faces)")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests never reach out; those of downloading ask a server of their own."""
+    monkeypatch.setenv("CFRESTORE_OFFLINE", "1")

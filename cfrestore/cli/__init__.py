@@ -6,6 +6,7 @@ results would destroy something. 4: weights are missing or wrong. 130: interrupt
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -19,22 +20,25 @@ from cfrestore.errors import (
 
 EXIT_CODES = {ConfigError: 2, OutputError: 2, WeightsError: 4, CheckpointError: 4}
 
+VERBS = ("inpaint", "colorize", "weights", "doctor", "train")
+"""First words that name another command than restoration; a file of that name is ./train."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `cfrestore`: its arguments, of the process if None, to its exit code.
 
-    The word `train` in front hands the others to the training command; else photographs are
-    restored. Each is imported only when asked for, and torch only once there is work for it.
+    A verb in front hands the others to its command; else photographs are restored. Each is
+    imported only when asked for, and torch only once there is work for it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    verb = words.pop(0) if words[:1] and words[0] in VERBS else "restore"
     try:
-        if words[:1] == ["train"]:
+        if verb == "train":
             from cfrestore.train import main as train
 
-            return train(words[1:])
-        from cfrestore.cli.restore import app
-
-        app(words, prog_name="cfrestore")  # leaves by SystemExit
+            return train(words)
+        command = importlib.import_module(f"cfrestore.cli.{verb}")
+        command.app(words, prog_name="cfrestore" if verb == "restore" else f"cfrestore {verb}")
     except CFRestoreError as error:
         sys.stderr.write(f"error: {error}\n")
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
