@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 import pickle
 import zipfile
 from dataclasses import replace
@@ -16,10 +17,21 @@ from torch import Tensor
 
 from cfrestore import weights
 from cfrestore.checkpoint import read_checkpoint
-from cfrestore.errors import CheckpointError, ConfigError, WeightsError
+from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 from cfrestore.models.vqgan import VQGANConfig
-from cfrestore.weights import WEIGHT_FILES, deduce_config, load_codeformer, locate, shipped
+from cfrestore.weights import (
+    WEIGHT_FILES,
+    convert,
+    deduce_config,
+    digests,
+    load_codeformer,
+    locate,
+    remove,
+    shipped,
+    store,
+    verify,
+)
 
 INPAINTING = CodeFormerConfig(autoencoder=VQGANConfig(codebook_size=512), connect=(32, 64, 128))
 COLORIZATION = CodeFormerConfig(connect=(32, 64, 128))
@@ -111,8 +123,115 @@ def test_the_real_detector_file_is_verified(
     shared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CFRESTORE_HOME", str(shared / "weights"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = locate("mobilenet")
     assert found == shared / "weights/detection_mobilenet0.25_Final.pth"
+
+
+# Files are read once
+
+
+@pytest.fixture
+def known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of the right SHA-256, in a table of one row."""
+    digest = hashlib.sha256(b"right").hexdigest()
+    row = weights.WeightFile("known", "known.pth", ("https://a.invalid",), 5, digest, "MIT", "")
+    monkeypatch.setattr(weights.table, "WEIGHT_FILES", (row,))
+    (folder / "known.pth").write_bytes(b"right")
+    return folder / "known.pth"
+
+
+def test_a_file_is_read_again_only_when_it_has_changed(
+    known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(digests, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    sha256_of = weights.store.sha256_of
+    assert locate("known") == locate("known") == known
+    assert read == [known]
+    os.utime(known, ns=(0, 0))
+    assert locate("known") == known
+    assert read == [known, known]
+    known.write_bytes(b"wrong")
+    for _ in range(2):
+        with pytest.raises(WeightsError, match="SHA-256"):
+            locate("known")
+    assert len(read) == 3
+
+
+def test_a_wrong_file_is_told_with_the_way_out(known: Path, tmp_path: Path) -> None:
+    known.write_bytes(b"wrong")
+    with pytest.raises(WeightsError, match="`cfrestore weights remove known` removes it"):
+        locate("known")
+    (tmp_path / "weights").mkdir()
+    known.rename(tmp_path / "weights/known.pth")
+    with pytest.raises(WeightsError, match=r"expected [0-9a-f]{64}$"):
+        locate("known")
+
+
+def test_a_folder_that_cannot_be_looked_into_holds_nothing(
+    known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert locate("known") is None
+
+
+def test_verifying_reads_what_looks_unchanged(known: Path) -> None:
+    assert verify("known") == known
+    times = known.stat()
+    known.write_bytes(b"wrong")
+    os.utime(known, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert locate("known") == known
+    with pytest.raises(WeightsError, match="SHA-256"):
+        verify("known")
+    with pytest.raises(WeightsError, match="SHA-256"):
+        locate("known")
+
+
+@pytest.mark.parametrize("ledger", ["", "{", "[1]", '{"PATH": 1}', '{"PATH": [5, 1]}', "\xff"])
+def test_a_damaged_memory_does_no_harm(known: Path, tmp_path: Path, ledger: str) -> None:
+    path = tmp_path / "cache/cfrestore/verified.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(ledger.replace("PATH", str(known)).encode("latin1"))
+    assert locate("known") == known
+    assert json.loads(path.read_bytes())[str(known)][2] == hashlib.sha256(b"right").hexdigest()
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert locate("known") == locate("known") == known
+
+
+def test_removing_takes_what_was_fetched_and_nothing_else(known: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    elsewhere = tmp_path / "weights/known.pth"
+    other = known.with_name("other.pth")
+    part, digest = known.with_name("known.pth.part"), known.with_name("known.pth.sha256")
+    for path in (elsewhere, other, part, digest):
+        path.write_bytes(b"right")
+    assert remove("known") == (known, part)
+    assert not known.exists()
+    assert not part.exists()
+    assert elsewhere.exists()
+    assert other.exists()
+    assert digest.exists()  # not ours: the file's digest is on record
+    assert remove("known") == ()
+    assert locate("known") is not None
+
+
+def test_what_cannot_be_removed_is_told(known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(WeightsError, match=r"known.pth cannot be removed from .*Permission denied"):
+        remove("known")
 
 
 def test_what_is_missing_says_where_it_was_sought_and_is_published(folder: Path) -> None:
@@ -126,7 +245,7 @@ def test_shipped_weights_are_found_installed_and_in_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "cfrestore"
-    monkeypatch.setattr(weights, "__file__", str(package / "weights.py"))
+    monkeypatch.setattr(store, "PACKAGE", package)
     with pytest.raises(WeightsError, match="compact"):
         shipped("compact")
     for place in (tmp_path / "weights", package / "_shipped"):
@@ -270,6 +389,89 @@ def test_the_autoencoder_alone_is_no_codeformer(shared: Path, tmp_path: Path) ->
         load_codeformer(tmp_path / "vqgan.pth")
 
 
+# As safetensors
+
+
+def numbers(config: CodeFormerConfig, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {k: torch.randn(s, generator=generator) for k, s in shapes_of(config).items()}
+
+
+def test_a_converted_file_opens_as_the_same_network(tmp_path: Path) -> None:
+    config = CodeFormerConfig(autoencoder=VQGANConfig(codebook_size=32), layers=1, connect=(32,))
+    source, target = tmp_path / "a.pth", tmp_path / "b.safetensors"
+    torch.save({"params_ema": numbers(config)}, source)
+    convert(source, target)
+    before, after = load_codeformer(source), load_codeformer(target)
+    assert after.config == before.config
+    for key, value in before.state_dict().items():
+        assert torch.equal(after.state_dict()[key], value)
+
+
+def test_converting_keeps_what_is_known_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "a.pth", tmp_path / "b.safetensors"
+    torch.save({"x": torch.arange(3)}, source)
+    convert(source, target)
+    assert target.stat().st_mode == source.stat().st_mode
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    tensors, metadata = read_checkpoint(target)
+    assert torch.equal(tensors["x"], torch.arange(3))
+    assert metadata == {"source_sha256": digest}
+    row = replace(weights.weight_file("codeformer"), sha256=digest)
+    monkeypatch.setattr(weights.table, "WEIGHT_FILES", (row,))
+    convert(source, target, overwrite=True)
+    assert read_checkpoint(target)[1] == {"source_sha256": digest, "licence": row.licence}
+    convert(target, tmp_path / "c.safetensors")
+    assert read_checkpoint(tmp_path / "c.safetensors")[1]["licence"] == row.licence
+
+
+def test_our_own_files_keep_their_configuration(tmp_path: Path) -> None:
+    save_network(tmp_path / "a.safetensors", small_network())
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert load_codeformer(tmp_path / "b.safetensors").config == SMALL
+
+
+def test_tensors_that_share_memory_or_have_strides_are_converted(tmp_path: Path) -> None:
+    x = torch.arange(6.0).reshape(2, 3)
+    torch.save({"x": x, "y": x, "z": x.T, "half": x[0].half()}, tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "b.safetensors")
+    tensors = read_checkpoint(tmp_path / "b.safetensors")[0]
+    assert torch.equal(tensors["x"], x)
+    assert torch.equal(tensors["y"], x)
+    assert torch.equal(tensors["z"], x.T)
+    assert tensors["half"].dtype == torch.float16
+
+
+def test_the_real_detector_file_is_converted_and_works(shared: Path, tmp_path: Path) -> None:
+    from cfrestore.detect import load_detector
+
+    convert(shared / "weights/detection_mobilenet0.25_Final.pth", tmp_path / "a.safetensors")
+    metadata = read_checkpoint(tmp_path / "a.safetensors")[1]
+    assert metadata["licence"] == "MIT"
+    assert load_detector(str(tmp_path / "a.safetensors")).name == "retinaface-mobilenet0.25"
+
+
+def test_converting_destroys_nothing(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file({"x": torch.zeros(1)}, source)
+    target.write_text("dear")
+    with pytest.raises(OutputError, match="only --overwrite replaces it"):
+        convert(source, target)
+    with pytest.raises(OutputError, match="is what is to be converted"):
+        convert(source, source, overwrite=True)
+    with pytest.raises(ConfigError, match="should end in .safetensors"):
+        convert(source, tmp_path / "b.pth")
+    with pytest.raises(OutputError, match="cannot be written"):
+        convert(source, tmp_path / "nowhere/b.safetensors")
+    torch.save({"x": torch.zeros(2).to_sparse()}, tmp_path / "sparse.pth")
+    with pytest.raises(CheckpointError, match="tensors that safetensors cannot"):
+        convert(tmp_path / "sparse.pth", target, overwrite=True)
+    assert target.read_text() == "dear"
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, target.name, "sparse.pth"}
+
+
 # Hostile and damaged files
 
 
@@ -291,7 +493,10 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
         path.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(CheckpointError, match="more than weights"):
         load_codeformer(path)
+    with pytest.raises(CheckpointError, match="more than weights"):
+        convert(path, tmp_path / "b.safetensors")
     assert not marker.exists()
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80", b"<html>404</html>", b"\0" * 99])

@@ -1,0 +1,87 @@
+"""Weight files brought here before the work begins, said and shown while it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cfrestore.errors import WeightsError
+from cfrestore.weights import (
+    Progress,
+    UnreachableError,
+    WeightFile,
+    fetch,
+    locate,
+    missing,
+    offline,
+    store_folder,
+    weight_file,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def supply(names: Sequence[str], console: Console, *, required: bool) -> None:
+    """Fetches the published files that are not on this machine, after saying what they are.
+
+    Args:
+        names: of the files, in the table.
+        console: for messages; a terminal also shows a bar.
+        required: whether a failure is an error, or a note; without network the first note is
+            also the last.
+    Raises:
+        ConfigError: the table has no such name.
+        WeightsError: a file is here but wrong, or is required and cannot be had.
+    """
+    for row in (weight_file(name) for name in names):
+        if locate(row.name) is not None:
+            continue
+        if offline():
+            if required:
+                raise missing(row.name)
+            continue
+        console.print(
+            f"fetching {row.file}: {row.purpose}; {size_of(row)}; {row.licence}; "
+            f"from {row.urls[0]} to {store_folder()}"
+        )
+        try:
+            fetch_with_bar(row, console)
+        except WeightsError as error:
+            if required:
+                raise
+            console.print(f"note: {error} (--offline does without)")
+            if isinstance(error, UnreachableError):
+                return
+
+
+def fetch_with_bar(row: WeightFile, console: Console) -> Path:
+    """Fetches a file, with a bar that only a terminal shows; raises as `fetch` does."""
+    from rich import progress as rich
+
+    bar = rich.Progress(
+        "{task.description}",
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(row.file, total=row.bytes)
+
+        def report(progress: Progress) -> None:
+            if progress.remark:
+                console.print(f"note: {progress.remark}")
+            else:
+                bar.update(task, completed=progress.done, total=progress.total)
+
+        return fetch(row.name, report)
+
+
+def size_of(row: WeightFile) -> str:
+    """The size of a file in words."""
+    return "size not recorded" if row.bytes is None else f"{row.bytes / 1e6:.1f} MB"

@@ -1,0 +1,53 @@
+"""Weight files: which there are, where they lie, how they get here, and how one becomes a network.
+
+Torch is imported where a file is opened, so that asking for a path costs nothing.
+"""
+
+from cfrestore.weights.codeformer import deduce_config, load_codeformer
+from cfrestore.weights.conversion import convert
+from cfrestore.weights.digests import expected_sha256
+from cfrestore.weights.environment import offline, search_folders, store_folder
+from cfrestore.weights.fetching import Progress, UnreachableError, fetch, sources
+from cfrestore.weights.licences import TERMS, Terms
+from cfrestore.weights.store import locate, missing, remove, shipped, verify
+from cfrestore.weights.table import (
+    APACHE,
+    BSD,
+    COMPACT,
+    MIT,
+    S_LAB,
+    WEIGHT_FILES,
+    HubFile,
+    WeightFile,
+    weight_file,
+)
+
+__all__ = [
+    "APACHE",
+    "BSD",
+    "COMPACT",
+    "MIT",
+    "S_LAB",
+    "TERMS",
+    "WEIGHT_FILES",
+    "HubFile",
+    "Progress",
+    "Terms",
+    "UnreachableError",
+    "WeightFile",
+    "convert",
+    "deduce_config",
+    "expected_sha256",
+    "fetch",
+    "load_codeformer",
+    "locate",
+    "missing",
+    "offline",
+    "remove",
+    "search_folders",
+    "shipped",
+    "sources",
+    "store_folder",
+    "verify",
+    "weight_file",
+]

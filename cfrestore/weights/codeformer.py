@@ -1,0 +1,88 @@
+"""How a weight file becomes a network. Torch is imported where a file is opened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cfrestore.checkpoint import load_strictly, read_checkpoint
+from cfrestore.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+
+# What building a network from numbers that fit no network raises, in Python and in torch.
+_MISFIT = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> CodeFormer:
+    """Opens a published `.pth`, or weights written by this project, as a network ready to use.
+
+    The content decides, not the name. Weights written here carry their configuration; of a
+    published file codebook size, layers, fused and image sides are read off the shapes.
+
+    Returns:
+        the network in evaluation mode, float32, on the device.
+    Raises:
+        WeightsError: the file cannot be read.
+        CheckpointError: it is damaged, or is not a CodeFormer; the first five differing keys of
+            each kind are named.
+    """
+    import torch
+
+    from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+
+    state, metadata = read_checkpoint(path)
+    try:
+        if "config" in metadata:
+            config = CodeFormerConfig.from_json(metadata["config"])
+        else:
+            config = deduce_config(state)
+        # On the meta device nothing is allocated or drawn, only to be overwritten.
+        with torch.device("meta"):
+            network = CodeFormer(config)
+    except (ConfigError, *_MISFIT) as error:
+        raise CheckpointError(f"{path} describes no CodeFormer: {error}") from error
+    load_strictly(network, state, path, "CodeFormer")
+    return network.to(device).eval()
+
+
+def deduce_config(state: Mapping[str, Tensor]) -> CodeFormerConfig:
+    """The configuration of a checkpoint in the published layout, from its keys and shapes.
+
+    Codebook size, layers, fused sides and image side are read off; the rest, and what a foreign
+    file lacks, keeps the published value.
+
+    Raises:
+        ConfigError: no network has such shapes.
+    """
+    from cfrestore.models.codeformer import CodeFormerConfig
+    from cfrestore.models.vqgan import VQGANConfig
+
+    published = CodeFormerConfig()
+    shape = published.autoencoder
+    codebook, tokens = state.get("quantize.embedding.weight"), state.get("position_emb")
+    code_side = shape.code_side if tokens is None else math.isqrt(len(tokens))
+    shrinkage = shape.image_size // shape.code_side
+    layers, sides = _numbers(state, "ft_layers."), _numbers(state, "fuse_convs_dict.")
+    return CodeFormerConfig(
+        autoencoder=VQGANConfig(
+            image_size=code_side * shrinkage,
+            codebook_size=published.autoencoder.codebook_size
+            if codebook is None
+            else len(codebook),
+        ),
+        layers=len(layers) or published.layers,
+        connect=tuple(sides) or published.connect,
+    )
+
+
+def _numbers(keys: Mapping[str, Tensor], prefix: str) -> list[int]:
+    """The distinct integers that follow the prefix in the keys, ascending."""
+    parts = {key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix)}
+    return sorted(int(part) for part in parts if part.isdecimal())

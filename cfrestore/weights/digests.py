@@ -1,0 +1,107 @@
+"""SHA-256 of weight files: computed, remembered while a file does not change, pinned."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from cfrestore.errors import WeightsError
+from cfrestore.weights.environment import cache_folder, store_folder
+from cfrestore.weights.table import WeightFile
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file, read from its first byte to its last, and remembered.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    digest, stamp = hashlib.sha256(), _stamp(path)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if _stamp(path) == stamp:
+        remember(path, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """The digest of a file, which is read only if size or time have changed since it last was.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    stamp = _stamp(path)
+    match _ledger().get(str(path.resolve())):
+        case [size, time, str(digest)] if [size, time] == stamp:
+            return digest
+    return sha256_of(path)
+
+
+def remember(path: Path, digest: str) -> None:
+    """Spares reading a file again; where nothing can be written, nothing is remembered."""
+    with contextlib.suppress(OSError):
+        ledger = {key: entry for key, entry in _ledger().items() if Path(key).exists()}
+        ledger[str(path.resolve())] = [*_stamp(path), digest]
+        _write(cache_folder() / "verified.json", json.dumps(ledger, indent=1))
+
+
+def expected_sha256(row: WeightFile) -> str | None:
+    """The digest on record; where there is none, the one first seen; None before."""
+    if row.sha256 is not None:
+        return row.sha256
+    try:
+        words = pin_file(row).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+    return words[0] if words else None
+
+
+def pin(row: WeightFile, digest: str) -> None:
+    """Records the digest of a file first seen; a read-only folder keeps none."""
+    with contextlib.suppress(OSError):
+        _write(pin_file(row), f"{digest}  {row.file}\n")
+
+
+def pin_file(row: WeightFile) -> Path:
+    """Where the digest of a file first seen is kept, as `sha256sum --check` reads it."""
+    return store_folder() / f"{row.file}.sha256"
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _unreadable(path: Path, error: OSError) -> WeightsError:
+    return WeightsError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def _ledger() -> dict[str, Any]:
+    """Size, time and digest by path; empty if there is no ledger, or a damaged one."""
+    try:
+        ledger = json.loads((cache_folder() / "verified.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return ledger if isinstance(ledger, dict) else {}
+
+
+def _write(path: Path, text: str) -> None:
+    """Puts text in the place of a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,111 @@
+"""The weight files on this machine: found, held to their SHA-256, removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cfrestore.errors import WeightsError
+from cfrestore.weights.digests import expected_sha256, known_sha256, pin, pin_file, sha256_of
+from cfrestore.weights.environment import offline, search_folders, store_folder
+from cfrestore.weights.hub import hub_cached
+from cfrestore.weights.table import WeightFile, weight_file
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def locate(name: str) -> Path | None:
+    """The path of a published file that is on this machine, verified; None if it is not.
+
+    A file is read in full once, and again when its size or time have changed. Where no SHA-256 is
+    on record, the first one seen is pinned. Last, the user's cache of the Hugging Face hub is
+    looked into; what has another SHA-256 there is none of ours.
+
+    Raises:
+        ConfigError: the table has no such name.
+        WeightsError: the file differs from the SHA-256 on record or pinned, or cannot be read.
+    """
+    return _checked(weight_file(name), known_sha256)
+
+
+def verify(name: str) -> Path | None:
+    """Does as `locate` does, but always reads the file in full."""
+    return _checked(weight_file(name), sha256_of)
+
+
+def remove(name: str) -> tuple[Path, ...]:
+    """Removes a file, what is left of fetching it, and its pinned SHA-256, from the store.
+
+    Returns:
+        what was removed; the other folders that are searched are not touched.
+    Raises:
+        ConfigError: the table has no such name.
+        WeightsError: it cannot be removed.
+    """
+    row, folder = weight_file(name), store_folder()
+    paths = [folder / row.file, folder / f"{row.file}.part"]
+    if row.sha256 is None:
+        paths.append(pin_file(row))
+    try:
+        removed = tuple(path for path in paths if path.is_file())
+        for path in removed:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WeightsError(
+            f"{row.file} cannot be removed from {folder}: {error.strerror or error}"
+        ) from error
+    return removed
+
+
+def missing(name: str) -> WeightsError:
+    """The error that says that a published file is not here, where it was sought, where it is."""
+    row = weight_file(name)
+    folders = ", ".join(map(str, search_folders()))
+    way = f"`cfrestore weights fetch {row.name}` fetches it from {row.urls[0]}"
+    if offline():
+        way += ", but --offline or CFRESTORE_OFFLINE forbids that"
+    return WeightsError(f"{row.file} was not found in {folders}; {way}")
+
+
+def shipped(name: str = "compact") -> Path:
+    """The path of weights that come with this package.
+
+    Raises:
+        WeightsError: the installation is incomplete.
+    """
+    file = f"{name}.safetensors"
+    places = (PACKAGE / "_shipped" / file, PACKAGE.parent / "weights" / file)
+    for path in places:
+        if path.is_file():
+            return path
+    raise WeightsError(f"{file} is missing from this installation, sought as {places[0]}")
+
+
+def _checked(row: WeightFile, digest_of: Callable[[Path], str]) -> Path | None:
+    for path in (folder / row.file for folder in search_folders()):
+        if _is_file(path):
+            _check(row, path, digest_of(path))
+            return path
+    cached = hub_cached(row.hub) if row.hub else None
+    return cached if cached and digest_of(cached) == row.sha256 else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that cannot be looked into holds nothing for us
+        return False
+
+
+def _check(row: WeightFile, path: Path, digest: str) -> None:
+    expected = expected_sha256(row)
+    if expected is None:
+        pin(row, digest)
+    elif digest != expected:
+        known = "the published file" if row.sha256 else "the file that was first seen here"
+        text = f"{path} is not {known}: its SHA-256 is {digest}, expected {expected}"
+        if path.parent == store_folder():
+            text += f"; `cfrestore weights remove {row.name}` removes it"
+        elif row.sha256 is None:
+            text += f"; `cfrestore weights remove {row.name}` forgets the first"
+        raise WeightsError(text)

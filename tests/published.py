@@ -1,0 +1,23 @@
+"""Weight files in the published layouts, with random numbers in place of the published ones."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+
+def random_state(shared: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("random_state", shared / "golden/random_state.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_published_file(shared: Path, name: str, path: Path, seed: int = 1001) -> Path:
+    """A file as the project publishes them, of the layout of that name."""
+    state = random_state(shared).state(str(shared / f"spec/statedict_{name}.json"), seed)
+    torch.save({"params_ema": {k: torch.from_numpy(v) for k, v in state.items()}}, path)
+    return path
