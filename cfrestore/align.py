@@ -99,7 +99,12 @@ def align_face(pixels: Pixels, face: Face, size: int = PUBLISHED_SIZE) -> Aligne
     return AlignedFace(crop=cut_crop(pixels, to_crop, size), to_crop=to_crop, face=face)
 
 
-def cut_crop(pixels: Pixels, to_crop: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+def cut_crop(
+    pixels: Pixels,
+    to_crop: NDArray[np.float64],
+    size: int,
+    border: tuple[int, ...] = BORDER_COLOR,
+) -> NDArray[np.uint8]:
     """Samples the (size, size, 3) uint8 crop that to_crop describes.
 
     At 512 px this is the published bilinear warp. That one skips pixels of a face larger than the
@@ -107,9 +112,10 @@ def cut_crop(pixels: Pixels, to_crop: NDArray[np.float64], size: int) -> NDArray
     times the size, never more sparsely than the picture's pixels, and averaged down.
 
     Args:
-        pixels: (H, W, 3) uint8 or uint16 RGB.
+        pixels: (H, W, 3) uint8 or uint16 RGB, or one channel (H, W) for a (size, size) crop.
         to_crop: (2, 3), image px -> crop px.
         size: side of the crop.
+        border: 8-bit colour of the crop where the picture has no pixels.
     """
     factor = _supersampling(to_crop, size)
     unit = int(np.iinfo(pixels.dtype).max) // 255
@@ -119,7 +125,7 @@ def cut_crop(pixels: Pixels, to_crop: NDArray[np.float64], size: int) -> NDArray
         (size * factor, size * factor),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
-        borderValue=[channel * unit for channel in BORDER_COLOR],
+        borderValue=[channel * unit for channel in border],
     )
     if factor > 1:
         crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)

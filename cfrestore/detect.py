@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cfrestore.errors import CheckpointError, WeightsError
+from cfrestore.errors import CheckpointError, ConfigError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,8 @@ NAMES = ("auto", "retinaface", "mobilenet", "mtcnn")
 
 MIN_EYE_DISTANCE = 5.0
 """Faces whose eyes are nearer to each other, in pixels of the picture, are not worth restoring."""
+
+RETINAFACE_THRESHOLD = 0.8
 
 LONG_SIDE = 4096
 """Detection never works on a longer picture, so that a 1 x 20000 one costs no more than others."""
@@ -62,35 +64,40 @@ class Detector(Protocol):
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]: ...
 
 
-def load_detector(name: str = "auto", device: str | torch.device = "cpu") -> Detector:
+def load_detector(
+    name: str = "auto", device: str | torch.device = "cpu", threshold: float | None = None
+) -> Detector:
     """The detector of that name, ready to be called.
 
     Args:
         name: retinaface (ResNet-50), mobilenet (RetinaFace on MobileNet-0.25) or mtcnn; auto, the
             first of these three whose weights are there; or the path of a RetinaFace file.
         device: where RetinaFace computes; a name is resolved by choose_device.
+        threshold: the score above which a face counts, in [0, 1]; None: RETINAFACE_THRESHOLD, and
+            what MTCNNDetector says.
     Raises:
         WeightsError: the weight file is not there.
         CheckpointError: the file holds no RetinaFace.
-        ConfigError: the device is unknown or absent.
+        ConfigError: the device is unknown or absent, or the threshold out of range.
     """
     from cfrestore.device import choose_device
     from cfrestore.weights import locate, missing
 
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"the detector's threshold must lie in [0, 1], found {threshold}")
     place = choose_device(device) if isinstance(device, str) else device
-    if name == "mtcnn":
-        return MTCNNDetector()
+    path: str | Path | None = None
     if name == "auto":
-        found = locate("retinaface") or locate("mobilenet")
-        return RetinaFaceDetector(found, place) if found else MTCNNDetector()
-    if name in NAMES:
+        path = locate("retinaface") or locate("mobilenet")
+    elif name not in NAMES:
+        if not Path(name).is_file():
+            raise WeightsError(f"detector {name!r} is neither a file nor one of {', '.join(NAMES)}")
+        path = name
+    elif name != "mtcnn":
         path = locate(name)
         if path is None:
             raise missing(name)
-        return RetinaFaceDetector(path, place)
-    if not Path(name).is_file():
-        raise WeightsError(f"detector {name!r} is neither a file nor one of {', '.join(NAMES)}")
-    return RetinaFaceDetector(name, place)
+    return MTCNNDetector(threshold) if path is None else RetinaFaceDetector(path, place, threshold)
 
 
 class RetinaFaceDetector:
@@ -100,9 +107,12 @@ class RetinaFaceDetector:
     long side at most LONG_SIDE, which the published pipeline does not bound.
     """
 
-    def __init__(self, path: str | Path, device: torch.device) -> None:
+    def __init__(
+        self, path: str | Path, device: torch.device, threshold: float | None = None
+    ) -> None:
         """Loads the file at path, which decides the backbone; raises as load_detector does."""
         self.name, self._network = _load_retinaface(path, device)
+        self._threshold = RETINAFACE_THRESHOLD if threshold is None else threshold
         self._device = device
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]:
@@ -119,7 +129,7 @@ class RetinaFaceDetector:
         offsets, probabilities, landmark_offsets = raw  # (N,4), (N,2), (N,10)
 
         scores = probabilities[:, 1]
-        likely = scores > 0.8
+        likely = scores > self._threshold
         boxes, landmarks = decode(
             make_priors(*resized.shape[:2])[likely], offsets[likely], landmark_offsets[likely]
         )
@@ -139,14 +149,17 @@ class MTCNNDetector:
     Source: facenet-pytorch (MIT). A doubtful face (score 0.7 to 0.9) counts only if it is large,
     a degraded portrait's only face rather than an ear or a pattern: on 40 old photographs, 102
     portraits and 25 pictures without faces this kept every face and dropped every false one.
+    A threshold of the caller's replaces both of these, whatever the size.
     """
 
     name = "mtcnn"
 
-    def __init__(self) -> None:
+    def __init__(self, threshold: float | None = None) -> None:
         from facenet_pytorch import MTCNN
 
-        self._network = MTCNN(keep_all=True, min_face_size=20, thresholds=[0.6, 0.7, 0.7])
+        doubtful, sure = (0.7, 0.9) if threshold is None else (threshold, threshold)
+        self._network = MTCNN(keep_all=True, min_face_size=20, thresholds=[0.6, 0.7, doubtful])
+        self._sure = sure
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]:
         from cfrestore.device import inference
@@ -161,7 +174,7 @@ class MTCNNDetector:
             return ()
         boxes, scores, landmarks = (np.asarray(values, np.float32) for values in found)
         heights = boxes[:, 3] - boxes[:, 1]
-        sure = (scores >= 0.9) | (heights >= min(resized.shape[:2]) / 4)
+        sure = (scores >= self._sure) | (heights >= min(resized.shape[:2]) / 4)
         boxes, landmarks = (boxes - margin) / scale, (landmarks - margin) / scale
         return _to_faces(boxes[sure], scores[sure], landmarks[sure])
 

@@ -1,13 +1,31 @@
-"""What the numbers are computed on: the only file that says cuda, mps, bf16 or inference mode."""
+"""What the numbers are computed on: the only file that says cuda, mps, bf16 or inference mode.
+
+Faces are looked at and their codes chosen in float32, always: a code is an argmax, and rounding
+flips some of them, each of which repaints a patch of the face. Only the painting, which is two
+thirds of the operations and where an error stays as small as it is, may be asked for in less.
+"""
 
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import Enum
 
 import torch
 
 from cfrestore.errors import ConfigError
+
+
+class Precision(Enum):
+    """What faces are painted in; everything before is float32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+_REDUCED = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 def available_devices() -> tuple[str, ...]:
@@ -36,6 +54,24 @@ def choose_device(name: str = "auto") -> torch.device:
     raise ConfigError(f"device {name!r} {problem}; choose one of: auto, {', '.join(available)}")
 
 
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """The precision of that name, if the device offers it.
+
+    Args:
+        name: auto, fp32, bf16 or fp16; auto is fp32 everywhere.
+        device: where the faces are painted.
+    Raises:
+        ConfigError: the name is unknown, or the device is neither CUDA nor the CPU.
+    """
+    known = ["auto", *(precision.value for precision in Precision)]
+    if name not in known:
+        raise ConfigError(f"precision {name!r} is unknown; choose one of: {', '.join(known)}")
+    precision = Precision.FP32 if name == "auto" else Precision(name)
+    if precision in _REDUCED and device.type not in ("cuda", "cpu"):
+        raise ConfigError(f"precision {name} is not offered on {device.type}; choose fp32")
+    return precision
+
+
 def describe(device: torch.device) -> str:
     """One line for people: kind of device, its name, and memory or threads."""
     if device.type == "cuda":
@@ -47,16 +83,52 @@ def describe(device: torch.device) -> str:
     return f"{device} ({threads} thread{'' if threads == 1 else 's'})"
 
 
-def inference() -> AbstractContextManager[object]:
-    """The context every network call outside training runs in: no gradients are recorded."""
-    return torch.inference_mode()
+def cuda_version() -> str | None:
+    """The version of CUDA that torch was built with; None for a torch without."""
+    return torch.version.cuda
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """The context every network call outside training runs in.
+
+    No gradients are recorded, and float32 is float32: on CUDA, torch by default rounds what a
+    convolution multiplies to TF32, of 10 bits, which is enough to change codes.
+    """
+    with _no_tf32(), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Turns TF32 off, and afterwards to what the host program had."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    off: str | bool
+    if hasattr(convolutions, "conv"):  # since torch 2.9, which may refuse to mix the two ways
+        switches, name, off = (convolutions.conv, products), "fp32_precision", "ieee"
+    else:
+        switches, name, off = (convolutions, products), "allow_tf32", False
+    before = [getattr(switch, name) for switch in switches]
+    try:
+        for switch in switches:
+            setattr(switch, name, off)
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            setattr(switch, name, value)
+
+
+def reduced(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """The context in which convolutions and products on the device take that precision."""
+    if precision in _REDUCED:
+        return torch.autocast(device.type, dtype=_REDUCED[precision])
+    return nullcontext()
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
-    """The context of mixed precision: bfloat16 on CUDA when enabled, else float32 throughout."""
-    if enabled and device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+    """The context of mixed training: bfloat16 on CUDA when enabled, else float32 throughout."""
+    mixed = enabled and device.type == "cuda"
+    return reduced(device, Precision.BF16 if mixed else Precision.FP32)
 
 
 def synchronize(device: torch.device) -> None:

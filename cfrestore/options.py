@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from cfrestore.errors import ConfigError
 
@@ -11,6 +12,12 @@ MAX_FIDELITY = 1.3
 """Largest w the library accepts: the largest value the published training used."""
 
 UPSCALES = (1, 2, 4)
+
+Choice: TypeAlias = Literal["all", "center", "largest"]
+
+BatchSize: TypeAlias = int | Literal["auto"]
+
+CHOICES: tuple[Choice, ...] = ("all", "center", "largest")
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,14 @@ class Options:
             (clean, but identity may drift), 1 follows the input closely. In [0, 1.3].
         upscale: output size is exactly this many times the input's, 1, 2 or 4.
         aligned: the picture already is one aligned face; nothing is detected or pasted.
-        batch_size: faces restored in one forward pass, at least 1.
+        batch_size: faces restored in one forward pass, at least 1, or auto; halved where memory
+            does not suffice. On the CPU it is always 1, see `device.faces_at_once`.
+        faces: all; center, the one nearest to the middle of the picture; largest, the one with the
+            largest box within it; or indices in the detector's order, which is that of descending
+            score, from 0.
+        min_face: faces whose box has a shorter side below this, in pixels of the picture, are left
+            alone; center and largest choose among the others. The indices count every face.
+        draw_box: draws a green frame around what was pasted.
 
     Raises:
         ConfigError: a value is out of range, or two contradict each other.
@@ -31,7 +45,10 @@ class Options:
     fidelity: float = 0.5
     upscale: int = 1
     aligned: bool = False
-    batch_size: int = 4
+    batch_size: BatchSize = "auto"
+    faces: Choice | tuple[int, ...] = "all"
+    min_face: int = 0
+    draw_box: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fidelity) and 0 <= self.fidelity <= MAX_FIDELITY):
@@ -40,5 +57,52 @@ class Options:
             raise ConfigError(f"upscale must be one of {UPSCALES}, found {self.upscale}")
         if self.aligned and self.upscale != 1:
             raise ConfigError("an aligned face always gets the network's size, without upscale")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, found {self.batch_size}")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ConfigError(f"batch_size must be auto or at least 1, found {self.batch_size}")
+        if self.faces not in CHOICES and not _are_indices(self.faces):
+            raise ConfigError(f"faces must be one of {CHOICES} or indices, found {self.faces!r}")
+        if self.min_face < 0:
+            raise ConfigError(f"min_face must be at least 0, found {self.min_face}")
+        if self.aligned and (self.faces != "all" or self.min_face or self.draw_box):
+            raise ConfigError(
+                "an aligned face is not searched for, so there is no choice of faces and no box"
+            )
+
+
+def parse_batch_size(text: str) -> BatchSize:
+    """The batch size that a text such as auto or 4 means.
+
+    Raises:
+        ConfigError: it means none.
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"batch_size must be auto or a number, found {text!r}") from None
+
+
+def parse_faces(text: str) -> Choice | tuple[int, ...]:
+    """The choice of faces that a text such as center or 0,2 means.
+
+    Raises:
+        ConfigError: it means none.
+    """
+    for choice in CHOICES:
+        if text == choice:
+            return choice
+    try:
+        return tuple(int(index) for index in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"faces must be all, center, largest or indices like 0,2, found {text!r}"
+        ) from None
+
+
+def _are_indices(faces: object) -> bool:
+    return (
+        isinstance(faces, tuple)
+        and len(faces) > 0
+        and all(isinstance(index, int) and index >= 0 for index in faces)
+    )

@@ -51,6 +51,7 @@ def paste_faces(
     scale: int = 1,
     masks: Iterable[NDArray[np.float32]] | None = None,
     background: Pixels | None = None,
+    owners: NDArray[np.int16] | None = None,
 ) -> Pixels:
     """Pastes restored faces into the picture they were cut from, each onto the previous result.
 
@@ -62,6 +63,8 @@ def paste_faces(
         scale: the result is exactly this many times the picture's size.
         masks: one (S, S) float32 in [0, 1] per face, further limits of what is pasted; or None.
         background: picture of the same content and dtype at any size, used in place of pixels.
+        owners: (H * scale, W * scale), see `share_holes`: each face replaces just the pixels that
+            bear its index, wholly; masks do not count.
     Returns:
         (H * scale, W * scale, 3) of the dtype of pixels, newly allocated. Outside the masks it is
         the background, bit for bit.
@@ -72,14 +75,18 @@ def paste_faces(
     if canvas.dtype != pixels.dtype:
         raise ValueError(f"background must be {pixels.dtype} like the picture, not {canvas.dtype}")
     unit = np.float32(np.iinfo(canvas.dtype).max / 255)
-    for face, mask in zip(faces, masks if masks is not None else [None] * len(faces), strict=True):
+    limits = masks if masks is not None else [None] * len(faces)
+    for index, (face, mask) in enumerate(zip(faces, limits, strict=True)):
         to_picture = invert(face.aligned.to_crop, scale)
         layer = face_layer(face.crop, to_picture, canvas.shape[:2], scale=scale, mask=mask)
         if layer is not None:
             region = canvas[layer.rows, layer.columns]
             blend = layer.face * unit
             blend -= region  # in place: a face may fill a picture of 100 megapixels
-            blend *= layer.opacity[..., None]
+            opacity = layer.opacity
+            if owners is not None:
+                opacity = (owners[layer.rows, layer.columns] == index).astype(np.float32)
+            blend *= opacity[..., None]
             blend += region
             region[...] = np.rint(blend, out=blend)
     return canvas
@@ -123,7 +130,7 @@ def face_layer(
         raise ValueError(f"mask must be {crop.shape[:2]} like its crop, found {mask.shape}")
     small, small_to_picture = _reduce(crop, to_picture)
     size = small.shape[0]
-    box = _bounding_box(size, small_to_picture, shape)
+    box = bounding_box(size, small_to_picture, shape)
     if box is None:
         return None
     rows, columns = box
@@ -193,7 +200,7 @@ def _reduce(
     return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA), to_picture
 
 
-def _bounding_box(
+def bounding_box(
     size: int, to_picture: NDArray[np.float64], shape: tuple[int, ...]
 ) -> tuple[slice, slice] | None:
     """Rows and columns of the picture that a warped crop can touch, or None if there are none."""

@@ -1,34 +1,61 @@
-"""From photograph to photograph: detect, align, restore, parse, paste."""
+"""From photograph to photograph: detect, align, paint, parse, paste."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
 import torch
 
-from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face
+from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
 from cfrestore.detect import Detector, Face, load_detector
-from cfrestore.device import choose_device
-from cfrestore.errors import DegenerateFaceError
-from cfrestore.image import is_gray, to_uint8
+from cfrestore.device import Precision, choose_device, choose_precision
+from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
+from cfrestore.holes import enlarge_holes, share_holes, white_holes
+from cfrestore.image import equal_channels, is_gray, to_uint8
 from cfrestore.options import Options
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
-from cfrestore.restore import FailedFace, RestoredFace, restore_faces
+from cfrestore.restore import (
+    FailedFace,
+    RestoredFace,
+    blank,
+    fill,
+    paint_faces,
+    restore_faces,
+    without_colours,
+)
+from cfrestore.select import SkippedFace, missing_faces, select_faces
+from cfrestore.show import draw_frames
 from cfrestore.weights import load_codeformer, locate, missing, search_folders, shipped, weight_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from cfrestore.holes import Holes
     from cfrestore.image import Photo, Pixels
     from cfrestore.models.codeformer import CodeFormer
 
 CPU = torch.device("cpu")
+
+Result: TypeAlias = RestoredFace | FailedFace | SkippedFace
+"""What becomes of one detected face."""
+
+Task: TypeAlias = Literal["restoration", "inpainting", "colorization"]
+
+TASKS: dict[Task, str] = {
+    "restoration": "codeformer",
+    "inpainting": "codeformer-inpainting",
+    "colorization": "codeformer-colorization",
+}
+"""What there are published weights for, and what they are called; restoration has others too."""
+
+NOTHING_TO_FILL = "with nothing to fill"
 
 Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
 
@@ -40,31 +67,46 @@ class Restoration:
     Attributes:
         photo: the result, with the input's metadata, alpha and bit depth.
         faces: one value per detected face, in the detector's order; empty if there was none.
+        missing: indices of Options.faces that no detected face has.
+        remarks: what else was asked for and is not done, each half a sentence.
     """
 
     photo: Photo
-    faces: tuple[RestoredFace | FailedFace, ...]
+    faces: tuple[Result, ...]
+    missing: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def numbered(self) -> tuple[tuple[int, RestoredFace], ...]:
+        """The faces that are new in the result, each with its index among all."""
+        return tuple((k, f) for k, f in enumerate(self.faces) if isinstance(f, RestoredFace))
 
     @property
     def restored(self) -> tuple[RestoredFace, ...]:
         """The faces that are new in the result."""
-        return tuple(face for face in self.faces if isinstance(face, RestoredFace))
+        return tuple(face for _, face in self.numbered)
 
     @property
     def failed(self) -> tuple[FailedFace, ...]:
-        """The faces that were left as they are."""
+        """The faces that were to be restored, but were left as they are."""
         return tuple(face for face in self.faces if isinstance(face, FailedFace))
+
+    @property
+    def skipped(self) -> tuple[SkippedFace, ...]:
+        """The faces that the options do not ask for."""
+        return tuple(face for face in self.faces if isinstance(face, SkippedFace))
 
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """Restores the faces of photographs; `load_pipeline` makes one.
+    """Restores, fills or colours the faces of photographs; `load_pipeline` makes one.
 
     Attributes:
         network: a CodeFormer in evaluation mode, on the device.
         detector: finds the faces.
         parser: limits what is pasted to the face proper; None: all of a soft square is pasted.
         device: where the network runs.
+        precision: what it paints in.
         model_name: what to call the network when speaking to people.
         notes: sentences the user should read about the choice of weights.
     """
@@ -73,6 +115,7 @@ class Pipeline:
     detector: Detector
     parser: FaceParser | None = None
     device: torch.device = CPU
+    precision: Precision = Precision.FP32
     model_name: str = "custom"
     notes: tuple[str, ...] = ()
 
@@ -82,57 +125,157 @@ class Pipeline:
         return self.network.config.image_size
 
     def __call__(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
-        """Restores every face of a photograph.
+        """Restores the faces of a photograph that the options ask for.
 
         The network and the detector see 8 bits; pasting keeps 16. The size is exactly
         `options.upscale` times the input's. With `options.aligned` the picture is stretched to
         S x S, S being the network's side, and the result is the restored face, S x S.
         """
-        if options.aligned:
-            return self._restore_aligned(photo, options)
-        pixels = to_uint8(photo.pixels)
-        gray = photo.gray or is_gray(pixels)
-        faces = self._restore(_align(pixels, self.detector(pixels), self.crop_size), gray, options)
-        restored = [face for face in faces if isinstance(face, RestoredFace)]
-        result = paste_faces(
-            photo.pixels, restored, scale=options.upscale, masks=self._masks(restored)
-        )
-        if gray:
-            result = _keep_neutral(result, photo.pixels)
-        return Restoration(_with_pixels(photo, result), faces)
+        gray = photo.gray or is_gray(to_uint8(photo.pixels))
 
-    def _restore(
-        self, aligned: Sequence[AlignedFace | FailedFace], gray: bool, options: Options
-    ) -> tuple[RestoredFace | FailedFace, ...]:
-        """The outcomes in the same order; what has failed already stays so."""
-        outcomes = iter(
-            restore_faces(
+        def paint(aligned: Sequence[AlignedFace]) -> Sequence[Result]:
+            return restore_faces(
                 self.network,
-                [face for face in aligned if isinstance(face, AlignedFace)],
+                aligned,
                 fidelity=options.fidelity,
                 batch_size=options.batch_size,
                 gray=gray,
                 device=self.device,
+                precision=self.precision,
             )
+
+        return self._process(photo, options, paint, partial(self._paste, photo, options))
+
+    def inpaint(
+        self,
+        photo: Photo,
+        holes: Holes | None = None,
+        options: Options = Options(),  # noqa: B008
+    ) -> Restoration:
+        """Fills the holes of a photograph, as far as they lie in crops of faces.
+
+        Every other pixel stays as it is. The network must be one for inpainting.
+
+        Args:
+            holes: (H, W) bool, true where the photograph is to be filled; None: where it is pure
+                white.
+            options: as in restoration, but `fidelity` is not used.
+        Raises:
+            ImageError: the holes are not of the photograph's size.
+        Source: the published command, which knows aligned faces only: w = 1, no AdaIN.
+        """
+        holes = white_holes(photo.pixels) if holes is None else holes
+        if holes.shape != photo.size:
+            found, wanted = (f"{width}x{height}" for height, width in (holes.shape, photo.size))
+            raise ImageError(f"the mask has {found} pixels and the photograph {wanted}")
+        shown = holes.astype(np.uint8) * 255
+        gray = equal_channels(photo.pixels)
+
+        def gap_of(face: AlignedFace) -> Holes:
+            """What of the crop shows any part of a hole."""
+            if options.aligned:
+                return _resize(shown, self.crop_size, self.crop_size) > 0
+            return cut_crop(shown, face.to_crop, self.crop_size, border=(0,)) > 0
+
+        def paint(aligned: Sequence[AlignedFace]) -> Sequence[Result]:
+            owners = set(np.unique(share_holes(holes, aligned)))
+            chosen = [
+                blank(face, gap_of(face))
+                if k in owners
+                else SkippedFace(face.face, NOTHING_TO_FILL)
+                for k, face in enumerate(aligned)
+            ]
+            painted = _each(chosen, lambda faces: self._paint(faces, options, 1, matched=False))
+            return [finish(face) if isinstance(face, RestoredFace) else face for face in painted]
+
+        def finish(face: RestoredFace) -> RestoredFace:
+            """In a photograph the holes say what is pasted, so all that was painted is kept."""
+            face = without_colours(face) if gray else face
+            return fill(face, gap_of(face.aligned)) if options.aligned else face
+
+        def paste(faces: Sequence[RestoredFace]) -> Pixels:
+            larger, scale = enlarge_holes(holes, options.upscale), options.upscale
+            owners = share_holes(larger, [face.aligned for face in faces], scale=scale)
+            return paste_faces(photo.pixels, faces, scale=scale, owners=owners)
+
+        result = self._process(photo, options, paint, paste)
+        filled = share_holes(holes, [face.aligned for face in result.restored]) >= 0
+        return replace(result, remarks=_unfilled(int(holes.sum()), int(filled.sum())))
+
+    def colorize(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
+        """Gives the faces of a photograph colours, new ones where they have some.
+
+        The rest stays as it is: a gray photograph becomes colour faces in gray surroundings. The
+        network must be one for colorization. Of the options, `fidelity` is not used.
+
+        Source: the published command, which knows aligned faces only: w = 0, AdaIN, no gray test.
+        """
+        return self._process(
+            photo,
+            options,
+            lambda aligned: self._paint(aligned, options, 0, matched=True),
+            partial(self._paste, photo, options),
+            gray_stays=False,
         )
-        return tuple(f if isinstance(f, FailedFace) else next(outcomes) for f in aligned)
 
-    def _masks(self, faces: Sequence[RestoredFace]) -> list[NDArray[np.float32]] | None:
-        if self.parser is None or not faces:
-            return None
-        return list(self.parser(np.stack([face.crop for face in faces])))
+    def _process(
+        self,
+        photo: Photo,
+        options: Options,
+        paint: Callable[[Sequence[AlignedFace]], Sequence[Result]],
+        paste: Callable[[Sequence[RestoredFace]], Pixels],
+        *,
+        gray_stays: bool = True,
+    ) -> Restoration:
+        """The way of every task: find faces, align, paint, paste.
 
-    def _restore_aligned(self, photo: Photo, options: Options) -> Restoration:
-        pixels = to_uint8(photo.pixels)
-        aligned = _stretch(pixels, self.crop_size)
-        gray = photo.gray or is_gray(pixels)
-        (face,) = self._restore([aligned], gray, options)
-        result: Pixels = face.crop if isinstance(face, RestoredFace) else aligned.crop
-        if gray:
-            result = _keep_neutral(result, pixels)
-        if photo.pixels.dtype == np.uint16:
-            result = result.astype(np.uint16) * 257
-        return Restoration(_with_pixels(photo, result), (face,))
+        Args:
+            paint: aligned faces to what becomes of each, in the same order.
+            paste: new faces to the whole result.
+            gray_stays: whether equal channels stay equal.
+        """
+        pixels, size = to_uint8(photo.pixels), self.crop_size
+        if options.aligned:
+            whole = _stretch(pixels, size)
+            (face,) = faces = _each([whole], paint)
+            result = _deepen(face.crop if isinstance(face, RestoredFace) else whole.crop, photo)
+        else:
+            faces = _each(_align(pixels, self._find(pixels, options), size), paint)
+            result = paste([face for face in faces if isinstance(face, RestoredFace)])
+        if gray_stays:
+            result = _keep_neutral(result, photo.pixels)
+        if options.draw_box:
+            drawn = [face.aligned for face in faces if isinstance(face, RestoredFace)]
+            result = draw_frames(result, drawn, scale=options.upscale)
+        missing = missing_faces(len(faces), options.faces)
+        return Restoration(_with_pixels(photo, result), faces, missing)
+
+    def _find(self, pixels: NDArray[np.uint8], options: Options) -> tuple[Face | SkippedFace, ...]:
+        """All faces of the picture, skipped where the options do not ask for them."""
+        return select_faces(
+            self.detector(pixels), pixels.shape[:2], options.faces, options.min_face
+        )
+
+    def _paint(
+        self, aligned: Sequence[AlignedFace], options: Options, fidelity: float, *, matched: bool
+    ) -> Sequence[Result]:
+        """What the network makes of the faces, as it is."""
+        return paint_faces(
+            self.network,
+            aligned,
+            fidelity=fidelity,
+            match_statistics=matched,
+            batch_size=options.batch_size,
+            device=self.device,
+            precision=self.precision,
+        )
+
+    def _paste(self, photo: Photo, options: Options, faces: Sequence[RestoredFace]) -> Pixels:
+        """The photograph with new faces, each as far as its mask goes."""
+        masks = None
+        if self.parser is not None and faces:
+            masks = self.parser(np.stack([face.crop for face in faces]))
+        return paste_faces(photo.pixels, faces, scale=options.upscale, masks=masks)
 
 
 def load_pipeline(
@@ -140,44 +283,61 @@ def load_pipeline(
     detector: str = "auto",
     device: str = "auto",
     parser: Path | None = None,
+    *,
+    threshold: float | None = None,
+    precision: str = "auto",
+    task: Task = "restoration",
 ) -> Pipeline:
     """A pipeline ready to be called.
 
     Args:
         model: auto (published weights if they are on this machine, else those shipped here),
-            published, compact (those shipped here), or the path of a weight file.
+            published, compact (those shipped here), or the path of a weight file. Only restoration
+            has compact ones.
         detector: see `load_detector`.
         device: see `choose_device`.
         parser: a ParseNet file; None: the published one if it is on this machine.
+        threshold: how sure the detector must be, see `load_detector`.
+        precision: see `choose_precision`.
+        task: what the weights are for.
     Raises:
         WeightsError: a weight file is not there, or differs from the published one.
         CheckpointError: a weight file holds something else.
         ConfigError: a name is unknown or the device is absent.
     """
     place = choose_device(device)
-    path, name, notes = _choose_model(str(model))
+    exactness = choose_precision(precision, place)
+    path, name, notes = _choose_model(str(model), task)
     network = load_codeformer(path, place)
-    parsing = parser or locate("parsenet")
+    parses = task != "inpainting"  # there the holes say what is pasted
+    parsing = (parser or locate("parsenet")) if parses else None
+    finder = load_detector(detector, place, threshold)
+    if name == "published":
+        notes += _lacking(detector == "auto" and finder.name == "mtcnn", parses and parsing is None)
     return Pipeline(
         network,
-        load_detector(detector, place),
+        finder,
         parser=FaceParser(parsing, place) if parsing else None,
         device=place,
+        precision=exactness,
         model_name=f"{name} ({network.config.image_size} px)",
         notes=notes,
     )
 
 
-def _choose_model(model: str) -> tuple[Path, str, tuple[str, ...]]:
+def _choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
     """Path of the weights, their name, and what there is to say about the choice."""
+    has_compact = task == "restoration"
+    if model == "compact" and not has_compact:
+        raise ConfigError(f"there are no compact weights for {task}, only published ones")
     if model == "compact":
         return shipped(), "compact", ()
     if model not in ("auto", "published"):
         return Path(model), Path(model).name, ()
-    row = weight_file("codeformer")
+    row = weight_file(TASKS[task])
     if path := locate(row.name):
         return path, "published", (f"{path} comes under the {row.licence}.",)
-    if model == "published":
+    if model == "published" or not has_compact:
         raise missing(row.name)
     folders = ", ".join(map(str, search_folders()))
     note = (
@@ -187,11 +347,43 @@ def _choose_model(model: str) -> tuple[Path, str, tuple[str, ...]]:
     return shipped(), "compact", (note,)
 
 
+def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
+    """What is done otherwise for want of the files the published network is published with."""
+    lacks = {}
+    if retinaface:
+        lacks[weight_file("retinaface").file] = "MTCNN finds the faces"
+    if parsenet:
+        lacks[weight_file("parsenet").file] = "all of a soft square around each face is pasted"
+    return (f"For want of {' and '.join(lacks)}, {' and '.join(lacks.values())}.",) if lacks else ()
+
+
+def _each(
+    found: Sequence[AlignedFace | FailedFace | SkippedFace],
+    paint: Callable[[Sequence[AlignedFace]], Sequence[Result]],
+) -> tuple[Result, ...]:
+    """What becomes of faces, in the same order; one that is not aligned stays what it is."""
+    outcomes = iter(paint([face for face in found if isinstance(face, AlignedFace)]))
+    return tuple(next(outcomes) if isinstance(face, AlignedFace) else face for face in found)
+
+
+def _unfilled(wanted: int, filled: int) -> tuple[str, ...]:
+    """What there is to say about holes of so many pixels, of which so many were filled."""
+    if not wanted:
+        return ("there is no hole",)
+    if filled == wanted:
+        return ()
+    left = wanted - filled
+    return (f"{left:,} of {wanted:,} hole pixels ({left / wanted:.1%}) are left as they were",)
+
+
 def _align(
-    pixels: NDArray[np.uint8], faces: Sequence[Face], size: int
-) -> list[AlignedFace | FailedFace]:
-    aligned: list[AlignedFace | FailedFace] = []
+    pixels: NDArray[np.uint8], faces: Sequence[Face | SkippedFace], size: int
+) -> list[AlignedFace | FailedFace | SkippedFace]:
+    aligned: list[AlignedFace | FailedFace | SkippedFace] = []
     for face in faces:
+        if isinstance(face, SkippedFace):
+            aligned.append(face)
+            continue
         try:
             aligned.append(align_face(pixels, face, size))
         except DegenerateFaceError as error:
@@ -208,6 +400,11 @@ def _stretch(pixels: NDArray[np.uint8], size: int) -> AlignedFace:
     return AlignedFace(
         _resize(pixels, size, size), to_crop, Face(box, 1.0, landmarks.astype(np.float32))
     )
+
+
+def _deepen(crop: NDArray[np.uint8], photo: Photo) -> Pixels:
+    """The crop in the depth of the photograph."""
+    return crop.astype(np.uint16) * 257 if photo.pixels.dtype == np.uint16 else crop
 
 
 def _with_pixels(photo: Photo, pixels: Pixels) -> Photo:
@@ -233,5 +430,4 @@ def _keep_neutral(result: Pixels, original: Pixels) -> Pixels:
 
     The crop's border colour is not quite neutral, so that its statistics can tint a face.
     """
-    neutral = (original == original[..., :1]).all()
-    return np.repeat(result[..., 1:2], 3, axis=2) if neutral else result
+    return np.repeat(result[..., 1:2], 3, axis=2) if equal_channels(original) else result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import cv2
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfrestore.device import inference
+from cfrestore.device import Precision, inference, reduced
 from cfrestore.image import from_tensor, match_statistics, to_gray, to_tensor
 
 if TYPE_CHECKING:
@@ -67,15 +67,52 @@ def restore_faces(
     batch_size: int = 4,
     gray: bool = False,
     device: str | torch.device = "cpu",
+    precision: Precision = Precision.FP32,
 ) -> tuple[RestoredFace | FailedFace, ...]:
     """Restores faces in batches; what becomes of one does not depend on the others.
+
+    Args:
+        gray: the picture is gray: the results are, and keep their crop's brightness and contrast.
+        others: see `paint_faces`; whether statistics are matched is the network's to say.
+    """
+    painted = paint_faces(
+        network,
+        aligned,
+        fidelity=fidelity,
+        match_statistics=network.config.match_statistics,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+    )
+    colours = network.config.keep_colours
+    return tuple(
+        _corrected(face, colours, gray) if isinstance(face, RestoredFace) else face
+        for face in painted
+    )
+
+
+def paint_faces(
+    network: CodeFormer,
+    aligned: Sequence[AlignedFace],
+    *,
+    fidelity: float,
+    match_statistics: bool,
+    batch_size: int = 4,
+    device: str | torch.device = "cpu",
+    precision: Precision = Precision.FP32,
+) -> tuple[RestoredFace | FailedFace, ...]:
+    """What the network makes of faces, in batches; of one face independently of the others.
+
+    A face whose painting at reduced precision is no picture is painted once more in float32.
 
     Args:
         network: on the device, in evaluation mode; S is its image size.
         aligned: crops (S, S, 3) uint8 RGB.
         fidelity: w, see Options.
+        match_statistics: see `CodeFormer.forward`.
         batch_size: faces in one forward pass.
-        gray: the picture is gray: the results are, and keep their crop's brightness and contrast.
+        device: where the network is.
+        precision: what is painted in; codes are always chosen in float32.
     Returns:
         one value per face, in the same order; FailedFace where the network gave no picture.
     """
@@ -83,29 +120,76 @@ def restore_faces(
     for start in range(0, len(aligned), batch_size):
         batch = aligned[start : start + batch_size]
         crops = to_tensor(np.stack([face.crop for face in batch])).to(device)  # (B, 3, S, S)
-        with inference():
-            images = network(crops, fidelity, network.config.match_statistics).float().cpu()
+        images = _paint(network, crops, fidelity, match_statistics, precision)
         results += (
-            _judge(image, face, fidelity, gray, network.config.keep_colours)
-            for image, face in zip(images, batch, strict=True)
+            _judge(image, face, fidelity) for image, face in zip(images, batch, strict=True)
         )
     return tuple(results)
 
 
-def _judge(
-    image: Tensor, aligned: AlignedFace, fidelity: float, gray: bool, colours: bool
-) -> RestoredFace | FailedFace:
+def _paint(
+    network: CodeFormer,
+    crops: Tensor,
+    fidelity: float,
+    match_statistics: bool,
+    precision: Precision,
+) -> list[Tensor]:
+    """Images (3, S, S), float32, on the CPU; what reduced precision spoils is painted again."""
+    with inference():
+        features, skips = network.predict_features(crops, match_statistics)
+        with reduced(crops.device, precision):
+            images = list(network.decode(features, skips, fidelity).float().cpu())
+        if precision is Precision.FP32:
+            return images
+        for index in (index for index, image in enumerate(images) if _flaw(image)):
+            one = slice(index, index + 1)
+            own = {side: skip[one] for side, skip in skips.items()}
+            images[index] = network.decode(features[one], own, fidelity)[0].cpu()
+    return images
+
+
+def _judge(image: Tensor, aligned: AlignedFace, fidelity: float) -> RestoredFace | FailedFace:
     """The network's image (3, S, S) as a result, if it is a picture at all."""
+    if reason := _flaw(image):
+        return FailedFace(aligned.face, reason)
+    return RestoredFace(from_tensor(image[None])[0], aligned, fidelity)
+
+
+def _flaw(image: Tensor) -> str | None:
+    """Why the network's image (3, S, S) is no picture, or None."""
     if not image.isfinite().all():
-        return FailedFace(aligned.face, "the network's output is not finite")
-    crop = from_tensor(image[None])[0]
-    if not np.ptp(crop, axis=(0, 1)).any():
-        return FailedFace(aligned.face, "the network's output is one flat colour")
+        return "the network's output is not finite"
+    if not np.ptp(from_tensor(image[None]), axis=(1, 2)).any():
+        return "the network's output is one flat colour"
+    return None
+
+
+def _corrected(face: RestoredFace, colours: bool, gray: bool) -> RestoredFace:
+    """The face with colours and light of its crop, as far as they are to be kept."""
+    crop = face.crop
     if colours:
-        crop = keep_colours(crop, aligned.crop)
+        crop = keep_colours(crop, face.aligned.crop)
     if gray:
-        crop = _like_gray(crop, aligned.crop)
-    return RestoredFace(crop, aligned, fidelity)
+        crop = _like_gray(crop, face.aligned.crop)
+    return replace(face, crop=crop)
+
+
+def blank(face: AlignedFace, gap: NDArray[np.bool_]) -> AlignedFace:
+    """The face, white where the gap (S, S) is, as inpainting networks are shown it."""
+    return replace(face, crop=np.where(gap[..., None], np.uint8(255), face.crop))
+
+
+def fill(face: RestoredFace, gap: NDArray[np.bool_]) -> RestoredFace:
+    """The face as the network was shown it, with what it painted in the gap (S, S) only.
+
+    Source: the published inpainting command.
+    """
+    return replace(face, crop=np.where(gap[..., None], face.crop, face.aligned.crop))
+
+
+def without_colours(face: RestoredFace) -> RestoredFace:
+    """The face in the grays of its brightness."""
+    return replace(face, crop=np.asarray(np.rint(to_gray(face.crop)), np.uint8))
 
 
 def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -55,11 +55,18 @@ class StubNetwork(nn.Module):
         self.config = SMALL
         self.paint = paint
         self.calls: list[tuple[Tensor, float, bool]] = []
+        self.matched = True
 
-    def forward(self, x: Tensor, w: float = 0.5, match_statistics: bool = True) -> Tensor:
+    def predict_features(
+        self, x: Tensor, match_statistics: bool
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self.matched = match_statistics
+        return x, {}
+
+    def decode(self, features: Tensor, skips: dict[int, Tensor], w: float) -> Tensor:
         assert torch.is_inference_mode_enabled()
-        self.calls.append((x, w, match_statistics))
-        return self.paint(x)
+        self.calls.append((features, w, self.matched))
+        return self.paint(features)
 
 
 class StubDetector:

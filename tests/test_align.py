@@ -76,6 +76,50 @@ def test_one_bad_landmark_of_five_does_not_tilt_the_face() -> None:
     np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 1, 0]], atol=0.02)
 
 
+def least_squares(points: NDArray, target: NDArray) -> NDArray[np.float64]:
+    """The similarity of least squared error, as one complex factor and one complex shift."""
+    plane = points.astype(np.float64) @ (1, 1j)
+    columns = np.stack([plane, np.ones(len(plane))], axis=1)
+    (factor, shift), *_ = np.linalg.lstsq(columns, target.astype(np.float64) @ (1, 1j))
+    return np.array(
+        [[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]]
+    )
+
+
+@pytest.mark.parametrize("bad", range(5))
+@pytest.mark.parametrize("scale", [0.3, 1.7])
+def test_four_good_landmarks_are_fitted_by_least_squares_and_the_bad_one_by_none(
+    bad: int, scale: float
+) -> None:
+    uneven = [[1, 1], [-1, 0], [0.5, -1], [0, 1], [-0.5, 0.5]]
+    landmarks = apply(similarity(scale, 0.4, 30, 80), FFHQ_TEMPLATE + uneven).astype(np.float32)
+    landmarks[bad] += scale * np.float32([60, -45])
+    good = np.arange(5) != bad
+    expected = least_squares(landmarks[good], FFHQ_TEMPLATE[good])
+    found = estimate_similarity(landmarks)
+    np.testing.assert_allclose(apply(found, landmarks), apply(expected, landmarks), atol=1e-2)
+    plain = least_squares(landmarks, FFHQ_TEMPLATE)
+    assert np.abs(apply(found, landmarks) - apply(plain, landmarks)).max() > 10
+
+
+@pytest.mark.parametrize(
+    ("side", "centre"), [(300, (400, 310)), (900, (400, 310)), (500, (40, 600)), (100, (790, 5))]
+)
+def test_a_crop_of_512_px_is_the_published_warp(side: float, centre: tuple[float, float]) -> None:
+    """Bilinear, and 135, 133, 132 in blue, green and red beyond the picture."""
+    picture = np.random.default_rng(3).integers(0, 256, (640, 800, 3), dtype=np.uint8)
+    aligned = align_face(picture, face_of_size(side, centre, angle=0.2))
+    bgr = cv2.warpAffine(
+        np.ascontiguousarray(picture[..., ::-1]),
+        aligned.to_crop,
+        (512, 512),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(135, 133, 132),
+    )
+    assert_close(aligned.crop, np.ascontiguousarray(bgr[..., ::-1]), tolerance=0)
+
+
 @pytest.mark.parametrize("size", [128, 256, 512])
 def test_template_scales_with_the_crop(size: int) -> None:
     face = face_of_size(300, (400.3, 310.7), angle=0.5)

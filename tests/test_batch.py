@@ -2,14 +2,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from stubs import face_at, picture
+from stubs import StubDetector, StubNetwork, face_at, picture
 
-from cfrestore.batch import Job, Outcome, plan, run
+from cfrestore.batch import COMPARED, CROPS, RESTORED, Job, Outcome, plan, run
 from cfrestore.errors import ConfigError, ImageError, OutputError
 from cfrestore.image import Photo, read_photo, write_photo
-from cfrestore.pipeline import Restoration
+from cfrestore.options import Options
+from cfrestore.pipeline import Pipeline, Restoration
 from cfrestore.restore import FailedFace
+from cfrestore.select import SkippedFace
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +30,13 @@ def make(*names: str) -> None:
 
 
 def planned(
-    *inputs: str, output: str | None = None, overwrite: bool = False
+    *inputs: str,
+    output: str | None = None,
+    overwrite: bool = False,
+    mark: str = ".restored",
+    suffix: str | None = None,
 ) -> list[tuple[str, str]]:
-    jobs = plan(inputs, output, overwrite=overwrite)
+    jobs = plan(inputs, output, overwrite=overwrite, mark=mark, suffix=suffix)
     return [(job.source.as_posix(), job.target.as_posix()) for job in jobs]
 
 
@@ -79,6 +86,8 @@ def test_a_folder_gives_its_pictures_sorted_and_no_earlier_results() -> None:
         "in/a.png",
         "in/c.tiff",
         "in/a.restored.png",
+        "in/a.inpainted.png",
+        "in/a.colorized.png",
         "in/.hidden.jpg",
         "in/notes.txt",
         "in/sub/d.jpg",
@@ -109,6 +118,141 @@ def test_a_folder_may_be_named_by_dots(
     monkeypatch.chdir(here / ("in/sub" if name == ".." else "in"))
     ((_, target),) = planned(name)
     assert Path(target).resolve() == here / "in.restored/a.jpg"
+
+
+def test_other_work_leaves_another_mark() -> None:
+    make("a.jpg", "in/a.jpg", "in/b.inpainted.jpg")
+    assert planned("a.jpg", "in", mark=".inpainted") == [
+        ("a.jpg", "a.inpainted.jpg"),
+        ("in/a.jpg", "in.inpainted/a.jpg"),
+    ]
+
+
+def test_a_suffix_is_in_every_name() -> None:
+    make("a.v1.jpg", "plain", "in/a.jpg", "out/x")
+    assert planned("a.v1.jpg", "plain", "in", suffix="new") == [
+        ("a.v1.jpg", "a.v1_new.jpg"),
+        ("plain", "plain_new"),
+        ("in/a.jpg", "in.restored/a_new.jpg"),
+    ]
+    assert planned("a.v1.jpg", output="out", suffix="new") == [("a.v1.jpg", "out/a.v1_new.jpg")]
+    assert planned("in", output="out", suffix="new") == [("in/a.jpg", "out/a_new.jpg")]
+    (job,) = plan(["a.v1.jpg"], suffix="new", kept=[CROPS, COMPARED])
+    assert job.numbered(CROPS, 3) == Path("cropped_faces/a.v1_new_03.png")
+    assert job.comparison == Path("compared/a.v1_new.png")
+
+
+def test_results_with_the_suffix_are_no_inputs_of_the_next_run() -> None:
+    make("in/a.jpg", "in/a_old.jpg", "in/a_old_old.jpg", "in/b_old.jpg", "in/c.png", "in/c_old.jpg")
+    sources = [source for source, _ in planned("in", suffix="old")]
+    assert sources == ["in/a.jpg", "in/b_old.jpg", "in/c.png", "in/c_old.jpg"]
+    assert len(planned("in")) == len(planned("in", suffix="new")) == 6
+    with pytest.raises(OutputError, match="is an input"):
+        planned("in/a.jpg", "in/a_old.jpg", suffix="old", overwrite=True)
+
+
+@pytest.mark.parametrize("suffix", ["", "a/b", "/", "../x", "."])
+def test_a_suffix_is_a_part_of_a_name(suffix: str) -> None:
+    make("a.jpg")
+    with pytest.raises(ConfigError, match="suffix"):
+        planned("a.jpg", suffix=suffix)
+
+
+def test_a_whole_name_takes_no_suffix() -> None:
+    make("a.jpg")
+    with pytest.raises(OutputError, match=r"b\.jpg is the whole name"):
+        planned("a.jpg", output="b.jpg", suffix="new")
+
+
+# What is kept beside the results
+
+
+def beside(*inputs: str, output: str | None = None) -> list[str]:
+    return [job.comparison.as_posix() for job in plan(inputs, output, kept=[COMPARED])]
+
+
+def test_what_is_kept_lies_in_folders_beside_the_result() -> None:
+    make("x/a.v1.jpg")
+    (job,) = plan(["x/a.v1.jpg"], kept=[CROPS, RESTORED, COMPARED])
+    assert job.numbered(CROPS, 0) == Path("x/cropped_faces/a.v1_00.png")
+    assert job.numbered(RESTORED, 123) == Path("x/restored_faces/a.v1_123.png")
+    assert beside("x/a.v1.jpg") == ["x/compared/a.v1.png"]
+    assert beside("x/a.v1.jpg", output="out/b.png") == ["out/compared/a.v1.png"]
+    assert beside("x", output="out") == ["out/compared/a.v1.png"]
+
+
+def test_pictures_that_differ_in_their_extension_keep_it() -> None:
+    make("a.jpg", "a.png", "b.jpg", "y/b.png")
+    assert beside("a.jpg", "./a.png", "b.jpg", "y/b.png") == [
+        "compared/a.jpg.png",
+        "compared/a.png.png",
+        "compared/b.png",
+        "y/compared/b.png",
+    ]
+    assert beside("b.jpg", "y/b.png", output="out") == [
+        "out/compared/b.jpg.png",
+        "out/compared/b.png.png",
+    ]
+
+
+def test_the_next_run_does_not_take_what_was_kept() -> None:
+    make("in/a.jpg", "in/cropped_faces/a_00.png", "in/compared/a.png")
+    assert [source for source, _ in planned("in")] == ["in/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "refused"),
+    [
+        (CROPS, "cropped_faces/a_00.png", True),
+        (CROPS, "cropped_faces/a_17.png", True),
+        (CROPS, "cropped_faces/a_100.png", True),
+        (CROPS, "cropped_faces/a_1.png", False),
+        (CROPS, "cropped_faces/ba_00.png", False),
+        (CROPS, "cropped_faces/a_00_00.png", False),
+        (CROPS, "restored_faces/a_00.png", False),
+        (RESTORED, "restored_faces/a_00.png", True),
+        (COMPARED, "compared/a.png", True),
+        (COMPARED, "compared/a_00.png", False),
+    ],
+)
+def test_what_is_kept_replaces_nothing_unless_asked_to(
+    kind: str, there: str, refused: bool
+) -> None:
+    make("a.jpg", there)
+    if refused:
+        with pytest.raises(OutputError, match=f"{there} exists; only --overwrite"):
+            plan(["a.jpg"], kept=[kind])
+    else:
+        plan(["a.jpg"], kept=[kind])
+    plan(["a.jpg"], kept=[kind], overwrite=True)
+    plan(["a.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"), [(CROPS, "cropped_faces/a_03.png"), (COMPARED, "compared/a.png")]
+)
+def test_what_is_kept_never_replaces_an_input(kind: str, there: str) -> None:
+    make("a.jpg", there)
+    with pytest.raises(OutputError, match=f"{there} is an input"):
+        plan(["a.jpg", there], kept=[kind], overwrite=True)
+    Path(there).unlink()
+    Path(there).symlink_to(Path("a.jpg").resolve())
+    with pytest.raises(OutputError, match=f"{there} is an input"):
+        plan(["a.jpg"], kept=[kind], overwrite=True)
+
+
+def test_a_result_and_what_is_kept_never_have_one_name() -> None:
+    make("a.jpg", "cropped_faces/a_00.png", "compared/a.png")
+    for kind in (CROPS, COMPARED):
+        plan([kind, "a.jpg"], "out")
+        with pytest.raises(OutputError, match="would both be written to"):
+            plan([kind, "a.jpg"], "out", kept=[kind])
+
+
+def test_what_is_kept_needs_a_folder() -> None:
+    make("a.jpg", "cropped_faces")
+    with pytest.raises(OutputError, match="cropped_faces is a file"):
+        plan(["a.jpg"], kept=[CROPS])
 
 
 # Refusals, before any work
@@ -223,6 +367,79 @@ def test_faces_left_alone_are_counted_with_their_reasons() -> None:
     assert outcome.error is None
     assert not outcome.complete
     assert Path("b.png").exists()
+
+
+def test_faces_that_were_not_to_be_restored_are_no_failures() -> None:
+    write_photo(Photo(picture(20, 30)), "a.png")
+    skipped = SkippedFace(face_at(0, 0, 8), "not selected")
+    (outcome,) = outcomes([("a.png", "b.png")], lambda photo: Restoration(photo, (skipped,)))
+    assert outcome.skipped == ("not selected",)
+    assert outcome.left_alone == ()
+    assert outcome.complete
+    (outcome,) = outcomes([("a.png", "b.png")], lambda photo: Restoration(photo, (), (2,)))
+    assert outcome.missing == (2,)
+    assert outcome.error is None
+    assert not outcome.complete
+
+
+def test_faces_and_comparisons_are_kept() -> None:
+    photo = Photo(picture(60, 80), np.full((60, 80), 200, np.uint8), icc=b"profile")
+    write_photo(photo, "a.png")
+    broken = type(face_at(0, 0, 1))(np.zeros(4, np.float32), 0.5, np.zeros((5, 2), np.float32))
+    detector = StubDetector(face_at(0, 0, 32), broken, face_at(40, 20, 32), face_at(0, 20, 32))
+    pipeline = Pipeline(StubNetwork(lambda x: -x), detector)
+    results: list[Restoration] = []
+
+    def restore(photo: Photo) -> Restoration:
+        results.append(pipeline(photo, Options(upscale=2, faces=(0, 1, 2))))
+        return results[0]
+
+    jobs = plan(["a.png"], "out/b.png", kept=[CROPS, RESTORED, COMPARED])
+    assert [outcome.error for outcome in run(jobs, restore)] == [None]
+    written = sorted(path.as_posix() for path in Path("out").rglob("*.png"))
+    assert written == [
+        "out/b.png",
+        "out/compared/a.png",
+        "out/cropped_faces/a_00.png",
+        "out/cropped_faces/a_02.png",
+        "out/restored_faces/a_00.png",
+        "out/restored_faces/a_02.png",
+    ]
+    first, last = results[0].restored
+    for face, number in ((first, "00"), (last, "02")):
+        crop = read_photo(f"out/cropped_faces/a_{number}.png")
+        assert np.array_equal(crop.pixels, face.aligned.crop)
+        assert crop.icc == b"profile"
+        restored = read_photo(f"out/restored_faces/a_{number}.png")
+        assert np.array_equal(restored.pixels, face.crop)
+        assert restored.alpha is None
+    compared = read_photo("out/compared/a.png")
+    assert compared.size == (120, 320)
+    assert np.array_equal(compared.pixels[:, 160:], results[0].photo.pixels)
+
+
+def test_an_aligned_face_is_kept_too_and_sixteen_bits_are_compared() -> None:
+    write_photo(Photo(picture(32, 32, np.uint16)), "a.png")
+    pipeline = Pipeline(StubNetwork(lambda x: -x), StubDetector())
+    jobs = plan(["a.png"], kept=[CROPS, RESTORED, COMPARED])
+    (outcome,) = run(jobs, lambda photo: pipeline(photo, Options(aligned=True)))
+    assert outcome.complete
+    result = read_photo("a.restored.png").pixels
+    assert np.array_equal(read_photo("restored_faces/a_00.png").pixels.astype(int) * 257, result)
+    compared = read_photo("compared/a.png").pixels
+    assert compared.dtype == np.uint16
+    expected = np.concatenate([read_photo("a.png").pixels, result], axis=1)
+    assert np.array_equal(compared, expected)
+    assert Path("cropped_faces/a_00.png").is_file()
+
+
+def test_the_result_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photo(Photo(picture(20, 30)), "a.png")
+    jobs = plan(["a.png"], kept=[COMPARED])
+    Path("compared").touch()  # after the planning
+    (outcome,) = run(jobs, unchanged)
+    assert "compared" in str(outcome.error)
+    assert not Path("a.restored.png").exists()
 
 
 @pytest.mark.parametrize("kind", [ConfigError, ZeroDivisionError])

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -56,7 +57,9 @@ def cfrestore_(
 
 
 def detect(monkeypatch: pytest.MonkeyPatch, *faces: Face) -> None:
-    monkeypatch.setattr(pipeline, "load_detector", lambda name, device: StubDetector(*faces))
+    monkeypatch.setattr(
+        pipeline, "load_detector", lambda name, device, threshold: StubDetector(*faces)
+    )
 
 
 def make(*names: str) -> None:
@@ -96,8 +99,8 @@ def test_every_option_reaches_the_pipeline(
     Path("folder").mkdir()
     seen: dict[str, Any] = {}
 
-    def load(*values: object) -> Any:
-        seen["load"] = values
+    def load(*values: object, **others: object) -> Any:
+        seen["load"] = (*values, others)
         seen["home"] = os.environ["CFRESTORE_HOME"]
 
         class Spy(Pipeline):
@@ -109,11 +112,15 @@ def test_every_option_reaches_the_pipeline(
 
     monkeypatch.setattr(pipeline, "load_pipeline", load)
     words = "a.png --output out/b.png --w 0.25 --upscale 2 --model m --detector d --device cpu"
-    words += " --weights-dir folder --parser p --batch-size 3"
-    assert cfrestore_(*words.split()).code == 0
-    assert seen["load"] == ("m", "d", "cpu", Path("p"))
+    words += " --weights-dir folder --parser p --batch-size 3 --faces 1,0 --min-face 9 --draw-box"
+    words += " --det-threshold 0.4 --precision bf16"
+    assert cfrestore_(*words.split(), "--strict").code == 1  # as there is no face 0, nor 1
+    others = {"threshold": 0.4, "precision": "bf16", "task": "restoration"}
+    assert seen["load"] == ("m", "d", "cpu", Path("p"), others)
     assert seen["home"] == "folder"
-    assert seen["options"] == cfrestore.Options(fidelity=0.25, upscale=2, batch_size=3)
+    assert seen["options"] == cfrestore.Options(
+        fidelity=0.25, upscale=2, batch_size=3, faces=(1, 0), min_face=9, draw_box=True
+    )
     assert read_photo("out/b.png").size == (96, 128)
 
 
@@ -132,10 +139,155 @@ def test_a_face_left_alone_is_told_with_its_reason(
     broken = Face(np.zeros(4, np.float32), 0.5, np.full((5, 2), 9, np.float32))
     detect(monkeypatch, face_at(0, 0, 32), broken, face_at(20, 10, 32))
     make("photo.png")
-    result = cfrestore_("photo.png")
+    result = cfrestore_("photo.png", "--quiet")
     assert "  2 faces restored of 3, 1 left alone: landmarks " in result.err
-    assert result.code == 1
+    assert result.code == 0
     assert Path("photo.restored.png").exists()
+    assert cfrestore_("photo.png", "--strict", "--overwrite").code == 1
+
+
+def test_faces_can_be_chosen_and_the_others_are_counted(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detect(monkeypatch, face_at(0, 0, 30), face_at(20, 8, 20), face_at(30, 0, 32))
+    make("a.png")
+    result = cfrestore_("a.png", "--strict", "--faces", "0,1", "--min-face", "24")
+    assert result.code == 0
+    line = "a.png -> a.restored.png  1 face restored of 3, 1 smaller than 24 px, 1 not selected"
+    assert result.err.splitlines()[-1] == line
+    changed = (read_photo("a.png").pixels != read_photo("a.restored.png").pixels).any(axis=2)
+    assert changed[:, :30].any()
+    assert not changed[:, 30:].any()
+    assert cfrestore_("a.png", "--faces", "center", "-o", "c.png", "--quiet").err == ""
+
+
+def test_a_face_that_there_is_not_is_told(cfrestore_: Command) -> None:
+    make("a.png", "b.png")
+    result = cfrestore_("a.png", "b.png", "--faces", "0,3", "--quiet")
+    assert result.code == 0
+    assert result.err.splitlines() == [
+        f"{name}.png -> {name}.restored.png  1 face restored; there is no face 3" for name in "ab"
+    ]
+    assert cfrestore_("a.png", "--faces", "3", "--overwrite", "--strict").code == 1
+
+
+def test_frames_are_drawn_and_a_gray_picture_gets_colours_only_then(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gray = np.repeat(picture(48, 64)[..., :1], 3, axis=2)
+    write_photo(Photo(gray, gray=True), "a.png")
+    assert cfrestore_("a.png", "--draw-box").code == 0
+    result = read_photo("a.restored.png")
+    assert not result.gray
+    green = (result.pixels == (0, 255, 0)).all(axis=2)
+    assert green[8:40, 8:12].any() and green[8:40, 36:40].any()
+    detect(monkeypatch)
+    assert cfrestore_("a.png", "--draw-box", "--overwrite").code == 0
+    assert read_photo("a.restored.png").gray
+
+
+def test_more_is_kept_where_asked_for(cfrestore_: Command) -> None:
+    make("a.png")
+    words = ["a.png", "-o", "out/", "--save-crops", "--save-restored", "--compare"]
+    assert cfrestore_(*words, "--suffix", "v2").code == 0
+    assert sorted(path.as_posix() for path in Path("out").rglob("*.png")) == [
+        "out/a_v2.png",
+        "out/compared/a_v2.png",
+        "out/cropped_faces/a_v2_00.png",
+        "out/restored_faces/a_v2_00.png",
+    ]
+    Path("out/a_v2.png").unlink()
+    result = cfrestore_("a.png", "-o", "out/", "--save-crops", "--suffix", "v2")
+    assert result.code == 2
+    assert "a_v2_00.png exists" in result.err
+
+
+def test_the_words_of_the_published_command_do_the_same(cfrestore_: Command) -> None:
+    make("in/a.png")
+    published = "-i in --output_path out -w 0.7 -s 2 --only_center_face --draw_box --suffix x"
+    published += " --bg_upsampler None"
+    ours = "in -o out2/ --w 0.7 --upscale 2 --faces center --draw-box --suffix x"
+    assert cfrestore_(*published.split()).code == 0
+    assert cfrestore_(*ours.split()).code == 0
+    assert Path("out/a_x.png").read_bytes() == Path("out2/a_x.png").read_bytes()
+
+
+# Weights that are to be fetched
+
+
+@dataclass
+class Supplied:
+    """What was asked for, and whether the published weights are there afterwards."""
+
+    asked: list[tuple[str, bool]]
+    published: bool = False
+
+
+@pytest.fixture
+def supplied(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> Supplied:
+    seen = Supplied([])
+
+    def supply(names: list[str], console: object, *, required: bool) -> None:
+        seen.asked += [(name, required) for name in names]
+        if required and not seen.published:
+            raise WeightsError("No network is here")
+
+    def load(*values: object, **others: object) -> Pipeline:
+        return Pipeline(StubNetwork(), StubDetector())  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cfrestore.cli.supply.supply", supply)
+    monkeypatch.setattr(
+        "cfrestore.weights.locate", lambda name: Path(name) if seen.published else None
+    )
+    monkeypatch.setattr(pipeline, "load_pipeline", load)
+    make("a.png")
+    return seen
+
+
+def test_auto_asks_for_the_published_weights_and_does_without(
+    cfrestore_: Command, supplied: Supplied
+) -> None:
+    assert cfrestore_("a.png").code == 0
+    assert supplied.asked == [("codeformer", False)]
+
+
+@pytest.mark.parametrize(
+    ("words", "companions"),
+    [
+        ("", ["retinaface", "parsenet"]),
+        ("--detector mtcnn", ["parsenet"]),
+        ("--parser p", ["retinaface"]),
+        ("--aligned", []),
+    ],
+)
+@pytest.mark.parametrize("model", ["auto", "published"])
+def test_with_the_published_weights_come_their_companions(
+    cfrestore_: Command, supplied: Supplied, model: str, words: str, companions: list[str]
+) -> None:
+    supplied.published = True
+    assert cfrestore_("a.png", "--model", model, *words.split()).code == 0
+    expected = [("codeformer", model == "published"), *((name, False) for name in companions)]
+    assert supplied.asked == expected
+
+
+@pytest.mark.parametrize("words", ["--model published", "--detector retinaface"])
+def test_what_is_named_must_be_had(cfrestore_: Command, supplied: Supplied, words: str) -> None:
+    result = cfrestore_("a.png", *words.split())
+    assert (result.code, result.err) == (4, "error: No network is here\n")
+    assert not Path("a.restored.png").exists()
+
+
+@pytest.mark.parametrize("words", ["--model compact", "--model mine.safetensors"])
+def test_other_weights_need_nothing(cfrestore_: Command, supplied: Supplied, words: str) -> None:
+    assert cfrestore_("a.png", *words.split()).code == 0
+    assert supplied.asked == []
+
+
+def test_offline_is_said_to_all(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFRESTORE_OFFLINE", "0")
+    make("a.png")
+    assert cfrestore_("a.png", "--offline", "-q").err == ""
+    assert os.environ["CFRESTORE_OFFLINE"] == "1"
 
 
 def test_a_face_that_loses_detail_is_told(
@@ -219,6 +371,24 @@ def test_an_aligned_picture_becomes_a_square(cfrestore_: Command) -> None:
         "a.png a.png",
         "a.png there.png",
         "a.png there.png -o file.png",
+        "a.png --faces left",
+        "a.png --faces -1",
+        "a.png --min-face -1",
+        "a.png --det-threshold 1.01",
+        "a.png --det-threshold nan",
+        "a.png --aligned --faces center",
+        "a.png --aligned --min-face 9",
+        "a.png --aligned --draw-box",
+        "a.png --aligned --det-threshold 0.5",
+        "a.png --suffix a/b",
+        "a.png --suffix x -o file.png",
+        "-i a.png --output_path there.png",
+        "-i a.png --detection_model dlib",
+        "-i a.png --detection_model YOLOv5l",
+        "-i a.png --bg_upsampler realesrgan",
+        "-i a.png --face_upsample",
+        "-i a.png --bg_tile 200",
+        "a.png --fidelity_weight",
     ],
 )
 def test_words_that_make_no_sense_are_refused_before_work(cfrestore_: Command, words: str) -> None:
@@ -271,7 +441,7 @@ def test_a_folder_without_pictures_is_exit_code_1(cfrestore_: Command) -> None:
 def test_an_interruption_is_exit_code_130(
     cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    def interrupt(*values: object) -> None:
+    def interrupt(*values: object, **others: object) -> None:
         raise KeyboardInterrupt
 
     make("a.png")
@@ -299,8 +469,10 @@ def test_help_shows_every_option_and_the_training_verb(
     for word in ("INPUT", "cfrestore train autoencoder|codes|fusion"):
         assert word in result.out
     names = "output w upscale aligned model detector device weights-dir parser overwrite batch-size"
-    for name in (*names.split(), "quiet", "version"):
+    names += " quiet version suffix save-crops save-restored compare faces min-face draw-box"
+    for name in (*names.split(), "det-threshold", "offline", "strict"):
         assert f"--{name}" in result.out
+    assert not re.search(r"--\w+_|--input|upsample|--fidelity", result.out)
 
 
 @pytest.mark.parametrize("code", [0, 3])

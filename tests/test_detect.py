@@ -105,6 +105,30 @@ def test_everyone_in_a_group_photo_is_found_and_nobody_else(request, shared, nam
     assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.parametrize("name", ["mtcnn", "mobilenet"])
+def test_the_threshold_decides_who_is_a_face(request, shared, name):
+    pixels, _ = compose_group(shared / "faces")
+    faces = request.getfixturevalue(name)(pixels)
+    path = name if name == "mtcnn" else str(shared / MOBILENET)
+    middle = (faces[0].score + faces[1].score) / 2
+    assert len(load_detector(path, threshold=middle)(pixels)) == 1
+    assert load_detector(path, threshold=1)(pixels) == ()
+    assert len(load_detector(path, threshold=0.2)(pixels)) >= len(faces)
+
+
+def test_a_threshold_holds_for_large_faces_of_mtcnn_too(mtcnn, shared):
+    pixels = read(shared / "faces/old-photos/001450.jpg")
+    (face,) = mtcnn(pixels)
+    assert load_detector("mtcnn", threshold=face.score + 0.01)(pixels) == ()
+    assert len(load_detector("mtcnn", threshold=face.score - 0.01)(pixels)) == 1
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_a_threshold_is_a_probability(threshold):
+    with pytest.raises(ConfigError, match="threshold must lie in"):
+        load_detector("mtcnn", threshold=threshold)
+
+
 def test_two_faces_side_by_side_are_two(detector, portraits):
     faces = detector(np.concatenate([portraits[0], portraits[1]], axis=1))
     assert sorted(int(face.box.reshape(2, 2).mean(0)[0] // 512) for face in faces) == [0, 1]

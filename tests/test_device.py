@@ -1,12 +1,19 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from cfrestore.device import (
+    Precision,
     autocast,
     available_devices,
     choose_device,
+    choose_precision,
     describe,
     inference,
+    reduced,
     synchronize,
 )
 from cfrestore.errors import ConfigError
@@ -68,6 +75,83 @@ def test_inference_records_no_gradients():
     with inference():
         assert not (weight * 2).requires_grad
     assert (weight * 2).requires_grad
+
+
+TF32 = """
+import torch
+from cfrestore.device import inference
+
+def switches():
+    if hasattr(torch.backends.cudnn, "conv"):  # torch 2.9 and later
+        pair = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+        return [switch.fp32_precision for switch in pair]
+    return [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]
+
+{host}
+before = switches()
+try:
+    with inference():
+        assert switches() in (["ieee", "ieee"], [False, False]), switches()
+        1 / 0
+except ZeroDivisionError:
+    assert switches() == before, (switches(), before)
+"""
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "torch.set_float32_matmul_precision('high')",
+        # What the second of these sets, torch 2.9 and later alone read.
+        "torch.backends.cudnn.allow_tf32 = False; torch.backends.fp32_precision = 'tf32'",
+    ],
+)
+def test_float32_is_float32_in_inference_whatever_the_host_program_set(
+    host: str, repository: Path
+) -> None:
+    # In a process of its own, because torch may not forget which of its switches were used.
+    done = subprocess.run(
+        [sys.executable, "-c", TF32.format(host=host)],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_auto_is_float32_on_every_device():
+    for kind in ("cpu", "cuda:0", "mps"):
+        assert choose_precision("auto", torch.device(kind)) is Precision.FP32
+        assert choose_precision("fp32", torch.device(kind)) is Precision.FP32
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_less_is_given_on_request_where_it_is_known_to_work(name):
+    for kind in ("cpu", "cuda:0"):
+        assert choose_precision(name, torch.device(kind)) is Precision(name)
+    with pytest.raises(ConfigError, match=f"{name} is not offered on mps"):
+        choose_precision(name, torch.device("mps"))
+
+
+@pytest.mark.parametrize("name", ["", "float32", "FP16", "int8"])
+def test_an_unknown_precision_is_refused(name):
+    with pytest.raises(ConfigError, match="choose one of: auto, fp32, bf16, fp16"):
+        choose_precision(name, CPU)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        (Precision.FP32, torch.float32),
+        (Precision.BF16, torch.bfloat16),
+        (Precision.FP16, torch.float16),
+    ],
+)
+def test_products_take_the_precision_that_was_asked_for(precision, dtype):
+    matrix = torch.ones(2, 2)
+    with reduced(CPU, precision):
+        assert (matrix @ matrix).dtype == dtype
 
 
 def test_the_cpu_computes_in_float32_even_under_autocast():

@@ -19,12 +19,16 @@ ORDER = (
     "models",
     "weights",
     "detect",
+    "select",
     "align",
     "restore",
     "parse",
     "paste",
+    "show",
+    "holes",
     "pipeline",
     "batch",
+    "doctor",
     "train",
     "cli",
 )
@@ -93,7 +97,7 @@ def test_networks_know_nothing_but_torch() -> None:
 
 
 def test_pure_rooms_have_no_torch() -> None:
-    for path in files("align", "paste", "batch", "options", "errors"):
+    for path in files("align", "select", "paste", "show", "holes", "batch", "options", "errors"):
         assert not any(name.split(".")[0] == "torch" for name in imports(path))
 
 
@@ -143,6 +147,11 @@ def loaded_by(*words: str) -> set[str]:
         "from cfrestore.cli import main; main(['--help'])",
         "from cfrestore.cli import main; main(['--version'])",
         "from cfrestore.cli import main; main(['photo.jpg', '--w', '2'])",
+        "from cfrestore.cli import main; main(['inpaint', '--help'])",
+        "from cfrestore.cli import main; main(['colorize', '--help'])",
+        "from cfrestore.cli import main; main(['inpaint', 'photo.jpg', '--batch-size', '0'])",
+        "from cfrestore.cli import main; main(['weights', '--help'])",
+        "from cfrestore.cli import main; main(['weights', 'list'])",
         "from cfrestore.cli import main; main([])",
         "from cfrestore.cli import main; main(['photo.jpg', '--upscale', '3'])",
         "import cfrestore.weights; cfrestore.weights.search_folders()",

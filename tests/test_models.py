@@ -1,11 +1,10 @@
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from published import random_state
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,15 +40,6 @@ def layout(module: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 def expected_layout(shared: Path, name: str) -> list[tuple[str, tuple[int, ...]]]:
     table = json.loads((shared / f"spec/statedict_{name}.json").read_text())
     return [(key, tuple(entry["shape"])) for key, entry in table.items()]
-
-
-def random_state(shared: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("random_state", shared / "golden/random_state.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -126,6 +116,20 @@ def test_w_changes_pixels_and_w0_ignores_the_fusion() -> None:
         parameter.fill_(float("nan"))
     torch.testing.assert_close(net(x, w=0), at_zero, rtol=0, atol=0)
     assert net.decode(net.lookup(torch.zeros(1, 256, dtype=torch.long)), {}, 0).isfinite().all()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("match", [True, False])
+def test_features_are_all_that_comes_before_painting(match: bool) -> None:
+    net, x = small_net(), small_input(2)
+    features, skips = net.predict_features(x, match)
+    assert set(skips) == {16, 32, 64}
+    for w in (0.0, 0.7):
+        torch.testing.assert_close(net.decode(features, skips, w), net(x, w, match), rtol=0, atol=0)
+    latent, _ = net.encode(x)
+    quantized = net.lookup(net.predict_codes(latent).argmax(-1))
+    expected = adaptive_instance_norm(quantized, latent) if match else quantized
+    torch.testing.assert_close(features, expected, rtol=0, atol=0)
 
 
 @torch.inference_mode()

@@ -94,6 +94,39 @@ def test_masks_are_soft_and_end_before_the_sides() -> None:
     assert ((mask[256] > 0.05) & (mask[256] < 0.95)).sum() > 40
 
 
+def test_masks_are_the_published_formula() -> None:
+    """Two Gaussians of 101 taps and sigma 11, then a frame of ten pixels, in double precision."""
+    noise = np.random.default_rng(0).random((16, 16))
+    classes = (cv2.resize(noise, (512, 512), interpolation=cv2.INTER_CUBIC) * 19).astype(int) % 19
+    kept = np.isin(classes, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15])
+    taps = np.exp(-((np.arange(101) - 50) ** 2) / (2 * 11**2))
+    taps /= taps.sum()
+    expected = 255.0 * kept
+    for _ in range(2):
+        for axis in (0, 1):  # mirrored without repeating the edge, OpenCV's default
+            wide = np.pad(expected, [(50, 50) if a == axis else (0, 0) for a in (0, 1)], "reflect")
+            windows = np.lib.stride_tricks.sliding_window_view(wide, 101, axis)
+            expected = windows @ taps
+    expected[:10], expected[-10:], expected[:, :10], expected[:, -10:] = 0, 0, 0, 0
+    np.testing.assert_allclose(mask_from_classes(classes), expected / 255, atol=1e-6)
+
+
+def test_a_file_in_the_published_layout_loads_strictly(shared: Path, tmp_path: Path) -> None:
+    table = json.loads((shared / "spec" / "statedict_parsenet.json").read_text())
+    state = {key: torch.tensor(0.5).expand(row["shape"]) for key, row in table.items()}
+    assert len(state) == 238
+    torch.save(state, tmp_path / "whole.pth")
+    loaded = FaceParser(tmp_path / "whole.pth").network.state_dict()
+    assert list(loaded) == list(table)
+    assert all((value == 0.5).all() for value in loaded.values())
+    del state["body.4.conv2.norm.norm.running_var"]
+    torch.save(state, tmp_path / "lacking.pth")
+    with pytest.raises(
+        CheckpointError, match=r"1 missing: body\.4\.conv2\.norm\.norm\.running_var"
+    ):
+        FaceParser(tmp_path / "lacking.pth")
+
+
 def test_the_network_has_the_published_keys(shared: Path, checkpoint: Path) -> None:
     text = (shared / "spec" / "statedict_parsenet.json").read_text()
     expected = {key: tuple(row["shape"]) for key, row in json.loads(text).items()}

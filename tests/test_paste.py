@@ -195,6 +195,34 @@ def test_a_face_of_the_background_s_colour_is_invisible(size: int, side: float, 
     assert (paste_faces(picture, [face], scale=scale) == 230).all()
 
 
+def test_the_published_formula_draws_a_dark_frame_around_small_faces() -> None:
+    picture = np.full((320, 330, 3), 230, np.float32)
+    darkest = []
+    for side in (30, 200):
+        face = published(
+            picture[:1, :1].repeat(512, 0).repeat(512, 1),
+            placed(512, side, (160.3, 158), 0.2),
+            (320, 330),
+            1,
+        )
+        darkest.append((picture - face.over(picture)).max())
+    assert darkest[0] > 50
+    assert darkest[1] < 1
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("angle", [0.0, 0.6])
+def test_the_half_pixel_is_that_of_the_published_pipeline(scale: int, angle: float) -> None:
+    """N is the inverse of the similarity, in closed form; all of it times the scale, then 0.5 s."""
+    to_crop = similarity(1.7, angle, -40, 95)
+    c, s = math.cos(angle) / 1.7, math.sin(angle) / 1.7
+    linear = np.array([[c, s], [-s, c]])
+    expected = np.column_stack([linear, -linear @ to_crop[:, 2]]) * scale
+    if scale > 1:
+        expected[:, 2] += 0.5 * scale
+    np.testing.assert_allclose(invert(to_crop, scale), expected, atol=1e-9)
+
+
 @pytest.mark.parametrize("size", [128, 256, 512])
 @pytest.mark.parametrize(
     ("centre", "side"),

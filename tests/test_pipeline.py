@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,13 +8,14 @@ import torch
 from numpy.typing import NDArray
 from stubs import StubDetector, StubNetwork, face_at, picture, save_network, small_network
 
-from cfrestore import pipeline, weights
+from cfrestore import pipeline, restore, weights
 from cfrestore.detect import Face
 from cfrestore.errors import ConfigError, WeightsError
 from cfrestore.image import Photo
 from cfrestore.options import Options
-from cfrestore.pipeline import Pipeline, load_pipeline
+from cfrestore.pipeline import Pipeline, Task, load_pipeline
 from cfrestore.restore import FailedFace, RestoredFace
+from cfrestore.select import SkippedFace
 
 BROKEN = Face(np.zeros(4, np.float32), 0.9, np.full((5, 2), 20, np.float32))
 
@@ -123,6 +126,34 @@ def test_a_face_that_cannot_be_aligned_is_named_and_the_others_proceed() -> None
     assert [face.aligned.face for face in result.restored] == [detector.faces[0], detector.faces[2]]
 
 
+def test_only_the_chosen_faces_are_restored() -> None:
+    faces = (face_at(0, 0, 32), face_at(44, 44, 32), BROKEN)
+    restore = Pipeline(negative(), StubDetector(*faces))
+    photo = Photo(picture(80, 80))
+    result = restore(photo, Options(faces=(1, 5)))
+    assert [type(face) for face in result.faces] == [SkippedFace, RestoredFace, SkippedFace]
+    assert [face.face for face in result.skipped] == [faces[0], BROKEN]
+    assert result.failed == ()
+    assert result.missing == (5,)
+    assert [(index, face.aligned.face) for index, face in result.numbered] == [(1, faces[1])]
+    changed = (result.photo.pixels != photo.pixels).any(axis=2)
+    assert changed[50:70, 50:70].mean() > 0.9
+    assert not changed[:40, :40].any()
+    assert len(restore(photo, Options(faces="largest", min_face=33)).skipped) == 3
+
+
+def test_frames_are_drawn_around_the_restored_faces_alone() -> None:
+    restore = Pipeline(negative(), StubDetector(face_at(10, 10, 40), face_at(100, 20, 60)))
+    photo = Photo(picture(120, 200, np.uint16))
+    plain, framed = (
+        restore(photo, Options(upscale=2, faces=(1,), draw_box=draw)).photo.pixels
+        for draw in (False, True)
+    )
+    assert framed.dtype == np.uint16
+    y, x = np.nonzero((plain != framed).any(axis=2))
+    assert abs(np.array([x.min(), x.max(), y.min(), y.max()]) - (200, 320, 40, 160)).max() <= 4
+
+
 def test_a_failed_network_leaves_the_photograph_as_it_was() -> None:
     network = StubNetwork(lambda x: x * float("nan"))
     photo = Photo(picture(64, 64))
@@ -193,8 +224,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package = tmp_path / "cfrestore"
     (package / "_shipped").mkdir(parents=True)
     save_network(package / "_shipped/compact.safetensors", small_network())
-    monkeypatch.setattr(weights, "__file__", str(package / "weights.py"))
-    monkeypatch.setattr(pipeline, "load_detector", lambda name, device: StubDetector())
+    monkeypatch.setattr(weights.store, "PACKAGE", package)
+    monkeypatch.setattr(pipeline, "load_detector", lambda name, device, threshold: StubDetector())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CFRESTORE_HOME", str(tmp_path / "home"))
@@ -222,12 +253,41 @@ def test_auto_takes_the_published_weights_where_they_are(
     with pytest.raises(WeightsError, match="SHA-256"):
         load_pipeline(device="cpu")
     monkeypatch.setattr(
-        weights, "_sha256", lambda path: weights.weight_file("codeformer").sha256 or ""
+        weights.store, "known_sha256", lambda path: weights.weight_file("codeformer").sha256
     )
     for model in ("auto", "published"):
         restore = load_pipeline(model, device="cpu")
         assert restore.model_name == "published (32 px)"
         assert "non-commercial" in restore.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("detector", "found", "note"),
+    [
+        ("auto", "retinaface-resnet50", "For want of parsing_parsenet.pth, all of a soft square"),
+        ("mtcnn", "mtcnn", "For want of parsing_parsenet.pth, all of a soft square"),
+        (
+            "auto",
+            "mtcnn",
+            "For want of detection_Resnet50_Final.pth and parsing_parsenet.pth, MTCNN finds the "
+            "faces and all of a soft square",
+        ),
+    ],
+)
+def test_published_weights_without_their_companions_are_told(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, detector: str, found: str, note: str
+) -> None:
+    save_network(machine / "home/codeformer.pth", small_network())
+    monkeypatch.setattr(
+        weights.store, "known_sha256", lambda path: weights.weight_file("codeformer").sha256
+    )
+    stub = StubDetector()
+    stub.name = found
+    monkeypatch.setattr(pipeline, "load_detector", lambda name, device, threshold: stub)
+    notes = load_pipeline("published", detector, "cpu").notes
+    assert len(notes) == 2
+    assert notes[1].startswith(note)
+    assert load_pipeline("compact", detector, "cpu").notes == ()
 
 
 def test_published_weights_that_are_absent_are_an_error_that_helps(machine: Path) -> None:
@@ -237,6 +297,46 @@ def test_published_weights_that_are_absent_are_an_error_that_helps(machine: Path
     assert "codeformer.pth" in text
     assert str(machine / "home") in text
     assert "https://github.com/sczhou/CodeFormer/releases" in text
+
+
+@pytest.mark.parametrize("task", ["inpainting", "colorization"])
+def test_other_tasks_take_their_own_published_weights_and_have_no_compact_ones(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, task: Task
+) -> None:
+    for model in ("auto", "published"):
+        with pytest.raises(WeightsError, match=f"codeformer_{task}.pth was not found"):
+            load_pipeline(model, device="cpu", task=task)
+    with pytest.raises(ConfigError, match=f"no compact weights for {task}"):
+        load_pipeline("compact", device="cpu", task=task)
+    path = save_network(machine / f"home/codeformer_{task}.pth", small_network())
+    monkeypatch.setattr(
+        weights.store,
+        "known_sha256",
+        lambda path: weights.weight_file(f"codeformer-{task}").sha256 or "0" * 64,
+    )
+    for model in ("auto", "published"):
+        loaded = load_pipeline(model, device="cpu", task=task)
+        assert loaded.model_name == "published (32 px)"
+        assert ("parsing_parsenet" in " ".join(loaded.notes)) is (task == "colorization")
+    assert load_pipeline(path, device="cpu", task=task).model_name == path.name + " (32 px)"
+
+
+@pytest.mark.parametrize("name", ["auto", "fp32", "bf16", "fp16"])
+def test_the_precision_reaches_the_painting(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    loaded = load_pipeline(device="cpu", precision=name)
+    assert loaded.precision.value == {"auto": "fp32"}.get(name, name)
+    asked = []
+    monkeypatch.setattr(
+        restore, "reduced", lambda device, precision: asked.append(precision) or nullcontext()
+    )
+    loaded = replace(loaded, detector=StubDetector(face_at(4, 4, 32)))
+    for task in (loaded, loaded.colorize, loaded.inpaint):
+        holed = picture(48, 48)
+        holed[20:25, 20:25] = 255
+        task(Photo(holed))
+    assert asked == [loaded.precision] * 3
 
 
 def test_a_path_is_opened(machine: Path) -> None:

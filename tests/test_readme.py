@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from cfrestore.cli import main
-from cfrestore.cli.restore import app
+from cfrestore.cli import colorize, inpaint, main, restore
+from cfrestore.cli.published import ABSENT, FLAGS, INPUTS, VALUED
 from cfrestore.image import read_photo
 
 
@@ -59,11 +59,18 @@ def test_the_python_example_runs(
     assert (elsewhere / "collins.png").is_file()
 
 
-def test_every_option_is_documented(readme: str) -> None:
+@pytest.mark.parametrize("app", [restore.app, inpaint.app, colorize.app])
+def test_every_option_is_documented(readme: str, app: typer.Typer) -> None:
     command = typer.main.get_command(app)
     options = {name for parameter in command.params for name in parameter.opts if name[0] == "-"}
     documented = set(re.findall(r"`(--?[a-z-]+)`", readme))
     assert options - documented - {"--install-completion", "--show-completion"} == set()
+
+
+def test_every_published_word_is_documented(readme: str) -> None:
+    spoken = {name.replace("-", "_") for name in re.findall(r"`-(-?[a-z_]+)", readme)}
+    names = {*ABSENT, *FLAGS, *INPUTS, *VALUED} - {"--save-video-fps"}
+    assert {name[1:].replace("-", "_") for name in names} <= spoken
 
 
 def test_training_commands_in_the_readme_are_understood(readme: str) -> None:

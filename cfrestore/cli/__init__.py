@@ -1,7 +1,7 @@
 """Words in, calls out, exit codes.
 
-0: everything was done. 1: a picture failed, or one of its faces. 2: the words make no sense, or
-results would destroy something. 4: weights are missing or wrong. 130: interrupted.
+0: every picture was written. 1: a picture failed, or under --strict one of its faces. 2: the words
+make no sense, or results would destroy something. 4: weights are missing or wrong. 130: stopped.
 """
 
 from __future__ import annotations

@@ -206,8 +206,9 @@ class ControllableFeatureTransform(nn.Module):
 class CodeFormer(nn.Module):
     """Restores aligned faces.
 
-    `net(x, w)` is encode, predict_codes, lookup of the likeliest codes, match_statistics, decode.
-    Encoder and codes do not depend on w: several w of one face cost one encoding.
+    `net(x, w)` is encode, predict_codes, lookup of the likeliest codes, match_statistics, which
+    together are predict_features, and decode. Features do not depend on w: several w of one face
+    cost one encoding.
 
     Attributes:
         config: the shape of the network.
@@ -259,6 +260,23 @@ class CodeFormer(nn.Module):
         """Codes (B,T) to quantised features (B,d,s,s)."""
         return self.quantize.lookup(codes, self.config.autoencoder.code_side)
 
+    def predict_features(
+        self, x: Tensor, match_statistics: bool
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """All that comes before painting: what `decode` takes, which does not depend on w.
+
+        Args:
+            x: (B,3,S,S), RGB in [-1, 1].
+            match_statistics: see `forward`.
+        Returns:
+            quantised features (B,d,s,s), and encoder features by side.
+        """
+        latent, skips = self.encode(x)
+        quantized = self.lookup(self.predict_codes(latent).argmax(-1))
+        if match_statistics:
+            quantized = adaptive_instance_norm(quantized, latent)
+        return quantized, skips
+
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float) -> Tensor:
         """Paints the faces.
 
@@ -290,11 +308,7 @@ class CodeFormer(nn.Module):
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """
-        latent, skips = self.encode(x)
-        quantized = self.lookup(self.predict_codes(latent).argmax(-1))
-        if match_statistics:
-            quantized = adaptive_instance_norm(quantized, latent)
-        return self.decode(quantized, skips, w)
+        return self.decode(*self.predict_features(x, match_statistics), w)
 
 
 def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+"""The words of the published commands, put into ours; they appear in no help.
+
+Ours have hyphens; underscores in the names of options count as such, so most words need no entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cfrestore.errors import ConfigError
+
+FLAGS = {"--has-aligned": "--aligned", "--only-center-face": "--faces=center"}
+VALUED = {
+    "--fidelity-weight": "--w",
+    "--output-path": "--output",
+    "--detection-model": "--detector",
+}
+INPUTS = ("--input-path", "-i")
+
+DETECTORS = {"retinaface_resnet50": "retinaface", "retinaface_mobile0.25": "mobilenet"}
+NO_DETECTORS = ("YOLOv5l", "YOLOv5n", "dlib")
+
+ABSENT = {
+    "--bg-upsampler": "up-sample backgrounds",
+    "--bg-tile": "up-sample backgrounds",
+    "--face-upsample": "up-sample faces",
+    "--save-video-fps": "restore videos",
+}
+"""What the published commands can do and cfrestore cannot yet."""
+
+
+def translate(words: Sequence[str]) -> list[str]:
+    """The words of a command with every published spelling replaced by ours.
+
+    Raises:
+        ConfigError: an option lacks its value, or asks for what there is not.
+    """
+    result: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return [*result, word, *rest]
+        name, equals, value = _split(word)
+        if name in (*VALUED, *INPUTS, "--bg-upsampler") and not equals:
+            try:
+                value = next(rest)
+            except StopIteration:
+                raise ConfigError(f"{name} needs a value") from None
+        result += _ours(name, equals, value)
+    return result
+
+
+def _split(word: str) -> tuple[str, str, str]:
+    """Name of an option with hyphens, "=" if a value is attached, and the value."""
+    if word.startswith("--"):
+        name, equals, value = word.partition("=")
+        return name.replace("_", "-"), equals, value
+    if word.startswith("-i"):
+        return "-i", word[2:] and "=", word[2:].removeprefix("=")
+    return word, "", ""
+
+
+def _ours(name: str, equals: str, value: str) -> list[str]:
+    """The words that say the same as this option."""
+    if name == "--bg-upsampler" and value.lower() == "none":
+        return []
+    if name in ABSENT:
+        raise ConfigError(f"cfrestore does not {ABSENT[name]} yet, which {name} asks for")
+    if name in INPUTS:
+        return [f"./{value}" if value.startswith("-") and value != "-" else value]
+    if name == "--output-path" and value:
+        value = f"{value}/"  # always a folder
+    if name == "--detection-model":
+        if value in NO_DETECTORS:
+            raise ConfigError(
+                f"cfrestore has no detector {value}; there are retinaface, mobilenet and mtcnn"
+            )
+        value = DETECTORS.get(value, value)
+    if name in VALUED:
+        return [f"{VALUED[name]}={value}"]
+    return [FLAGS.get(name, name) + equals + value]

@@ -1,0 +1,74 @@
+"""Which pixels of a picture are to be filled, and which face fills each of them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from cfrestore.paste import bounding_box, invert
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cfrestore.align import AlignedFace
+    from cfrestore.image import Photo, Pixels
+
+    Holes = NDArray[np.bool_]
+    """(H, W), true where a picture is to be filled."""
+
+
+def white_holes(pixels: Pixels) -> Holes:
+    """The pure white pixels of a picture (H, W, 3), which the published command takes for holes."""
+    return np.asarray((pixels == np.iinfo(pixels.dtype).max).all(axis=2))
+
+
+def mask_holes(mask: Photo) -> Holes:
+    """The holes that a mask shows bright: at least half as bright as its brightest pixel.
+
+    So a mask may hold 0 and 1 as well as 0 and 255, and one compressed as JPEG, whose black is not
+    quite black, means the same. Where a mask is transparent it is black.
+    """
+    brightness = mask.pixels.max(axis=2).astype(np.float32)
+    if mask.alpha is not None:
+        brightness *= mask.alpha
+    return np.asarray((brightness > 0) & (brightness >= brightness.max() / 2))
+
+
+def enlarge_holes(holes: Holes, scale: int) -> Holes:
+    """The holes of the picture enlarged bilinearly: every pixel that a hole has a part in."""
+    height, width = holes.shape
+    shown = holes.astype(np.uint8) * 255
+    return np.asarray(cv2.resize(shown, (width * scale, height * scale)) > 0)
+
+
+def share_holes(holes: Holes, faces: Sequence[AlignedFace], *, scale: int = 1) -> NDArray[np.int16]:
+    """Which face fills each pixel: of those whose crop holds it, the one it is most central to.
+
+    So a face at the edge of its neighbour's crop is filled from its own, whatever their order.
+
+    Args:
+        holes: (H * scale, W * scale).
+        faces: aligned in the (H, W) picture.
+        scale: how many times the picture was enlarged.
+    Returns:
+        the shape of holes; indices of faces, -1 where there is no hole or no face.
+    """
+    owners = np.full(holes.shape, -1, np.int16)
+    nearest = np.full(holes.shape, np.inf, np.float32)
+    for index, face in enumerate(faces):
+        size = face.crop.shape[0]
+        to_picture = invert(face.to_crop, scale)
+        box = bounding_box(size, to_picture, holes.shape)
+        if box is None:
+            continue
+        y, x = np.ogrid[box]
+        to_crop = cv2.invertAffineTransform(to_picture)
+        across, down = (abs(a * x + b * y + c - (size - 1) / 2) for a, b, c in to_crop)
+        distance = np.maximum(across, down).astype(np.float32)  # from the middle of the crop
+        own = holes[box] & (distance <= size / 2) & (distance < nearest[box])
+        owners[box][own] = index
+        nearest[box][own] = distance[own]
+    return owners

@@ -1,0 +1,81 @@
+"""Which of the faces that were found are to be worked on: faces and wishes -> faces. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from cfrestore.detect import Face
+    from cfrestore.options import Choice
+
+
+@dataclass(frozen=True, eq=False)
+class SkippedFace:
+    """One face that was not asked for.
+
+    Attributes:
+        face: what the detector said, in image pixels.
+        reason: why, as half a sentence.
+    """
+
+    face: Face
+    reason: str
+
+
+def select_faces(
+    faces: Sequence[Face],
+    size: tuple[int, int],
+    wanted: Choice | tuple[int, ...] = "all",
+    min_face: int = 0,
+) -> tuple[Face | SkippedFace, ...]:
+    """The same faces in the same order, those that are not wanted skipped with their reason.
+
+    Args:
+        faces: in the detector's order.
+        size: height and width of the picture.
+        wanted: see Options.faces.
+        min_face: see Options.min_face; center and largest choose among what it leaves.
+    Source: the published pipeline for center and largest.
+    """
+    large = [k for k, face in enumerate(faces) if _shorter_side(face) >= min_face]
+    if isinstance(wanted, tuple):
+        chosen = set(wanted)
+    elif wanted == "all" or not large:
+        chosen = set(large)
+    elif wanted == "center":
+        chosen = {min(large, key=lambda k: _distance(faces[k], size))}
+    else:
+        chosen = {max(large, key=lambda k: _visible_area(faces[k], size))}
+    return tuple(
+        SkippedFace(face, f"smaller than {min_face} px")
+        if k not in large
+        else (face if k in chosen else SkippedFace(face, "not selected"))
+        for k, face in enumerate(faces)
+    )
+
+
+def missing_faces(count: int, wanted: Choice | tuple[int, ...]) -> tuple[int, ...]:
+    """The indices that are wanted of count faces and that none of them has, ascending."""
+    if not isinstance(wanted, tuple):
+        return ()
+    return tuple(sorted({index for index in wanted if index >= count}))
+
+
+def _shorter_side(face: Face) -> float:
+    return float(min(face.box[2:] - face.box[:2]))
+
+
+def _distance(face: Face, size: tuple[int, int]) -> float:
+    """From the middle of the box to that of the picture."""
+    middle = (face.box[:2] + face.box[2:]) / 2
+    return float(np.linalg.norm(middle - np.array(size[::-1]) / 2))
+
+
+def _visible_area(face: Face, size: tuple[int, int]) -> float:
+    """Of the box, as far as it lies in the picture."""
+    corners = np.clip(face.box.reshape(2, 2), 0, size[::-1])
+    return float(np.prod(corners[1] - corners[0]))
