@@ -1,12 +1,12 @@
 """Bytes to Photo and back, Photo to tensor and back, and the gray test."""
 
-from cfrestore.image.decode import read_photo
-from cfrestore.image.encode import write_photo
+from cfrestore.image.decode import MAX_PIXELS, read_photo
+from cfrestore.image.encode import QUALITIES, Quality, write_photo
+from cfrestore.image.formats import EXTENSIONS, FORMATS
 from cfrestore.image.photo import (
-    EXTENSIONS,
-    FORMATS,
     Photo,
     Pixels,
+    equal_channels,
     from_tensor,
     is_gray,
     match_statistics,
@@ -18,8 +18,12 @@ from cfrestore.image.photo import (
 __all__ = [
     "EXTENSIONS",
     "FORMATS",
+    "MAX_PIXELS",
+    "QUALITIES",
     "Photo",
     "Pixels",
+    "Quality",
+    "equal_channels",
     "from_tensor",
     "is_gray",
     "match_statistics",

@@ -1,27 +1,94 @@
-"""EXIF, XMP and colour profiles as Pillow finds them, and the orientation that two of them hold.
-
-An EXIF block is b"Exif\\0\\0" and then a small TIFF file, whose first directory is read here.
-"""
+"""What a file holds beside its pixels, taken from an image that Pillow has opened."""
 
 from __future__ import annotations
 
-import re
+import math
 import struct
-from collections.abc import Iterator
+from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
-EXIF_HEAD = b"Exif\x00\x00"
-ORIENTATION = 0x0112
-_XMP_ORIENTATION = re.compile(rb"(?<=tiff:Orientation)(=[\"']|>)([1-8])")
+from cfrestore.image import directory, jpeg, png, tiff, xmp
 
-# Tags of a TIFF directory that describe the photograph rather than the layout of the file.
-DESCRIPTIVE_TAGS = frozenset(
-    (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, 34665, 34853)
-) | frozenset(range(40091, 40096))
+_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
+
+_BROKEN = (ArithmeticError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
+"""What Pillow has been seen to let out where metadata are damaged, beside struct.error."""
 
 
-def info_bytes(image: Image.Image, key: str) -> bytes | None:
+@dataclass(frozen=True)
+class Metadata:
+    """Fields of Photo, with the same names, and the orientation that was reset in them."""
+
+    orientation: int = 1
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    photoshop: bytes | None = None
+    comment: bytes | None = None
+    texts: png.Chunks = ()
+    colours: png.Chunks = ()
+    jpeg: jpeg.JpegCoding | None = None
+    lossless: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def metadata_of(image: Image.Image, data: bytes, turned: int | None = None) -> Metadata:
+    """What a file holds beside its pixels, upright and without its thumbnails.
+
+    Args:
+        image: the opened file; loaded, if it is a PNG.
+        data: the file.
+        turned: the orientation that was reset in the file before it was opened.
+    """
+    notes = []
+    try:
+        exif = _exif_of(image)
+    except (*_BROKEN, struct.error):
+        exif = None
+        notes.append("Its EXIF is damaged and was not read.")
+    own = turned
+    if exif is not None:
+        found, block = directory.take_orientation(exif[len(directory.EXIF_HEAD) :])
+        own, exif = own or found, directory.EXIF_HEAD + directory.without_thumbnail(block)
+    packet = _bytes_of(image, "xmp")
+    if packet is not None:
+        found, packet = xmp.take_orientation(packet)
+        own = own or (found if image.format not in ("AVIF", "HEIF") else 1)
+        packet = xmp.without_thumbnails(packet)
+    orientation = own if own is not None and 1 <= own <= 8 else 1
+    resources, coding = None, None
+    colours: png.Chunks = ()
+    texts: png.Chunks = ()
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        resources, coding = jpeg.photoshop_of(image), jpeg.coding_of(image)
+        if coding is not None and orientation > 4:
+            coding = coding.turned()
+        if any(content.startswith(_EXTENDED_XMP) for _, content in image.applist):
+            notes.append("The extended part of its XMP was not read.")
+    elif isinstance(image, TiffImagePlugin.TiffImageFile):
+        resources = tiff.photoshop_of(image)
+    elif image.format == "PNG":
+        colours, texts = png.chunks_of(data)
+    dpi = _dpi_of(image)
+    return Metadata(
+        orientation=orientation,
+        icc=_bytes_of(image, "icc_profile"),
+        exif=exif,
+        xmp=packet,
+        dpi=dpi[::-1] if dpi is not None and orientation > 4 else dpi,
+        photoshop=jpeg.without_thumbnails(resources) if resources else None,
+        comment=_bytes_of(image, "comment") if image.format in ("JPEG", "MPO", "GIF") else None,
+        texts=texts,
+        colours=colours,
+        jpeg=coding,
+        lossless=image.format == "WEBP" and _has_chunk(data, b"VP8L"),
+        notes=tuple(notes),
+    )
+
+
+def _bytes_of(image: Image.Image, key: str) -> bytes | None:
     """What Pillow keeps of a file under a key, as bytes; None when it is absent or empty."""
     value = image.info.get(key)
     if isinstance(value, str):
@@ -29,67 +96,37 @@ def info_bytes(image: Image.Image, key: str) -> bytes | None:
     return value if isinstance(value, bytes) and value else None
 
 
-def exif_of(image: Image.Image) -> bytes | None:
-    """The EXIF block that Pillow finds beside the pixels, with its head, or None.
-
-    Raises:
-        ValueError: the block is text, as old PNG files have it, and damaged.
-    """
-    exif = info_bytes(image, "exif")
+def _exif_of(image: Image.Image) -> bytes | None:
+    """The EXIF block that Pillow finds beside the pixels, with its head, or None."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return tiff.exif_of(image)
+    exif = _bytes_of(image, "exif")
     old_style = image.info.get("Raw profile type exif")
     if exif is None and isinstance(old_style, str):
         exif = bytes.fromhex("".join(old_style.split("\n")[3:]))
-    if exif is None or exif.startswith(EXIF_HEAD):
+    if exif is None or exif.startswith(directory.EXIF_HEAD):
         return exif
-    return EXIF_HEAD + exif
+    return directory.EXIF_HEAD + exif
 
 
-def tiff_exif(image: Image.Image) -> bytes | None:
-    """The descriptive part of a TIFF's own directory, as the EXIF block other formats hold."""
-    exif = image.getexif()
-    for tag in set(exif) - DESCRIPTIVE_TAGS:
-        del exif[tag]
-    for directory in {34665, 34853} & set(exif):
-        exif.get_ifd(directory)
-    exif.bigtiff = False  # the block has 32-bit offsets whatever the file had
-    return exif.tobytes() if len(exif) else None
+def _dpi_of(image: Image.Image) -> tuple[float, float] | None:
+    """Pixels per inch, if the file says something that can be true."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and 282 not in image.tag_v2:
+        return None  # where Pillow finds nothing it says 1
+    try:
+        across, down = map(float, image.info["dpi"])
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        return None
+    usable = all(math.isfinite(value) and 0 < value < 65_000 for value in (across, down))
+    return (across, down) if usable else None
 
 
-def exif_entries(block: bytes) -> Iterator[tuple[int, int, int]]:
-    """Tag, type and offset of each entry of the first directory of a TIFF block.
-
-    Raises:
-        struct.error: the block is cut short or something else.
-    """
-    if block[:4] not in (b"II*\0", b"MM\0*"):
-        raise struct.error("no TIFF head")
-    order = "<" if block[:2] == b"II" else ">"
-    (start,) = struct.unpack_from(order + "I", block, 4)
-    (count,) = struct.unpack_from(order + "H", block, start)
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind, _, _ = struct.unpack_from(order + "HHI4s", block, at)
-        yield tag, kind, at
-
-
-def take_orientation(
-    exif: bytes | None, xmp: bytes | None
-) -> tuple[int, bytes | None, bytes | None]:
-    """The orientation, of EXIF before XMP, and both blocks with it reset to 1, else unchanged."""
-    orientations: list[int] = []
-    if exif is not None:
-        block = exif[len(EXIF_HEAD) :]
-        order = "<" if block[:2] == b"II" else ">"
-        try:
-            places = [(at, kind) for tag, kind, at in exif_entries(block) if tag == ORIENTATION]
-        except struct.error:
-            places = []
-        for at, kind in places:
-            layout = order + {1: "B", 4: "I"}.get(kind, "H")
-            orientations += struct.unpack_from(layout, block, at + 8)
-            start, reset = len(EXIF_HEAD) + at + 8, struct.pack(layout, 1)
-            exif = exif[:start] + reset + exif[start + len(reset) :]
-    if xmp is not None:
-        orientations += [int(digit) for _, digit in _XMP_ORIENTATION.findall(xmp)]
-        xmp = _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
-    orientation = orientations[0] if orientations else 1
-    return (orientation if 1 <= orientation <= 8 else 1), exif, xmp
+def _has_chunk(data: bytes, wanted: bytes) -> bool:
+    """Whether a RIFF file has a chunk of that name."""
+    at = 12
+    while at + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, at)
+        if name == wanted:
+            return True
+        at += 8 + size + size % 2
+    return False

@@ -1,4 +1,4 @@
-"""The Photo, its file formats, and arithmetic on pixels: gray test, statistics, tensors."""
+"""The Photo, and arithmetic on pixels: gray test, statistics, tensors."""
 
 from __future__ import annotations
 
@@ -10,31 +10,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfrestore.image.stored import bands
+
 if TYPE_CHECKING:
     import torch
 
+    from cfrestore.image.jpeg import JpegCoding
+    from cfrestore.image.png import Chunks
+
 Pixels: TypeAlias = NDArray[np.uint8 | np.uint16]
 """(H, W, 3) RGB or (H, W) alpha; the depth is the dtype and never guessed from the values."""
-
-EXTENSIONS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".pnm": "PPM",
-    ".avif": "AVIF",
-}
-"""File name extension, lower case, to Pillow's format name: all that is read and written."""
-
-FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +34,14 @@ class Photo:
         exif: EXIF block starting with b"Exif\\0\\0", its orientation reset to 1, or None.
         xmp: XMP packet, its orientation reset to 1, or None.
         format: Pillow's name of the file format, one of FORMATS.
+        dpi: pixels per inch, across and down, or None.
+        photoshop: Photoshop's resources, IPTC among them, or None.
+        comment: of a JPEG or GIF, or None.
+        texts: chunks of text of a PNG.
+        colours: chunks of a PNG that tell what its colours mean.
+        jpeg: how finely the file was coded, if it was a JPEG that can be coded so again.
+        lossless: the file was a WebP of exact pixels.
+        notes: whole sentences on what of the file is not here.
 
     Raises:
         ValueError: shapes or dtypes are not as above.
@@ -61,6 +54,14 @@ class Photo:
     exif: bytes | None = None
     xmp: bytes | None = None
     format: str = "PNG"
+    dpi: tuple[float, float] | None = None
+    photoshop: bytes | None = None
+    comment: bytes | None = None
+    texts: Chunks = ()
+    colours: Chunks = ()
+    jpeg: JpegCoding | None = None
+    lossless: bool = False
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape, dtype = self.pixels.shape, self.pixels.dtype
@@ -87,17 +88,21 @@ def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:
     Source: specification 02, section 8.1.
     """
     wide = pixels.dtype == np.uint16
-    depth = cv2.CV_32S if wide else cv2.CV_16S
-    pixels = np.ascontiguousarray(pixels)
-    differences = cv2.subtract(pixels, np.roll(pixels, -1, axis=2), dtype=depth)
-    _, deviations = cv2.meanStdDev(differences)
-    step = 257 if wide else 1
-    return bool(np.mean((deviations / step) ** 2) <= threshold)
+    depth, step = (cv2.CV_32S, 257) if wide else (cv2.CV_16S, 1)
+    sums = np.zeros((2, 3, 1))
+    for rows in bands(pixels.shape):
+        band = np.ascontiguousarray(pixels[rows])
+        differences = cv2.subtract(band, np.roll(band, -1, axis=2), dtype=depth)
+        mean, deviation = (value / step for value in cv2.meanStdDev(differences))
+        sums += len(band) * np.array([mean, deviation**2 + mean**2])
+    mean, square = sums / len(pixels)
+    return bool(np.mean(square - mean**2) <= threshold)
 
 
 def equal_channels(pixels: Pixels) -> bool:
     """Whether R = G = B in every pixel of an (H, W, 3) picture."""
-    return np.array_equal(pixels[..., :2], pixels[..., 1:])
+    parts = (pixels[rows] for rows in bands(pixels.shape))
+    return all(np.array_equal(part[..., :2], part[..., 1:]) for part in parts)
 
 
 def to_gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
@@ -149,15 +154,18 @@ def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:
     """Pixels in 8 bits: 16-bit values divided by 257 and rounded, 8-bit pixels unchanged."""
     if pixels.dtype == np.uint8:
         return pixels.astype(np.uint8, copy=False)
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    narrow = np.empty(pixels.shape, np.uint8)
+    for rows in bands(pixels.shape):
+        narrow[rows] = (pixels[rows] * np.uint32(255) + np.uint32(32895)) >> 16  # exact for all
+    return narrow
 
 
 def name_of(place: object) -> str:
-    """How messages call a source or a target."""
+    """How messages call a source or a target, on one line whatever it is called."""
     if isinstance(place, (str, os.PathLike)):
-        return os.fspath(place)
+        return printable(os.fspath(place))
     name = getattr(place, "name", None)
-    return name if isinstance(name, str) else "<bytes>"
+    return printable(name) if isinstance(name, str) else "<bytes>"
 
 
 def reason_of(error: BaseException) -> str:
@@ -165,4 +173,9 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()).rstrip(".") or type(error).__name__
+    return printable(" ".join(text.split()).rstrip(".") or type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """Text in which what cannot be shown is written as in a Python string: \\n, \\udcff."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

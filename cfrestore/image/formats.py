@@ -1,0 +1,76 @@
+"""The file formats: how their files are called, how they begin, and what they can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Format:
+    """One file format as it is written here.
+
+    Attributes:
+        extensions: how the names of its files end, lower case.
+        holds: fields of Photo beside the pixels that it has a place for.
+        deep: it has 16 bits a channel.
+        alpha: bits of alpha it has: 0 is none, 1 is all or nothing, 8 as many as the colours.
+        side: longest side in pixels that can be written.
+    """
+
+    extensions: tuple[str, ...]
+    holds: frozenset[str] = frozenset()
+    deep: bool = False
+    alpha: int = 0
+    side: int = 2**31 - 1
+
+
+_EXCHANGED = frozenset(("icc", "exif", "xmp"))
+
+FORMATS = {
+    "JPEG": Format(
+        (".jpg", ".jpeg", ".jpe", ".jfif"),
+        _EXCHANGED | {"dpi", "photoshop", "comment"},
+        side=65_500,
+    ),
+    "PNG": Format((".png",), _EXCHANGED | {"dpi", "texts", "colours"}, deep=True, alpha=8),
+    "WEBP": Format((".webp",), _EXCHANGED, alpha=8, side=16_383),
+    "TIFF": Format((".tif", ".tiff"), _EXCHANGED | {"dpi", "photoshop"}, deep=True, alpha=8),
+    "BMP": Format((".bmp",), frozenset(("dpi",))),
+    "GIF": Format((".gif",), frozenset(("comment",)), alpha=1, side=65_535),
+    "PPM": Format((".ppm", ".pgm", ".pbm", ".pnm"), deep=True),
+    "AVIF": Format((".avif",), _EXCHANGED, alpha=8, side=65_536),
+    "HEIF": Format((".heic", ".heif", ".hif"), _EXCHANGED, alpha=8),
+}
+"""Every format that is read and written, by Pillow's name for it."""
+
+EXTENSIONS = {ending: name for name, format in FORMATS.items() for ending in format.extensions}
+"""File name extension, lower case, to format name: all that is read and written."""
+
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"BM": "BMP",
+    b"GIF8": "GIF",
+    **{b"P%d" % digit: "PPM" for digit in range(1, 7)},
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_ANY_BRANDS = (b"mif1", b"msf1")
+
+
+def kind_of(data: bytes) -> str | None:
+    """The format that encoded bytes begin like, whatever they are called, or None."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[4:8] == b"ftyp":
+        return _kind_of_brands(data)
+    return next((kind for start, kind in _BEGINNINGS.items() if data.startswith(start)), None)
+
+
+def _kind_of_brands(data: bytes) -> str | None:
+    """AVIF or HEIF by the brands in the first box of an ISO file; None for films and the like."""
+    box = data[8 : min(int.from_bytes(data[:4], "big"), 1024)]
+    brands = {box[at : at + 4] for at in range(0, len(box), 4)}
+    if box[:4] in (b"avif", b"avis") or (box[:4] in _ANY_BRANDS and b"avif" in brands):
+        return "AVIF"
+    return "HEIF" if box[:4] in (*_HEIF_BRANDS, *_ANY_BRANDS) else None

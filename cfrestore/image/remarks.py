@@ -1,0 +1,46 @@
+"""What of a file is not in its Photo, in whole sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
+
+from cfrestore.image.directory import count_pages
+from cfrestore.image.heif import bits_of
+
+_PARTS = {"TIFF": "pages", "JPEG": "pictures", "HEIF": "pictures"}
+
+
+def remarks_on(image: Image.Image, data: bytes, kind: str, *, transparent: bool) -> Iterator[str]:
+    """Sentences on an opened image, whose pixels are lost by this.
+
+    Args:
+        transparent: the Photo has alpha.
+    """
+    bits = _bits_of(image, data)
+    if bits > 8:
+        yield f"Its {bits} bits a channel were read as 8."
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and 338 in image.tag_v2 and not transparent:
+        yield "Its channels beside the colours were not read."
+    count = count_pages(data) if kind == "TIFF" else _count_frames(image)
+    if count is None:
+        yield "What follows its first frame is damaged and was not read."
+    elif count > 1:
+        yield f"Only the first of its {count} {_PARTS.get(kind, 'frames')} was read."
+    elif isinstance(image, JpegImagePlugin.JpegImageFile) and "mp" in image.info:
+        yield "Only its main picture was read, without a gain map or others in the file."
+
+
+def _bits_of(image: Image.Image, data: bytes) -> int:
+    if image.mode == "CMYK" and isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(258, (8,)))
+    return bits_of(image, data) if image.format in ("AVIF", "HEIF") else 8
+
+
+def _count_frames(image: Image.Image) -> int | None:
+    """Number of frames, or None where their sequence is damaged."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError):
+        return None

@@ -1,0 +1,77 @@
+"""Samples as files hold them, and their way into upright pixels and back, some rows at a time.
+
+A hundred megapixels are to be in memory once, not once more for every step on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from cfrestore.image.photo import Photo, Pixels
+
+_SAMPLES = 1 << 23
+"""Samples that are worked on at a time."""
+
+
+def bands(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of rows, top to bottom, that cover an array of that shape."""
+    step = max(1, _SAMPLES // math.prod(shape[1:]))
+    return (slice(top, min(top + step, shape[0])) for top in range(0, shape[0], step))
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The samples of one picture as its file holds them, not yet turned upright.
+
+    Attributes:
+        size: height and width as stored.
+        dtype: uint8 or uint16.
+        gray: there is one channel of colour, not three.
+        transparent: one more channel, the last, is alpha.
+        bands: (h, W, channels) each, top to bottom; to be taken once.
+    """
+
+    size: tuple[int, int]
+    dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
+    gray: bool
+    transparent: bool
+    bands: Iterator[Pixels]
+
+    def upright(self, orientation: int) -> tuple[Pixels, Pixels | None]:
+        """Pixels (H, W, 3) and alpha (H, W), turned as EXIF's orientation, 1 to 8, asks for."""
+        size = self.size if orientation < 5 else self.size[::-1]
+        pixels: Pixels = np.empty((*size, 3), self.dtype)
+        alpha: Pixels | None = np.empty(size, self.dtype) if self.transparent else None
+        top = 0
+        for band in self.bands:
+            rows = slice(top, top + len(band))
+            colours = 1 if self.gray else 3
+            _as_stored(pixels, orientation)[rows] = band[..., :colours]
+            if alpha is not None:
+                _as_stored(alpha, orientation)[rows] = band[..., colours]
+            top = rows.stop
+        return pixels, alpha
+
+
+def _as_stored(upright: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:
+    """A view of an upright picture in the order in which its file holds it."""
+    if orientation in (2, 3, 6, 7):
+        upright = upright[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        upright = upright[::-1]
+    return upright.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else upright
+
+
+def interleaved(photo: Photo, rows: slice = slice(None)) -> Pixels:
+    """Some rows of a photograph with gray, RGB, and alpha side by side, (h, W, 1 to 4)."""
+    pixels = photo.pixels[rows, :, :1] if photo.gray else photo.pixels[rows]
+    if photo.alpha is None:
+        return np.ascontiguousarray(pixels)
+    return np.concatenate([pixels, photo.alpha[rows, :, None]], axis=2)

@@ -1,0 +1,116 @@
+"""XMP packets, changed in as few bytes as can be: the rest of a packet is never rewritten.
+
+A packet is parsed only to learn where its elements lie. One that declares a document type is not
+touched, so that no entity is ever expanded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from xml.parsers import expat
+from xml.sax.saxutils import escape, quoteattr
+
+NAMESPACE = "urn:cfrestore:1.0:"
+
+_ORIENTATION = re.compile(rb"(?<=tiff:Orientation)(\s*=\s*[\"']|>)([1-8])")
+_RECORD = "cfrestore:Restoration"
+_THUMBNAILS = ("xmp:Thumbnails", "xap:Thumbnails")
+_EMPTY = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '</rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
+).encode()
+
+
+def take_orientation(packet: bytes) -> tuple[int | None, bytes]:
+    """The orientation that a packet names, and the packet with 1 in its place."""
+    found = _ORIENTATION.search(packet)
+    return (int(found[2]) if found else None), _ORIENTATION.sub(rb"\g<1>1", packet)
+
+
+def with_record(packet: bytes | None, record: Mapping[str, str]) -> bytes | None:
+    """The packet with a record of the restoration, in place of an earlier one.
+
+    Args:
+        packet: None to begin a new one.
+        record: names, which are XML names, and their values.
+    Returns:
+        None for a packet that is damaged, declares a document type, or is not in UTF-8.
+    """
+    packet = packet or _EMPTY
+    places = _find(packet)
+    if places is None:
+        return None
+    about, rdf = quoteattr(places.about), places.prefix
+    values = "".join(f"<cfrestore:{k}>{escape(v)}</cfrestore:{k}>" for k, v in record.items())
+    text = f'<{_RECORD} {rdf}parseType="Resource">{values}</{_RECORD}>'
+    start, end = places.record or (places.end, places.end)
+    if not places.record:
+        space = f'{rdf}about={about} xmlns:cfrestore="{NAMESPACE}"'
+        text = f"<{rdf}Description {space}>{text}</{rdf}Description>"
+    changed = packet[:start] + text.encode() + packet[end:]
+    return changed if _find(changed) else None
+
+
+def without_thumbnails(packet: bytes) -> bytes:
+    """The packet without the small pictures of what the photograph was before."""
+    places = _find(packet)
+    for start, end in reversed(places.thumbnails if places else ()):
+        packet = packet[:start] + packet[end:]
+    return packet
+
+
+@dataclass
+class _Places:
+    """Where things are in a packet: byte offsets of starts and ends.
+
+    Attributes:
+        end: of the RDF element's content.
+        prefix: of the RDF namespace, with its colon.
+        about: what the packet describes, as its descriptions say.
+        record: an earlier record of a restoration.
+        thumbnails: small pictures.
+    """
+
+    end: int = 0
+    prefix: str = "rdf:"
+    about: str = ""
+    record: tuple[int, int] | None = None
+    thumbnails: list[tuple[int, int]] = field(default_factory=list)
+
+
+def _find(packet: bytes) -> _Places | None:
+    """Where things are in a packet, or None if it cannot be changed."""
+    places, starts = _Places(), list[int]()
+    parser = expat.ParserCreate("utf-8")
+
+    def begin(name: str, attributes: dict[str, str]) -> None:
+        starts.append(parser.CurrentByteIndex)
+        if name.endswith(":Description") and not places.about:
+            places.about = attributes.get(name.replace("Description", "about"), "")
+
+    def finish(name: str) -> None:
+        start, at = starts.pop(), parser.CurrentByteIndex
+        if not packet.startswith(b"</" + name.encode(), at):
+            return  # an element that is all in one tag holds nothing
+        end = packet.index(b">", at) + 1
+        if name.endswith(":RDF"):
+            places.end, places.prefix = at, name.removesuffix("RDF")
+        elif name == _RECORD:
+            places.record = start, end
+        elif name in _THUMBNAILS:
+            places.thumbnails.append((start, end))
+
+    def refuse(*_: object) -> None:
+        raise ValueError("a document type is declared")
+
+    parser.StartElementHandler, parser.EndElementHandler = begin, finish
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(packet.rstrip(b"\0"), True)
+    except (expat.ExpatError, ValueError):
+        return None
+    return places if places.end else None
