@@ -14,7 +14,7 @@ _HOMES = {
     "write_photo": "cfrestore.image",
     "Face": "cfrestore.detect",
     "Pipeline": "cfrestore.pipeline",
-    "Restoration": "cfrestore.pipeline",
+    "Restoration": "cfrestore.procedure",
     "load_pipeline": "cfrestore.pipeline",
     "CodeFormer": "cfrestore.models.codeformer",
     "CodeFormerConfig": "cfrestore.models.codeformer",
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from cfrestore.image import Photo, read_photo, write_photo
     from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
     from cfrestore.options import Options
-    from cfrestore.pipeline import Pipeline, Restoration, load_pipeline
+    from cfrestore.pipeline import Pipeline, load_pipeline
+    from cfrestore.procedure import Restoration
     from cfrestore.weights import load_codeformer
 
 

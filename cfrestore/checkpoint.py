@@ -26,17 +26,17 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
         CheckpointError: it is damaged, or is no such file.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    # Eight bytes of header length, which may begin with any byte, pickle's included.
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return _read_safetensors(path)
-    if head.startswith((b"PK\x03\x04", b"\x80")):  # zip, and the bare pickle of old files
-        return _read_torch(path), {}
-    raise CheckpointError(f"{path} is neither a torch file nor safetensors")
+    return _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), {})
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a file of tensors says of itself, without reading them; nothing if it is a torch file.
+
+    Raises:
+        WeightsError, CheckpointError: as `read_checkpoint`.
+    """
+    path = Path(path)
+    return _read_safetensors(path, tensors=False)[1] if _is_safetensors(path) else {}
 
 
 def load_strictly(
@@ -92,6 +92,21 @@ DAMAGE = (
 )
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors, else it is a torch file; raises as `read_checkpoint`."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    # Eight bytes of header length, which may begin with any byte, pickle's included.
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return True
+    if head.startswith((b"PK\x03\x04", b"\x80")):  # zip, and the bare pickle of old files
+        return False
+    raise CheckpointError(f"{path} is neither a torch file nor safetensors")
+
+
 def _read_torch(path: Path) -> dict[str, Tensor]:
     import torch
 
@@ -114,11 +129,14 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(
+    path: Path, *, tensors: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            keys = file.keys() if tensors else ()
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error

@@ -8,13 +8,26 @@ thirds of the operations and where an error stays as small as it is, may be aske
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
 
 from cfrestore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cfrestore.options import BatchSize
+
+FACES_AT_ONCE = 16
+"""What a batch size of auto begins with where batches pay."""
+
+_COMPUTING = threading.RLock()
+
+# What torch says, by device and library, where it has no exception of its own for it.
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 class Precision(Enum):
@@ -72,6 +85,17 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return precision
 
 
+def faces_at_once(wanted: BatchSize, device: torch.device) -> int:
+    """How many faces to give a network at a time, where so many are wanted.
+
+    On the CPU it is one: there the last bits of a result depend on the size of the batch it was
+    computed in (of 1 and of 2 or more), and a batch of 512 px saves no time.
+    """
+    if device.type == "cpu":
+        return 1
+    return FACES_AT_ONCE if wanted == "auto" else wanted
+
+
 def describe(device: torch.device) -> str:
     """One line for people: kind of device, its name, and memory or threads."""
     if device.type == "cuda":
@@ -90,13 +114,22 @@ def cuda_version() -> str | None:
 
 @contextmanager
 def inference() -> Iterator[None]:
-    """The context every network call outside training runs in.
+    """The context every network call outside training runs in, one thread at a time.
 
     No gradients are recorded, and float32 is float32: on CUDA, torch by default rounds what a
-    convolution multiplies to TF32, of 10 bits, which is enough to change codes.
+    convolution multiplies to TF32, of 10 bits, which is enough to change codes. That is a setting
+    of the whole process, so that two threads cannot have it in turn.
+
+    Raises:
+        MemoryError: memory, of whatever device, does not suffice.
     """
-    with _no_tf32(), torch.inference_mode():
-        yield
+    with _COMPUTING, _no_tf32(), torch.inference_mode():
+        try:
+            yield
+        except RuntimeError as error:
+            if any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise MemoryError(str(error)) from error
+            raise
 
 
 @contextmanager

@@ -372,12 +372,20 @@ def _folders() -> Iterator[Folder]:
 
 def _folder(purpose: str, path: Path) -> Folder:
     path = path.absolute()
-    there = next(place for place in (path, *path.parents) if place.exists())
+    there = next(place for place in (path, *path.parents) if _is_there(place))
     try:
         free = shutil.disk_usage(there).free
     except OSError:
         free = None
-    return Folder(purpose, str(path), path.is_dir(), os.access(there, os.W_OK), free)
+    writable = there.is_dir() and os.access(there, os.W_OK)
+    return Folder(purpose, str(path), there == path and path.is_dir(), writable, free)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that may not be looked into
+        return False
 
 
 def _environment() -> dict[str, str]:

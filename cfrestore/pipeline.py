@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
@@ -13,26 +14,29 @@ import numpy as np
 import torch
 
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
-from cfrestore.detect import Detector, Face, load_detector
-from cfrestore.device import Precision, choose_device, choose_precision
+from cfrestore.checkpoint import read_metadata
+from cfrestore.detect import NAMES, Detector, Face, load_detector
+from cfrestore.device import Precision, choose_device, choose_precision, faces_at_once
 from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
 from cfrestore.holes import enlarge_holes, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, to_uint8
 from cfrestore.options import Options
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
+from cfrestore.procedure import Painted, Prepared, Procedure, Restoration, Result
 from cfrestore.restore import (
     FailedFace,
+    Painter,
     RestoredFace,
     blank,
+    correct,
     fill,
-    paint_faces,
-    restore_faces,
     without_colours,
 )
 from cfrestore.select import SkippedFace, missing_faces, select_faces
 from cfrestore.show import draw_frames
 from cfrestore.weights import load_codeformer, locate, missing, search_folders, shipped, weight_file
+from cfrestore.weights.digests import known_sha256
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,8 +47,8 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 
-Result: TypeAlias = RestoredFace | FailedFace | SkippedFace
-"""What becomes of one detected face."""
+Found: TypeAlias = AlignedFace | FailedFace | SkippedFace
+"""One detected face before anything is painted."""
 
 Task: TypeAlias = Literal["restoration", "inpainting", "colorization"]
 
@@ -58,43 +62,7 @@ TASKS: dict[Task, str] = {
 NOTHING_TO_FILL = "with nothing to fill"
 
 Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
-
-
-@dataclass(frozen=True, eq=False)
-class Restoration:
-    """What became of one photograph.
-
-    Attributes:
-        photo: the result, with the input's metadata, alpha and bit depth.
-        faces: one value per detected face, in the detector's order; empty if there was none.
-        missing: indices of Options.faces that no detected face has.
-        remarks: what else was asked for and is not done, each half a sentence.
-    """
-
-    photo: Photo
-    faces: tuple[Result, ...]
-    missing: tuple[int, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def numbered(self) -> tuple[tuple[int, RestoredFace], ...]:
-        """The faces that are new in the result, each with its index among all."""
-        return tuple((k, f) for k, f in enumerate(self.faces) if isinstance(f, RestoredFace))
-
-    @property
-    def restored(self) -> tuple[RestoredFace, ...]:
-        """The faces that are new in the result."""
-        return tuple(face for _, face in self.numbered)
-
-    @property
-    def failed(self) -> tuple[FailedFace, ...]:
-        """The faces that were to be restored, but were left as they are."""
-        return tuple(face for face in self.faces if isinstance(face, FailedFace))
-
-    @property
-    def skipped(self) -> tuple[SkippedFace, ...]:
-        """The faces that the options do not ask for."""
-        return tuple(face for face in self.faces if isinstance(face, SkippedFace))
+Outcome = TypeVar("Outcome", bound=Found | Painted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +77,8 @@ class Pipeline:
         precision: what it paints in.
         model_name: what to call the network when speaking to people.
         notes: sentences the user should read about the choice of weights.
+        identity: what decides its results beside the options: SHA-256 of weights, and the like.
+        files: where its weights were read, by what they are for.
     """
 
     network: CodeFormer
@@ -118,6 +88,8 @@ class Pipeline:
     precision: Precision = Precision.FP32
     model_name: str = "custom"
     notes: tuple[str, ...] = ()
+    identity: Mapping[str, object] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def crop_size(self) -> int:
@@ -131,20 +103,7 @@ class Pipeline:
         `options.upscale` times the input's. With `options.aligned` the picture is stretched to
         S x S, S being the network's side, and the result is the restored face, S x S.
         """
-        gray = photo.gray or is_gray(to_uint8(photo.pixels))
-
-        def paint(aligned: Sequence[AlignedFace]) -> Sequence[Result]:
-            return restore_faces(
-                self.network,
-                aligned,
-                fidelity=options.fidelity,
-                batch_size=options.batch_size,
-                gray=gray,
-                device=self.device,
-                precision=self.precision,
-            )
-
-        return self._process(photo, options, paint, partial(self._paste, photo, options))
+        return self.restoring(options)(photo)
 
     def inpaint(
         self,
@@ -164,7 +123,127 @@ class Pipeline:
             ImageError: the holes are not of the photograph's size.
         Source: the published command, which knows aligned faces only: w = 1, no AdaIN.
         """
-        holes = white_holes(photo.pixels) if holes is None else holes
+        return self.inpainting(holes, options)(photo)
+
+    def colorize(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
+        """Gives the faces of a photograph colours, new ones where they have some.
+
+        The rest stays as it is: a gray photograph becomes colour faces in gray surroundings. The
+        network must be one for colorization. Of the options, `fidelity` is not used.
+
+        Source: the published command, which knows aligned faces only: w = 0, AdaIN, no gray test.
+        """
+        return self.colorizing(options)(photo)
+
+    def restoring(self, options: Options = Options()) -> Procedure:  # noqa: B008
+        """What a call does, in steps that several photographs can share."""
+        config = self.network.config
+
+        def prepare(photo: Photo) -> Prepared:
+            gray = photo.gray or is_gray(to_uint8(photo.pixels))
+            return self._prepare(
+                photo,
+                options,
+                paste=partial(self._paste, photo, options),
+                correct=partial(correct, keeps_colours=config.keep_colours, gray=gray),
+            )
+
+        settings = {"task": "restoration", "fidelity": options.fidelity}
+        return self._procedure(
+            prepare, options, options.fidelity, settings, matched=config.match_statistics
+        )
+
+    def inpainting(
+        self,
+        holes: Holes | None = None,
+        options: Options = Options(),  # noqa: B008
+    ) -> Procedure:
+        """What `inpaint` does, in steps that several photographs can share."""
+
+        def prepare(photo: Photo) -> Prepared:
+            own = white_holes(photo.pixels) if holes is None else holes
+            return self._prepare_filling(photo, own, options)
+
+        mask = None if holes is None else hashlib.sha256(holes.tobytes()).hexdigest()
+        settings = {"task": "inpainting", "mask": mask}
+        return self._procedure(prepare, options, 1, settings, matched=False)
+
+    def colorizing(self, options: Options = Options()) -> Procedure:  # noqa: B008
+        """What `colorize` does, in steps that several photographs can share."""
+
+        def prepare(photo: Photo) -> Prepared:
+            paste = partial(self._paste, photo, options)
+            return self._prepare(photo, options, paste=paste, gray_stays=False)
+
+        return self._procedure(prepare, options, 0, {"task": "colorization"}, matched=True)
+
+    def _procedure(
+        self,
+        prepare: Callable[[Photo], Prepared],
+        options: Options,
+        fidelity: float,
+        settings: Mapping[str, object],
+        *,
+        matched: bool,
+    ) -> Procedure:
+        """A task; of the options, those that it uses or that do not change results are left out."""
+        batch_size = faces_at_once(options.batch_size, self.device)
+        paint = Painter(
+            self.network,
+            fidelity=fidelity,
+            match_statistics=matched,
+            batch_size=batch_size,
+            device=self.device,
+            precision=self.precision,
+        )
+        others = asdict(options)
+        del others["fidelity"], others["batch_size"]
+        everything = {**self.identity, **others, **settings}
+        return Procedure(prepare, paint, batch_size, options.upscale, everything)
+
+    def _prepare(
+        self,
+        photo: Photo,
+        options: Options,
+        *,
+        paste: Callable[[Sequence[RestoredFace]], Pixels],
+        choose: Callable[[Sequence[AlignedFace]], Sequence[Found]] = tuple,
+        correct: Callable[[RestoredFace], RestoredFace] = lambda face: face,
+        gray_stays: bool = True,
+    ) -> Prepared:
+        """The way of every task: find faces, align them, and once they are painted, paste.
+
+        Args:
+            paste: new faces to the whole result.
+            choose: aligned faces to those that are to be painted, and why others are not.
+            correct: what the network painted to what is pasted.
+            gray_stays: whether equal channels stay equal.
+        """
+        pixels, size = to_uint8(photo.pixels), self.crop_size
+        whole = _stretch(pixels, size) if options.aligned else None
+        aligned = [whole] if whole else _align(pixels, self._find(pixels, options), size)
+        chosen = _each(aligned, choose)
+
+        def finish(painted: Sequence[Painted]) -> Restoration:
+            corrected = [correct(f) if isinstance(f, RestoredFace) else f for f in painted]
+            faces: tuple[Result, ...] = _each(chosen, lambda _: corrected)
+            restored = [face for face in faces if isinstance(face, RestoredFace)]
+            if whole:
+                result = _deepen(restored[0].crop if restored else whole.crop, photo)
+            else:
+                result = paste(restored)
+            if gray_stays:
+                result = _keep_neutral(result, photo.pixels)
+            if options.draw_box:
+                drawn = [face.aligned for face in restored]
+                result = draw_frames(result, drawn, scale=options.upscale)
+            missing = missing_faces(len(faces), options.faces)
+            return Restoration(_with_pixels(photo, result), faces, missing)
+
+        return Prepared(tuple(face for face in chosen if isinstance(face, AlignedFace)), finish)
+
+    def _prepare_filling(self, photo: Photo, holes: Holes, options: Options) -> Prepared:
+        """The way of inpainting: the network sees white where the holes are."""
         if holes.shape != photo.size:
             found, wanted = (f"{width}x{height}" for height, width in (holes.shape, photo.size))
             raise ImageError(f"the mask has {found} pixels and the photograph {wanted}")
@@ -177,18 +256,16 @@ class Pipeline:
                 return _resize(shown, self.crop_size, self.crop_size) > 0
             return cut_crop(shown, face.to_crop, self.crop_size, border=(0,)) > 0
 
-        def paint(aligned: Sequence[AlignedFace]) -> Sequence[Result]:
+        def choose(aligned: Sequence[AlignedFace]) -> Sequence[Found]:
             owners = set(np.unique(share_holes(holes, aligned)))
-            chosen = [
+            return [
                 blank(face, gap_of(face))
                 if k in owners
                 else SkippedFace(face.face, NOTHING_TO_FILL)
                 for k, face in enumerate(aligned)
             ]
-            painted = _each(chosen, lambda faces: self._paint(faces, options, 1, matched=False))
-            return [finish(face) if isinstance(face, RestoredFace) else face for face in painted]
 
-        def finish(face: RestoredFace) -> RestoredFace:
+        def correct(face: RestoredFace) -> RestoredFace:
             """In a photograph the holes say what is pasted, so all that was painted is kept."""
             face = without_colours(face) if gray else face
             return fill(face, gap_of(face.aligned)) if options.aligned else face
@@ -198,76 +275,19 @@ class Pipeline:
             owners = share_holes(larger, [face.aligned for face in faces], scale=scale)
             return paste_faces(photo.pixels, faces, scale=scale, owners=owners)
 
-        result = self._process(photo, options, paint, paste)
-        filled = share_holes(holes, [face.aligned for face in result.restored]) >= 0
-        return replace(result, remarks=_unfilled(int(holes.sum()), int(filled.sum())))
+        prepared = self._prepare(photo, options, paste=paste, choose=choose, correct=correct)
 
-    def colorize(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
-        """Gives the faces of a photograph colours, new ones where they have some.
+        def finish(painted: Sequence[Painted]) -> Restoration:
+            result = prepared.finish(painted)
+            filled = share_holes(holes, [face.aligned for face in result.restored]) >= 0
+            return replace(result, remarks=_unfilled(int(holes.sum()), int(filled.sum())))
 
-        The rest stays as it is: a gray photograph becomes colour faces in gray surroundings. The
-        network must be one for colorization. Of the options, `fidelity` is not used.
-
-        Source: the published command, which knows aligned faces only: w = 0, AdaIN, no gray test.
-        """
-        return self._process(
-            photo,
-            options,
-            lambda aligned: self._paint(aligned, options, 0, matched=True),
-            partial(self._paste, photo, options),
-            gray_stays=False,
-        )
-
-    def _process(
-        self,
-        photo: Photo,
-        options: Options,
-        paint: Callable[[Sequence[AlignedFace]], Sequence[Result]],
-        paste: Callable[[Sequence[RestoredFace]], Pixels],
-        *,
-        gray_stays: bool = True,
-    ) -> Restoration:
-        """The way of every task: find faces, align, paint, paste.
-
-        Args:
-            paint: aligned faces to what becomes of each, in the same order.
-            paste: new faces to the whole result.
-            gray_stays: whether equal channels stay equal.
-        """
-        pixels, size = to_uint8(photo.pixels), self.crop_size
-        if options.aligned:
-            whole = _stretch(pixels, size)
-            (face,) = faces = _each([whole], paint)
-            result = _deepen(face.crop if isinstance(face, RestoredFace) else whole.crop, photo)
-        else:
-            faces = _each(_align(pixels, self._find(pixels, options), size), paint)
-            result = paste([face for face in faces if isinstance(face, RestoredFace)])
-        if gray_stays:
-            result = _keep_neutral(result, photo.pixels)
-        if options.draw_box:
-            drawn = [face.aligned for face in faces if isinstance(face, RestoredFace)]
-            result = draw_frames(result, drawn, scale=options.upscale)
-        missing = missing_faces(len(faces), options.faces)
-        return Restoration(_with_pixels(photo, result), faces, missing)
+        return replace(prepared, finish=finish)
 
     def _find(self, pixels: NDArray[np.uint8], options: Options) -> tuple[Face | SkippedFace, ...]:
         """All faces of the picture, skipped where the options do not ask for them."""
         return select_faces(
             self.detector(pixels), pixels.shape[:2], options.faces, options.min_face
-        )
-
-    def _paint(
-        self, aligned: Sequence[AlignedFace], options: Options, fidelity: float, *, matched: bool
-    ) -> Sequence[Result]:
-        """What the network makes of the faces, as it is."""
-        return paint_faces(
-            self.network,
-            aligned,
-            fidelity=fidelity,
-            match_statistics=matched,
-            batch_size=options.batch_size,
-            device=self.device,
-            precision=self.precision,
         )
 
     def _paste(self, photo: Photo, options: Options, faces: Sequence[RestoredFace]) -> Pixels:
@@ -322,6 +342,18 @@ def load_pipeline(
         precision=exactness,
         model_name=f"{name} ({network.config.image_size} px)",
         notes=notes,
+        identity={
+            "model": known_sha256(path),
+            "detector": finder.name if detector in NAMES else known_sha256(Path(detector)),
+            "threshold": threshold,
+            "parser": known_sha256(parsing) if parsing else None,
+            "precision": exactness.value,
+        },
+        files={
+            "model": path,
+            **({} if detector in NAMES else {"detector": Path(detector)}),
+            **({"parser": parsing} if parsing else {}),
+        },
     )
 
 
@@ -333,7 +365,9 @@ def _choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
     if model == "compact":
         return shipped(), "compact", ()
     if model not in ("auto", "published"):
-        return Path(model), Path(model).name, ()
+        licence = read_metadata(model).get("licence")
+        notes = (f"{model} says of its licence: {licence}.",) if licence else ()
+        return Path(model), Path(model).name, notes
     row = weight_file(TASKS[task])
     if path := locate(row.name):
         return path, "published", (f"{path} comes under the {row.licence}.",)
@@ -358,12 +392,11 @@ def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
 
 
 def _each(
-    found: Sequence[AlignedFace | FailedFace | SkippedFace],
-    paint: Callable[[Sequence[AlignedFace]], Sequence[Result]],
-) -> tuple[Result, ...]:
+    faces: Sequence[Found], apply: Callable[[Sequence[AlignedFace]], Sequence[Outcome]]
+) -> tuple[Outcome | FailedFace | SkippedFace, ...]:
     """What becomes of faces, in the same order; one that is not aligned stays what it is."""
-    outcomes = iter(paint([face for face in found if isinstance(face, AlignedFace)]))
-    return tuple(next(outcomes) if isinstance(face, AlignedFace) else face for face in found)
+    outcomes = iter(apply([face for face in faces if isinstance(face, AlignedFace)]))
+    return tuple(next(outcomes) if isinstance(face, AlignedFace) else face for face in faces)
 
 
 def _unfilled(wanted: int, filled: int) -> tuple[str, ...]:
@@ -378,8 +411,8 @@ def _unfilled(wanted: int, filled: int) -> tuple[str, ...]:
 
 def _align(
     pixels: NDArray[np.uint8], faces: Sequence[Face | SkippedFace], size: int
-) -> list[AlignedFace | FailedFace | SkippedFace]:
-    aligned: list[AlignedFace | FailedFace | SkippedFace] = []
+) -> list[Found]:
+    aligned: list[Found] = []
     for face in faces:
         if isinstance(face, SkippedFace):
             aligned.append(face)

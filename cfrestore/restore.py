@@ -59,6 +59,85 @@ class FailedFace:
     reason: str
 
 
+class Painter:
+    """A network and how it is to paint: aligned faces to what it makes of them.
+
+    Attributes:
+        batch_size: faces in one forward pass; halved for good where memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        network: CodeFormer,
+        *,
+        fidelity: float,
+        match_statistics: bool,
+        batch_size: int = 4,
+        device: str | torch.device = "cpu",
+        precision: Precision = Precision.FP32,
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            network: on the device, in evaluation mode; S is its image size.
+            fidelity: w, see Options.
+            match_statistics: see `CodeFormer.forward`.
+            batch_size: faces in one forward pass.
+            device: where the network is.
+            precision: what is painted in; codes are always chosen in float32.
+        """
+        self.batch_size = batch_size
+        self._network = network
+        self._fidelity = fidelity
+        self._match_statistics = match_statistics
+        self._device = device
+        self._precision = precision
+
+    def __call__(self, aligned: Sequence[AlignedFace]) -> tuple[RestoredFace | FailedFace, ...]:
+        """Paints each face independently of the others.
+
+        A face whose painting at reduced precision is no picture is painted once more in float32.
+
+        Args:
+            aligned: crops (S, S, 3) uint8 RGB.
+        Returns:
+            one value per face, in the same order; FailedFace where the network gave no picture.
+        Raises:
+            MemoryError: there is too little even for a single face.
+        """
+        results: list[RestoredFace | FailedFace] = []
+        while len(results) < len(aligned):
+            batch = aligned[len(results) :][: self.batch_size]
+            try:
+                images = self._paint(np.stack([face.crop for face in batch]))
+            except MemoryError:
+                if len(batch) == 1:
+                    raise
+                self.batch_size = len(batch) // 2
+                continue
+            results += (
+                _judge(image, face, self._fidelity)
+                for image, face in zip(images, batch, strict=True)
+            )
+        return tuple(results)
+
+    def _paint(self, crops: NDArray[np.uint8]) -> list[Tensor]:
+        """Images (3, S, S), float32, on the CPU; what reduced precision spoils is done again."""
+        network, fidelity = self._network, self._fidelity
+        with inference():
+            x = to_tensor(crops).to(self._device)  # (B, 3, S, S)
+            features, skips = network.predict_features(x, self._match_statistics)
+            with reduced(x.device, self._precision):
+                images = list(network.decode(features, skips, fidelity).float().cpu())
+            if self._precision is Precision.FP32:
+                return images
+            for index in (index for index, image in enumerate(images) if _flaw(image)):
+                one = slice(index, index + 1)
+                own = {side: skip[one] for side, skip in skips.items()}
+                images[index] = network.decode(features[one], own, fidelity)[0].cpu()
+        return images
+
+
 def restore_faces(
     network: CodeFormer,
     aligned: Sequence[AlignedFace],
@@ -73,79 +152,22 @@ def restore_faces(
 
     Args:
         gray: the picture is gray: the results are, and keep their crop's brightness and contrast.
-        others: see `paint_faces`; whether statistics are matched is the network's to say.
+        others: see `Painter`; whether statistics are matched is the network's to say.
     """
-    painted = paint_faces(
+    paint = Painter(
         network,
-        aligned,
         fidelity=fidelity,
         match_statistics=network.config.match_statistics,
         batch_size=batch_size,
         device=device,
         precision=precision,
     )
-    colours = network.config.keep_colours
     return tuple(
-        _corrected(face, colours, gray) if isinstance(face, RestoredFace) else face
-        for face in painted
+        correct(face, keeps_colours=network.config.keep_colours, gray=gray)
+        if isinstance(face, RestoredFace)
+        else face
+        for face in paint(aligned)
     )
-
-
-def paint_faces(
-    network: CodeFormer,
-    aligned: Sequence[AlignedFace],
-    *,
-    fidelity: float,
-    match_statistics: bool,
-    batch_size: int = 4,
-    device: str | torch.device = "cpu",
-    precision: Precision = Precision.FP32,
-) -> tuple[RestoredFace | FailedFace, ...]:
-    """What the network makes of faces, in batches; of one face independently of the others.
-
-    A face whose painting at reduced precision is no picture is painted once more in float32.
-
-    Args:
-        network: on the device, in evaluation mode; S is its image size.
-        aligned: crops (S, S, 3) uint8 RGB.
-        fidelity: w, see Options.
-        match_statistics: see `CodeFormer.forward`.
-        batch_size: faces in one forward pass.
-        device: where the network is.
-        precision: what is painted in; codes are always chosen in float32.
-    Returns:
-        one value per face, in the same order; FailedFace where the network gave no picture.
-    """
-    results: list[RestoredFace | FailedFace] = []
-    for start in range(0, len(aligned), batch_size):
-        batch = aligned[start : start + batch_size]
-        crops = to_tensor(np.stack([face.crop for face in batch])).to(device)  # (B, 3, S, S)
-        images = _paint(network, crops, fidelity, match_statistics, precision)
-        results += (
-            _judge(image, face, fidelity) for image, face in zip(images, batch, strict=True)
-        )
-    return tuple(results)
-
-
-def _paint(
-    network: CodeFormer,
-    crops: Tensor,
-    fidelity: float,
-    match_statistics: bool,
-    precision: Precision,
-) -> list[Tensor]:
-    """Images (3, S, S), float32, on the CPU; what reduced precision spoils is painted again."""
-    with inference():
-        features, skips = network.predict_features(crops, match_statistics)
-        with reduced(crops.device, precision):
-            images = list(network.decode(features, skips, fidelity).float().cpu())
-        if precision is Precision.FP32:
-            return images
-        for index in (index for index, image in enumerate(images) if _flaw(image)):
-            one = slice(index, index + 1)
-            own = {side: skip[one] for side, skip in skips.items()}
-            images[index] = network.decode(features[one], own, fidelity)[0].cpu()
-    return images
 
 
 def _judge(image: Tensor, aligned: AlignedFace, fidelity: float) -> RestoredFace | FailedFace:
@@ -164,10 +186,15 @@ def _flaw(image: Tensor) -> str | None:
     return None
 
 
-def _corrected(face: RestoredFace, colours: bool, gray: bool) -> RestoredFace:
-    """The face with colours and light of its crop, as far as they are to be kept."""
+def correct(face: RestoredFace, *, keeps_colours: bool, gray: bool) -> RestoredFace:
+    """The face with colours and light of its crop, as far as they are to be kept.
+
+    Args:
+        keeps_colours: see CodeFormerConfig.keep_colours.
+        gray: see `restore_faces`.
+    """
     crop = face.crop
-    if colours:
+    if keeps_colours:
         crop = keep_colours(crop, face.aligned.crop)
     if gray:
         crop = _like_gray(crop, face.aligned.crop)

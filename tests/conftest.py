@@ -1,6 +1,13 @@
+from __future__ import annotations
+
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from command import Command
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -22,6 +29,27 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _on_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests neither reach out nor touch the user's cache; downloads come from a local server."""
+    """Tests neither reach out nor touch what is the user's; downloads come from a local server."""
+    for name in [name for name in os.environ if name.startswith("CFRESTORE_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("CFRESTORE_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    for name in ("cache", "config"):
+        folder = tmp_path_factory.getbasetemp() / name
+        monkeypatch.setenv(f"XDG_{name.upper()}_HOME", str(folder))
+
+
+@pytest.fixture
+def cfrestore_(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """The command in an empty folder, with one face found in each picture."""
+    from command import Command, detect
+    from stubs import face_at, save_network, small_network
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CFRESTORE_HOME", str(tmp_path / "home"))
+    detect(monkeypatch, face_at(8, 8, 32))
+    shipped = save_network(tmp_path / "compact.safetensors", small_network())
+    monkeypatch.setattr("cfrestore.pipeline.shipped", lambda: shipped)
+    return Command(capsys)

@@ -10,7 +10,8 @@ from cfrestore.batch import COMPARED, CROPS, RESTORED, Job, Outcome, plan, run
 from cfrestore.errors import ConfigError, ImageError, OutputError
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.options import Options
-from cfrestore.pipeline import Pipeline, Restoration
+from cfrestore.pipeline import Pipeline
+from cfrestore.procedure import Prepared, Procedure, Restoration
 from cfrestore.restore import FailedFace
 from cfrestore.select import SkippedFace
 
@@ -320,10 +321,20 @@ def unchanged(photo: Photo) -> Restoration:
     return Restoration(photo, ())
 
 
+def procedure(restore: Callable[[Photo], Restoration] = unchanged) -> Procedure:
+    """A procedure without networks, which does everything at its end."""
+
+    def prepare(photo: Photo) -> Prepared:
+        return Prepared((), lambda painted: restore(photo))
+
+    return Procedure(prepare, lambda faces: [])
+
+
 def outcomes(
     jobs: list[tuple[str, str]], restore: Callable[[Photo], Restoration] = unchanged
 ) -> list[Outcome]:
-    return list(run([Job(Path(source), Path(target)) for source, target in jobs], restore))
+    planned = [Job(Path(source), Path(target)) for source, target in jobs]
+    return list(run(planned, procedure(restore)))
 
 
 def test_results_are_written_into_new_folders() -> None:
@@ -357,6 +368,7 @@ def test_too_large_a_picture_fails_alone() -> None:
 
     (outcome,) = outcomes([("a.png", "b.png")], restore)
     assert "a.png needs more memory" in str(outcome.error)
+    assert outcome.code == "memory"
 
 
 def test_faces_left_alone_are_counted_with_their_reasons() -> None:
@@ -376,7 +388,7 @@ def test_faces_that_were_not_to_be_restored_are_no_failures() -> None:
     assert outcome.skipped == ("not selected",)
     assert outcome.left_alone == ()
     assert outcome.complete
-    (outcome,) = outcomes([("a.png", "b.png")], lambda photo: Restoration(photo, (), (2,)))
+    (outcome,) = outcomes([("a.png", "c.png")], lambda photo: Restoration(photo, (), (2,)))
     assert outcome.missing == (2,)
     assert outcome.error is None
     assert not outcome.complete
@@ -388,14 +400,10 @@ def test_faces_and_comparisons_are_kept() -> None:
     broken = type(face_at(0, 0, 1))(np.zeros(4, np.float32), 0.5, np.zeros((5, 2), np.float32))
     detector = StubDetector(face_at(0, 0, 32), broken, face_at(40, 20, 32), face_at(0, 20, 32))
     pipeline = Pipeline(StubNetwork(lambda x: -x), detector)
-    results: list[Restoration] = []
-
-    def restore(photo: Photo) -> Restoration:
-        results.append(pipeline(photo, Options(upscale=2, faces=(0, 1, 2))))
-        return results[0]
-
+    restoring = pipeline.restoring(Options(upscale=2, faces=(0, 1, 2)))
+    result = restoring(photo)
     jobs = plan(["a.png"], "out/b.png", kept=[CROPS, RESTORED, COMPARED])
-    assert [outcome.error for outcome in run(jobs, restore)] == [None]
+    assert [outcome.error for outcome in run(jobs, restoring)] == [None]
     written = sorted(path.as_posix() for path in Path("out").rglob("*.png"))
     assert written == [
         "out/b.png",
@@ -405,7 +413,7 @@ def test_faces_and_comparisons_are_kept() -> None:
         "out/restored_faces/a_00.png",
         "out/restored_faces/a_02.png",
     ]
-    first, last = results[0].restored
+    first, last = result.restored
     for face, number in ((first, "00"), (last, "02")):
         crop = read_photo(f"out/cropped_faces/a_{number}.png")
         assert np.array_equal(crop.pixels, face.aligned.crop)
@@ -415,14 +423,14 @@ def test_faces_and_comparisons_are_kept() -> None:
         assert restored.alpha is None
     compared = read_photo("out/compared/a.png")
     assert compared.size == (120, 320)
-    assert np.array_equal(compared.pixels[:, 160:], results[0].photo.pixels)
+    assert np.array_equal(compared.pixels[:, 160:], result.photo.pixels)
 
 
 def test_an_aligned_face_is_kept_too_and_sixteen_bits_are_compared() -> None:
     write_photo(Photo(picture(32, 32, np.uint16)), "a.png")
     pipeline = Pipeline(StubNetwork(lambda x: -x), StubDetector())
     jobs = plan(["a.png"], kept=[CROPS, RESTORED, COMPARED])
-    (outcome,) = run(jobs, lambda photo: pipeline(photo, Options(aligned=True)))
+    (outcome,) = run(jobs, pipeline.restoring(Options(aligned=True)))
     assert outcome.complete
     result = read_photo("a.restored.png").pixels
     assert np.array_equal(read_photo("restored_faces/a_00.png").pixels.astype(int) * 257, result)
@@ -437,19 +445,18 @@ def test_the_result_is_written_last(monkeypatch: pytest.MonkeyPatch) -> None:
     write_photo(Photo(picture(20, 30)), "a.png")
     jobs = plan(["a.png"], kept=[COMPARED])
     Path("compared").touch()  # after the planning
-    (outcome,) = run(jobs, unchanged)
+    (outcome,) = run(jobs, procedure())
     assert "compared" in str(outcome.error)
     assert not Path("a.restored.png").exists()
 
 
-@pytest.mark.parametrize("kind", [ConfigError, ZeroDivisionError])
-def test_errors_that_are_not_the_pictures_are_not_swallowed(kind: type[Exception]) -> None:
+def test_what_fits_no_picture_ends_the_run() -> None:
     write_photo(Photo(picture(20, 30)), "a.png")
 
     def restore(photo: Photo) -> Restoration:
-        raise kind("wrong")
+        raise ConfigError("wrong")
 
-    with pytest.raises(kind):
+    with pytest.raises(ConfigError):
         outcomes([("a.png", "b.png")], restore)
 
 

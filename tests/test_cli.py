@@ -8,64 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stubs import StubDetector, StubNetwork, face_at, picture, save_network, small_network
+from command import Command, detect, make
+from stubs import StubDetector, StubNetwork, face_at, picture
 
 import cfrestore
 from cfrestore import pipeline
-from cfrestore.cli import main
 from cfrestore.detect import Face
 from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.pipeline import Pipeline
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-class Command:
-    """The command, in this process; its exit code and what it said."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *words: str) -> Result:
-        self.capsys.readouterr()
-        try:
-            code = main(words)
-        except SystemExit as left:
-            code = int(left.code or 0)
-        said = self.capsys.readouterr()
-        return Result(code, said.out, said.err)
-
-
-@pytest.fixture
-def cfrestore_(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """The command in an empty folder, with one face found in each picture."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CFRESTORE_HOME", str(tmp_path / "home"))
-    detect(monkeypatch, face_at(8, 8, 32))
-    shipped = save_network(tmp_path / "compact.safetensors", small_network())
-    monkeypatch.setattr(pipeline, "shipped", lambda: shipped)
-    return Command(capsys)
-
-
-def detect(monkeypatch: pytest.MonkeyPatch, *faces: Face) -> None:
-    monkeypatch.setattr(
-        pipeline, "load_detector", lambda name, device, threshold: StubDetector(*faces)
-    )
-
-
-def make(*names: str) -> None:
-    for name in names:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        write_photo(Photo(picture(48, 64)), name)
 
 
 def test_a_picture_is_restored_beside_itself(cfrestore_: Command) -> None:
@@ -104,9 +55,9 @@ def test_every_option_reaches_the_pipeline(
         seen["home"] = os.environ["CFRESTORE_HOME"]
 
         class Spy(Pipeline):
-            def __call__(self, photo: Photo, options: Any = None) -> Any:
+            def restoring(self, options: Any = None) -> Any:
                 seen["options"] = options
-                return super().__call__(photo, options)
+                return super().restoring(options)
 
         return Spy(StubNetwork(), StubDetector())  # type: ignore[arg-type]
 
@@ -196,10 +147,11 @@ def test_more_is_kept_where_asked_for(cfrestore_: Command) -> None:
         "out/cropped_faces/a_v2_00.png",
         "out/restored_faces/a_v2_00.png",
     ]
-    Path("out/a_v2.png").unlink()
-    result = cfrestore_("a.png", "-o", "out/", "--save-crops", "--suffix", "v2")
+    Path("new/cropped_faces").mkdir(parents=True)
+    Path("new/cropped_faces/a_v2_07.png").write_text("precious")
+    result = cfrestore_("a.png", "-o", "new/", "--save-crops", "--suffix", "v2")
     assert result.code == 2
-    assert "a_v2_00.png exists" in result.err
+    assert "a_v2_07.png exists" in result.err
 
 
 def test_the_words_of_the_published_command_do_the_same(cfrestore_: Command) -> None:
@@ -277,6 +229,33 @@ def test_what_is_named_must_be_had(cfrestore_: Command, supplied: Supplied, word
     assert not Path("a.restored.png").exists()
 
 
+def test_nothing_is_downloaded_for_pictures_that_are_not_there(
+    cfrestore_: Command, supplied: Supplied
+) -> None:
+    result = cfrestore_("typo.jpg", "other.jpg")
+    assert result.code == 1
+    assert result.err == "error: typo.jpg, other.jpg cannot be read: there is no such file\n"
+    assert not supplied.asked
+    make("there.png")
+    assert cfrestore_("typo.jpg", "there.png").code == 1
+    assert Path("there.restored.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "asked"),
+    [
+        ("--detector mobilenet", 4, [("mobilenet", True)]),
+        ("--device abacus", 2, []),
+        ("--precision fp8", 2, []),
+    ],
+)
+def test_what_must_fail_does_so_before_a_long_download(
+    cfrestore_: Command, supplied: Supplied, words: str, code: int, asked: list[tuple[str, bool]]
+) -> None:
+    assert cfrestore_("a.png", *words.split()).code == code
+    assert supplied.asked == asked
+
+
 @pytest.mark.parametrize("words", ["--model compact", "--model mine.safetensors"])
 def test_other_weights_need_nothing(cfrestore_: Command, supplied: Supplied, words: str) -> None:
     assert cfrestore_("a.png", *words.split()).code == 0
@@ -288,6 +267,14 @@ def test_offline_is_said_to_all(cfrestore_: Command, monkeypatch: pytest.MonkeyP
     make("a.png")
     assert cfrestore_("a.png", "--offline", "-q").err == ""
     assert os.environ["CFRESTORE_OFFLINE"] == "1"
+
+
+def test_a_folder_of_weights_need_not_be_there_yet(cfrestore_: Command) -> None:
+    make("a.png")
+    result = cfrestore_("a.png", "--weights-dir", "new")
+    assert result.code == 0
+    assert f"(codeformer.pth) are not in {Path('new').absolute()}, " in result.err
+    assert os.environ["CFRESTORE_HOME"] == "new"
 
 
 def test_a_face_that_loses_detail_is_told(
@@ -308,7 +295,7 @@ def test_a_folder_gives_a_folder(cfrestore_: Command) -> None:
         str(Path("in/a.png")),
         str(Path("in/b.png")),
     ]
-    assert sorted(path.name for path in Path("in.restored").iterdir()) == ["a.png", "b.png"]
+    assert sorted(path.name for path in Path("in.restored").glob("*.png")) == ["a.png", "b.png"]
     assert result.err.splitlines()[-1] == "2 of 2 pictures written"
 
 
@@ -323,7 +310,10 @@ def test_an_unreadable_picture_is_one_sentence_and_the_others_proceed(cfrestore_
     assert [error.split()[1] for error in errors] == ["bad.jpg", "nowhere.png"]
     assert Path("a.restored.png").exists()
     assert Path("z.restored.png").exists()
-    assert result.err.splitlines()[-1] == "2 of 4 pictures written"
+    *_, first, second, last = result.err.splitlines()
+    assert first.startswith("failed: bad.jpg is not a picture")
+    assert second.startswith("failed: nowhere.png cannot be read")
+    assert last == "2 of 4 pictures written, 2 failed"
 
 
 def test_quiet_reports_failures_only(cfrestore_: Command) -> None:
@@ -364,7 +354,7 @@ def test_an_aligned_picture_becomes_a_square(cfrestore_: Command) -> None:
         "a.png --batch-size 0",
         "a.png --device abacus",
         "a.png --aligned --upscale 2",
-        "a.png --weights-dir nowhere",
+        "a.png --weights-dir there.png",
         "a.png --unknown",
         "",
         "a.png -o a.png",
@@ -380,6 +370,8 @@ def test_an_aligned_picture_becomes_a_square(cfrestore_: Command) -> None:
         "a.png --aligned --min-face 9",
         "a.png --aligned --draw-box",
         "a.png --aligned --det-threshold 0.5",
+        "a.png --aligned --detector mtcnn",
+        "a.png --aligned --parser there.png",
         "a.png --suffix a/b",
         "a.png --suffix x -o file.png",
         "-i a.png --output_path there.png",
@@ -437,7 +429,7 @@ def test_a_folder_without_pictures_is_exit_code_1(cfrestore_: Command) -> None:
     assert result.err == "error: in holds no pictures\n"
 
 
-@pytest.mark.parametrize("where", ["load_pipeline", "read_photo"])
+@pytest.mark.parametrize("where", ["batch.plan", "pipeline.load_pipeline", "image.read_photo"])
 def test_an_interruption_is_exit_code_130(
     cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -445,8 +437,7 @@ def test_an_interruption_is_exit_code_130(
         raise KeyboardInterrupt
 
     make("a.png")
-    home = "cfrestore.pipeline" if where == "load_pipeline" else "cfrestore.batch"
-    monkeypatch.setattr(f"{home}.{where}", interrupt)
+    monkeypatch.setattr(f"cfrestore.{where}", interrupt)
     result = cfrestore_("a.png")
     assert result.code == 130
     assert result.err.splitlines()[-1] == "interrupted"

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import socket
 import subprocess
@@ -118,6 +119,16 @@ def test_a_damaged_weight_file_is_exit_code_4(
     assert found["problems"] == [{"code": 4, "text": row["error"]}]
 
 
+def test_weights_are_read_even_if_they_look_unchanged(machine: Path) -> None:
+    path, row = machine / "home/vqgan_code1024.pth", weights.weight_file("vqgan")
+    path.write_bytes(b"right")
+    assert doctor._weights(row).state == "pinned"
+    times = path.stat()
+    path.write_bytes(b"wrong")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert doctor._weights(row).state == "wrong"
+
+
 def test_damaged_shipped_weights_are_exit_code_4(
     machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +212,24 @@ def test_the_default_choice_is_what_the_command_would_load(
     states = {row.name: row.state for row in report.weights}
     assert states["mobilenet"] == "verified"
     assert states["retinaface"] == "absent"
+
+
+def test_folders_that_cannot_be_looked_into_or_made_are_told(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, file = machine / "closed/in", machine / "file"
+    file.touch()
+    exists = Path.exists
+
+    def refuse(self: Path) -> bool:
+        if self == closed:
+            raise PermissionError(13, "Permission denied")
+        return exists(self)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert not doctor._folder("", closed).exists
+    found = doctor._folder("", file / "in")
+    assert (found.exists, found.writable) == (False, False)
 
 
 def test_folders_are_those_that_are_searched(

@@ -471,7 +471,9 @@ def test_without_a_digest_on_record_the_first_is_pinned(store: Store) -> None:
         locate("weights")
     store.file.unlink()
     store.server.will(bad_server.sends(OTHER))
-    assert f"sent a file of SHA-256 {OTHER_SHA256}, expected {SHA256}" in store.fails()
+    text = store.fails()
+    assert f"sent a file of SHA-256 {OTHER_SHA256}, expected {SHA256} as first seen here" in text
+    assert "`cfrestore weights remove weights` forgets" in text
     assert [path.suffix for path in remove("weights")] == [".sha256"]
     assert store.fetch().read_bytes() == OTHER
 

@@ -26,6 +26,7 @@ ORDER = (
     "paste",
     "show",
     "holes",
+    "procedure",
     "pipeline",
     "batch",
     "doctor",

@@ -186,6 +186,8 @@ def test_a_gray_photograph_is_filled_with_gray() -> None:
         Photo(pixels, gray=True), gap
     )
     assert (np.ptp(result.photo.pixels, axis=2) == 0).all()
+    brightness = TEAL @ (0.2989, 0.5870, 0.1140)
+    assert np.abs(result.photo.pixels[gap] - brightness).max() <= 1
     assert np.array_equal(result.photo.pixels[~gap], pixels[~gap])
 
 

@@ -168,6 +168,14 @@ def test_adain_gives_the_styles_statistics() -> None:
     torch.testing.assert_close(out.var((2, 3)), expected)
 
 
+def test_adain_takes_the_unbiased_variance() -> None:
+    """Where it is as small as what is added to it; elsewhere the two kinds give the same."""
+    content, style = torch.tensor([0.0, 0.01]), torch.tensor([0.0, 1.0])
+    out = adaptive_instance_norm(content.view(1, 1, 1, 2), style.view(1, 1, 1, 2))
+    spread, wanted = (0.01**2 / 2 + 1e-5) ** 0.5, (1 / 2 + 1e-5) ** 0.5
+    torch.testing.assert_close(out.flatten(), (content - 0.005) / spread * wanted + 0.5)
+
+
 def test_quantiser_takes_the_nearest_code_and_passes_the_gradient_through() -> None:
     quantizer = VectorQuantizer(8, 4)
     torch.nn.init.normal_(quantizer.embedding.weight)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from stubs import StubDetector, StubNetwork, face_at, picture, save_network, small_network
 
 from cfrestore import pipeline, restore, weights
+from cfrestore.checkpoint import read_checkpoint, read_metadata
 from cfrestore.detect import Face
 from cfrestore.errors import ConfigError, WeightsError
 from cfrestore.image import Photo
@@ -319,6 +321,17 @@ def test_other_tasks_take_their_own_published_weights_and_have_no_compact_ones(
         assert loaded.model_name == "published (32 px)"
         assert ("parsing_parsenet" in " ".join(loaded.notes)) is (task == "colorization")
     assert load_pipeline(path, device="cpu", task=task).model_name == path.name + " (32 px)"
+
+
+def test_what_a_file_says_of_its_licence_is_passed_on(tmp_path: Path) -> None:
+    plain = save_network(tmp_path / "plain.safetensors", small_network())
+    state, metadata = read_checkpoint(plain)
+    save_file(state, tmp_path / "a.safetensors", metadata={**metadata, "licence": "Free as air"})
+    path = tmp_path / "a.safetensors"
+    assert load_pipeline(path, device="cpu").notes == (f"{path} says of its licence: Free as air.",)
+    assert load_pipeline(plain, device="cpu").notes == ()
+    torch.save(state, tmp_path / "a.pth")
+    assert read_metadata(tmp_path / "a.pth") == {}
 
 
 @pytest.mark.parametrize("name", ["auto", "fp32", "bf16", "fp16"])

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cfrestore.cli.work import Offline, make_console, set_up
+from cfrestore.cli.report import make_console
+from cfrestore.cli.words import Offline, WeightsDir
+from cfrestore.cli.work import set_up
 from cfrestore.errors import WeightsError
 from cfrestore.weights import (
     COMPACT,
@@ -37,10 +39,6 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `cfrestore weights list` has it.")]
-WeightsDir = Annotated[
-    Path | None,
-    typer.Option(file_okay=False, help="Folder of the weights, instead of $CFRESTORE_HOME."),
-]
 
 
 @app.command("list")

@@ -1,205 +1,34 @@
-"""What every command on pictures shares: its options, its way of working, what it says."""
+"""The way of every command on pictures: plan, load, do, report."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import typer
-from typer.core import TyperCommand
 
-from cfrestore.cli.published import translate
-from cfrestore.errors import ConfigError, WeightsError
+from cfrestore.cli import report
+from cfrestore.cli.record import Facts, facts_of, provenance_of, record_of, record_of_plan
+from cfrestore.cli.words import Words, check, parse_quality
+from cfrestore.errors import ConfigError, ImageError, OutputError, WeightsError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from cfrestore.batch import Job, Outcome
-    from cfrestore.image import Photo
-    from cfrestore.pipeline import Pipeline, Restoration, Task
+    from cfrestore.pipeline import Pipeline, Task
+    from cfrestore.procedure import Procedure
 
-FILES, FACES, NETWORKS = "Files", "Faces", "Networks"
-"""Headings in the help."""
-
-Inputs = Annotated[
-    list[Path], typer.Argument(metavar="INPUT", help="Pictures, or folders of pictures.")
-]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="PATH",
-        rich_help_panel=FILES,
-        help="Where to write: a file for one picture, else a folder, which exists or ends with a "
-        "slash. By default beside the input.",
-    ),
-]
-Suffix = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT",
-        rich_help_panel=FILES,
-        help="Write photo_TEXT.jpg, and call all else that is written so too.",
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", rich_help_panel=FILES, help="Replace results that exist; inputs never are."
-    ),
-]
-SaveCrops = Annotated[
-    bool,
-    typer.Option(
-        "--save-crops",
-        rich_help_panel=FILES,
-        help="Keep each face as the network saw it, in cropped_faces/ beside the result.",
-    ),
-]
-SaveRestored = Annotated[
-    bool,
-    typer.Option(
-        "--save-restored",
-        rich_help_panel=FILES,
-        help="Keep each face as the network painted it, in restored_faces/ beside the result.",
-    ),
-]
-Compare = Annotated[
-    bool,
-    typer.Option(
-        "--compare",
-        rich_help_panel=FILES,
-        help="Keep input and result side by side, in compared/ beside the result.",
-    ),
-]
-Aligned = Annotated[
-    bool,
-    typer.Option(
-        "--aligned",
-        rich_help_panel=FACES,
-        help="Each picture is one aligned face; the result is square.",
-    ),
-]
-Faces = Annotated[
-    str,
-    typer.Option(
-        metavar="WHICH",
-        rich_help_panel=FACES,
-        help="all, center, largest, or numbers such as 0,2, where 0 is the face that the detector "
-        "is surest of.",
-    ),
-]
-MinFace = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        metavar="PIXELS",
-        rich_help_panel=FACES,
-        help="Leave faces alone whose box has a shorter side below this.",
-    ),
-]
-DrawBox = Annotated[
-    bool,
-    typer.Option(
-        "--draw-box", rich_help_panel=FACES, help="Draw a green frame around what was pasted."
-    ),
-]
-Detector = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|PATH",
-        rich_help_panel=FACES,
-        help="What finds faces: auto, retinaface, mobilenet, mtcnn or a RetinaFace file; auto "
-        "takes the first whose weights are on this machine.",
-    ),
-]
-DetThreshold = Annotated[
-    float | None,
-    typer.Option(
-        min=0.0,
-        max=1.0,
-        rich_help_panel=FACES,
-        help="How sure the detector must be; by default 0.8, and for mtcnn 0.9, or 0.7 if the "
-        "face is large.",
-    ),
-]
-Parser = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="PATH",
-        rich_help_panel=FACES,
-        help="ParseNet file, by which only the face proper is pasted; by default the published "
-        "one if it is on this machine.",
-    ),
-]
-TaskModel = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|PATH",
-        rich_help_panel=NETWORKS,
-        help="Weights: auto or published, which are downloaded once, or a file. No compact ones "
-        "come with cfrestore for this.",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=NETWORKS,
-        help="What computes: auto, cpu, cuda or mps.",
-    ),
-]
-Precision = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=NETWORKS,
-        help="What faces are painted in: fp32 (also auto), bf16 or fp16. The codes of a face are "
-        "always chosen in fp32, and a face that bf16 or fp16 spoils is painted again.",
-    ),
-]
-WeightsDir = Annotated[
-    Path | None,
-    typer.Option(
-        exists=True,
-        file_okay=False,
-        rich_help_panel=NETWORKS,
-        help="Folder to look for weights in first, instead of $CFRESTORE_HOME.",
-    ),
-]
-Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline",
-        rich_help_panel=NETWORKS,
-        help="Download nothing, as CFRESTORE_OFFLINE=1 says for every command.",
-    ),
-]
-BatchSize = Annotated[
-    int, typer.Option(min=1, rich_help_panel=NETWORKS, help="Faces in the network at once.")
-]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Exit code 1 if a face was found and left alone.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Report failures only.")]
-
-
-class PictureCommand(TyperCommand):
-    """A command that understands the published spellings too."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, translate(args))
-
-
-def check_threshold(threshold: float | None, aligned: bool) -> None:
-    """Raises ConfigError if a threshold is given where nothing is detected."""
-    if aligned and threshold is not None:
-        raise ConfigError("nothing is detected in an aligned face, so there is no threshold")
+DONE: dict[Task, str] = {
+    "restoration": "restored",
+    "inpainting": "inpainted",
+    "colorization": "colorized",
+}
+"""What is said of the faces, and marks the names of results."""
 
 
 def set_up(weights_dir: Path | None, offline: bool) -> None:
@@ -210,32 +39,222 @@ def set_up(weights_dir: Path | None, offline: bool) -> None:
         os.environ["CFRESTORE_OFFLINE"] = "1"
 
 
-def make_console() -> Console:
-    """Where everything is said: stderr, text as it is, lines unbroken."""
-    from rich.console import Console
-
-    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def kept(crops: bool, restored: bool, compared: bool) -> tuple[str, ...]:
-    """The folders that `plan` is to fill beside the results."""
-    from cfrestore.batch import COMPARED, CROPS, RESTORED
-
-    wanted = {CROPS: crops, RESTORED: restored, COMPARED: compared}
-    return tuple(folder for folder, asked in wanted.items() if asked)
-
-
-def load(
+def work(
+    words: Words,
     task: Task,
     model: str,
+    procedure_of: Callable[[Pipeline], Procedure],
     *,
-    detector: str,
-    threshold: float | None,
-    parser: Path | None,
-    device: str,
-    precision: str,
-    aligned: bool,
-) -> Pipeline:
+    parser: Path | None = None,
+    fidelity: float | None = None,
+) -> None:
+    """Plans, makes the pipeline, downloads included, does the jobs, and reports each.
+
+    Args:
+        procedure_of: the pipeline to what is to be done to each photograph.
+        fidelity: what {w} stands for in a template.
+    Raises:
+        typer.Exit: code 1 if something failed, 130 if interrupted.
+    """
+    check(words, parser)
+    set_up(words.weights_dir, words.offline)
+    stdout = sys.stdout
+    if words.json and stdout is None:
+        raise ConfigError("stdout is closed, and --json is to be written there")
+    try:
+        with redirect_stdout(sys.stderr):  # what packages print is for people
+            look = _planner(words, task, fidelity)
+            jobs = look()
+            if words.dry_run:
+                return _show(jobs, words, stdout)
+            if not (jobs or words.watch):
+                return report.make_console().print("there is nothing to do")
+            if not words.watch:
+                _check_there(jobs)
+            with _streams(jobs, stdout) as (source, sink):
+                pipeline = load(words, task, model, parser)
+                if not words.quiet:
+                    report.introduce(pipeline, words.config, verbose=words.verbose)
+                do = _doer(words, pipeline, procedure_of(pipeline), source, sink)
+                facts, done = facts_of(pipeline), DONE[task]
+                parts = _arriving(look) if words.watch else (jobs,)
+                fine = [_report(part, do(part), words, done, facts, stdout) for part in parts]
+    except KeyboardInterrupt:
+        report.make_console().print("interrupted")
+        raise typer.Exit(130) from None
+    if not all(fine):
+        raise typer.Exit(1)
+    return None
+
+
+def _planner(words: Words, task: Task, fidelity: float | None) -> Callable[[], Sequence[Job]]:
+    """What finds the jobs that the words ask for, anew each time that it is called."""
+    from cfrestore.batch import COMPARED, CROPS, RESTORED, parse_shard, plan
+
+    inputs: list[str | Path] = [*(words.inputs or [])]
+    output = words.output
+    if words.files_from is not None:
+        inputs += _listed(words.files_from, null=words.null)
+        if output not in (None, "-") and not set("{}") & set(output):
+            output = f"{output}/"  # a folder, however many names there are
+    wanted = {CROPS: words.save_crops, RESTORED: words.save_restored, COMPARED: words.compare}
+    return partial(
+        plan,
+        inputs,
+        output,
+        overwrite=words.overwrite,
+        mark=f".{DONE[task]}",
+        suffix=words.suffix,
+        kept=tuple(folder for folder, asked in wanted.items() if asked),
+        recursive=words.recursive,
+        in_place=words.in_place,
+        format=words.format,
+        fidelity=fidelity,
+        shard=None if words.shard is None else parse_shard(words.shard),
+        isolate=words.watch,
+    )
+
+
+def _check_there(jobs: Sequence[Job]) -> None:
+    """Raises ImageError if there is not one of the pictures; no weights are downloaded for that."""
+    absent = [
+        job.source for job in jobs if isinstance(job.source, Path) and not _exists(job.source)
+    ]
+    if len(absent) == len(jobs):
+        raise ImageError(f"{', '.join(map(str, absent))} cannot be read: there is no such file")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:  # told when it is read
+        return True
+    return True
+
+
+def _listed(file: str, *, null: bool) -> Sequence[Path]:
+    """The pictures that a list names, `-` being stdin."""
+    from cfrestore.batch import read_list
+
+    if file == "-":
+        if sys.stdin is None:
+            raise ConfigError("stdin is closed, and --files-from is to read it")
+        return read_list(sys.stdin.buffer, null=null)
+    try:
+        with Path(file).open("rb") as stream:
+            return read_list(stream, null=null)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _show(jobs: Sequence[Job], words: Words, stdout: TextIO) -> None:
+    """Shows the plan."""
+    report.show_plan(jobs, report.make_console())
+    if words.json:
+        for job in jobs:
+            report.write_record(record_of_plan(job), stdout)
+
+
+@contextmanager
+def _streams(
+    jobs: Sequence[Job], stdout: TextIO | None
+) -> Iterator[tuple[BinaryIO | None, BinaryIO | None]]:
+    """What jobs that read stdin or write stdout are to use; None where it is closed.
+
+    Who stops reading a picture from stdout ends the process, as with any other filter.
+
+    Raises:
+        OutputError: a picture would go to a terminal.
+    """
+    from cfrestore.batch import Stream
+
+    source = None if sys.stdin is None else sys.stdin.buffer
+    if not any(job.target is Stream.STDOUT for job in jobs):
+        yield source, None
+        return
+    if stdout is not None and stdout.isatty():
+        raise OutputError(
+            "a picture is not written to a terminal; -o names a file, or > or | lead elsewhere"
+        )
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL) if hasattr(signal, "SIGPIPE") else None
+    try:
+        yield source, None if stdout is None else stdout.buffer
+    finally:
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, before)
+
+
+def _doer(
+    words: Words,
+    pipeline: Pipeline,
+    procedure: Procedure,
+    source: BinaryIO | None,
+    sink: BinaryIO | None,
+) -> Callable[[Sequence[Job]], Iterator[Outcome]]:
+    """What does jobs as the words ask for."""
+    from cfrestore.batch import WORKERS, run
+    from cfrestore.image import MAX_PIXELS, read_photo, write_photo
+
+    quality = parse_quality(words.quality)
+    return partial(
+        run,
+        procedure=procedure,
+        workers=words.jobs or WORKERS,
+        read=partial(read_photo, max_pixels=words.max_pixels or MAX_PIXELS),
+        write=partial(
+            write_photo,
+            quality=quality,
+            metadata="strip" if words.metadata == "strip" else "keep",
+            provenance=provenance_of(pipeline, procedure),
+        ),
+        settings={"quality": quality, "metadata": words.metadata},
+        stdin=source,
+        stdout=sink,
+    )
+
+
+def _arriving(look: Callable[[], Sequence[Job]]) -> Iterator[Sequence[Job]]:
+    """Jobs as their pictures arrive, until interrupted."""
+    from cfrestore.batch import watch
+
+    return watch(look)
+
+
+def _report(
+    jobs: Sequence[Job],
+    running: Iterator[Outcome],
+    words: Words,
+    done: str,
+    facts: Facts,
+    stdout: TextIO,
+) -> bool:
+    """Says what becomes of jobs while it does; whether all is as it should be."""
+    console = report.make_console()
+    outcomes: list[Outcome] = []
+
+    def conclude() -> None:
+        if len(jobs) > 1 and not words.quiet:
+            report.conclude(outcomes, len(jobs), console)
+
+    try:
+        with report.progress(len(jobs), console, shown=not words.quiet) as advance:
+            for outcome in running:
+                outcomes.append(outcome)
+                advance(outcome.restored)
+                if words.json:
+                    report.write_record(record_of(outcome, facts), stdout)
+                if not (words.quiet and outcome.complete):
+                    console.print(report.describe(outcome, done, verbose=words.verbose))
+    except KeyboardInterrupt:
+        conclude()
+        raise
+    conclude()
+    return not any(o.error or (words.strict and not o.complete) for o in outcomes)
+
+
+def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
     """The pipeline of a task, its weights downloaded first where they are wanted and absent.
 
     With published weights comes what they are published with, as far as nothing else is named.
@@ -245,11 +264,16 @@ def load(
         CheckpointError, ConfigError: as `load_pipeline`.
     """
     from cfrestore.cli.supply import supply
+    from cfrestore.device import choose_device, choose_precision
     from cfrestore.pipeline import TASKS, load_pipeline
     from cfrestore.weights import locate
 
-    console = make_console()
-    network = TASKS[task]
+    console = report.make_console()
+    network, detector = TASKS[task], words.detector
+    # Fails before a long download, not after.
+    choose_precision(words.precision, choose_device(words.device))
+    if detector in ("retinaface", "mobilenet"):
+        supply([detector], console, required=True)
     if model in ("auto", "published"):
         try:
             supply([network], console, required=model == "published" or task != "restoration")
@@ -257,96 +281,17 @@ def load(
             if task == "restoration":
                 raise
             raise WeightsError(f"{error}; there are no compact weights for {task}") from error
-        if not aligned and locate(network):
+        if not words.aligned and locate(network):
             wanted = {"retinaface": detector == "auto", "parsenet": parser is None}
             if task == "inpainting":
                 del wanted["parsenet"]
             supply([name for name, yes in wanted.items() if yes], console, required=False)
-    if detector in ("retinaface", "mobilenet"):
-        supply([detector], console, required=True)
     return load_pipeline(
-        model, detector, device, parser, threshold=threshold, precision=precision, task=task
+        model,
+        detector,
+        words.device,
+        parser,
+        threshold=words.det_threshold,
+        precision=words.precision,
+        task=task,
     )
-
-
-def work(
-    jobs: Sequence[Job],
-    load: Callable[[], Pipeline],
-    process: Callable[[Pipeline, Photo], Restoration],
-    *,
-    quiet: bool,
-    strict: bool,
-    done: str = "restored",
-) -> None:
-    """Does the jobs and reports each, with a bar that only a terminal shows.
-
-    Args:
-        jobs: of `plan`.
-        load: makes the pipeline, downloads included.
-        process: what to do with one photograph.
-        quiet: only failures are reported.
-        strict: a face left alone is a failure.
-        done: what was done to the faces.
-    Raises:
-        typer.Exit: code 1 if something failed, 130 if interrupted.
-    """
-    from rich.progress import Progress
-
-    from cfrestore.batch import run
-
-    console = make_console()
-    outcomes: list[Outcome] = []
-    hidden = quiet or not console.is_terminal
-    try:
-        pipeline = load()
-        if not quiet:
-            _introduce(pipeline, console)
-        with Progress(console=console, transient=True, disable=hidden) as progress:
-            running = run(jobs, partial(process, pipeline))
-            for outcome in progress.track(running, total=len(jobs), description="working"):
-                outcomes.append(outcome)
-                if not (quiet and outcome.complete):
-                    console.print(describe(outcome, done))
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        raise typer.Exit(130) from None
-    if len(jobs) > 1 and not quiet:
-        written = sum(outcome.error is None for outcome in outcomes)
-        console.print(f"{written} of {len(jobs)} pictures written")
-    if any(outcome.error or (strict and not outcome.complete) for outcome in outcomes):
-        raise typer.Exit(1)
-
-
-def _introduce(pipeline: Pipeline, console: Console) -> None:
-    from cfrestore.device import describe
-
-    console.print(
-        f"model {pipeline.model_name}, detector {pipeline.detector.name}, "
-        f"device {describe(pipeline.device)}, {pipeline.precision.value}"
-    )
-    for note in pipeline.notes:
-        console.print(f"note: {note}")
-
-
-def describe(outcome: Outcome, done: str) -> str:
-    """What became of one job, in one line."""
-    if outcome.error is not None:
-        return f"error: {outcome.error}"
-    count = outcome.restored
-    line = f"{outcome.job.source} -> {outcome.job.target}  "
-    line += f"{count} face{'' if count == 1 else 's'} {done}"
-    others = len(outcome.skipped + outcome.left_alone)
-    if others:
-        line += f" of {count + others}"
-    if outcome.softened:
-        line += f" ({outcome.softened} larger than the network paints, so softer now)"
-    for reason, times in Counter(outcome.skipped).items():
-        line += f", {times} {reason}"
-    if outcome.left_alone:
-        reasons = "; ".join(dict.fromkeys(outcome.left_alone))
-        line += f", {len(outcome.left_alone)} left alone: {reasons}"
-    for index in outcome.missing:
-        line += f"; there is no face {index}"
-    for remark in outcome.remarks:
-        line += f"; {remark}"
-    return line

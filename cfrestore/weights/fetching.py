@@ -164,7 +164,12 @@ def _obtain(row: WeightFile, url: str, part: Path, tell: Report) -> str:
             return digest
         part.unlink()
         if not continued:
-            raise RefusedError(f"sent a file of SHA-256 {digest}, expected {expected}")
+            pinned = (
+                ""
+                if row.sha256
+                else f" as first seen here, which `cfrestore weights remove {row.name}` forgets"
+            )
+            raise RefusedError(f"sent a file of SHA-256 {digest}, expected {expected}{pinned}")
         tell(Progress(row.file, remark=f"{part} was not of this file; starting anew."))
 
 

@@ -1,0 +1,43 @@
+"""Many pictures: planned before any work, done side by side, recorded, taken up again."""
+
+from cfrestore.batch.engine import PIXELS_AHEAD, WORKERS, run
+from cfrestore.batch.inputs import find_pictures, read_list
+from cfrestore.batch.job import COMPARED, CROPS, MARK, MARKS, RESTORED, Job, Stream
+from cfrestore.batch.manifest import Manifest
+from cfrestore.batch.outcome import (
+    REASONS,
+    SCHEMA,
+    FaceReport,
+    Failure,
+    Outcome,
+    Summary,
+    summarize,
+)
+from cfrestore.batch.planning import parse_shard, plan
+from cfrestore.batch.watching import watch
+
+__all__ = [
+    "COMPARED",
+    "CROPS",
+    "MARK",
+    "MARKS",
+    "PIXELS_AHEAD",
+    "REASONS",
+    "RESTORED",
+    "SCHEMA",
+    "WORKERS",
+    "FaceReport",
+    "Failure",
+    "Job",
+    "Manifest",
+    "Outcome",
+    "Stream",
+    "Summary",
+    "find_pictures",
+    "parse_shard",
+    "plan",
+    "read_list",
+    "run",
+    "summarize",
+    "watch",
+]

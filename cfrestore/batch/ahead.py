@@ -1,0 +1,50 @@
+"""Work done in threads ahead of the one who waits for it, in order and within bounds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import ParamSpec, TypeVar
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+P = ParamSpec("P")
+
+
+class Here(Executor):
+    """No threads: what is submitted is done at once by who submits it."""
+
+    def submit(self, work: Callable[P, Done], /, *args: P.args, **kwargs: P.kwargs) -> Future[Done]:
+        future: Future[Done] = Future()
+        future.set_result(work(*args, **kwargs))
+        return future
+
+
+def ahead(
+    pool: Executor,
+    work: Callable[[Item], Done],
+    items: Iterable[Item],
+    weigh: Callable[[Item], int],
+    *,
+    count: int,
+    weight: int,
+) -> Iterator[Done]:
+    """What work makes of the items, in their order, as soon as it is known.
+
+    Items are taken, in the caller's thread, while no more than count of them, and no more than
+    that weight, are being worked on or wait to be taken over. One that alone is too heavy is worked
+    on alone.
+    """
+    begun: deque[tuple[Future[Done], int]] = deque()
+    held = 0
+    for item in items:
+        own = weigh(item)
+        while begun and (len(begun) >= count or held + own > weight or begun[0][0].done()):
+            future, released = begun.popleft()
+            held -= released
+            yield future.result()
+        begun.append((pool.submit(work, item), own))
+        held += own
+    while begun:
+        yield begun.popleft()[0].result()

@@ -1,0 +1,400 @@
+"""Jobs done: reading and finding faces, painting, and pasting and writing overlap.
+
+Pictures go from hand to hand in the order of their jobs. Threads read them and cut out their faces;
+the caller's thread gives faces of several pictures to the network together; other threads paste and
+write. Which faces share a batch follows from the order of the pictures alone, never from the clock.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import time
+import traceback
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+
+import cv2
+from PIL import Image
+
+from cfrestore import __version__
+from cfrestore.batch.ahead import Here, ahead
+from cfrestore.batch.drafts import Writer, put, sweep
+from cfrestore.batch.job import COMPARED, CROPS, RESTORED, Job, Stream
+from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_outcome
+from cfrestore.batch.outcome import Outcome, outcome_of
+from cfrestore.errors import CFRestoreError, ConfigError, ImageError, OutputError
+from cfrestore.image import Photo, read_photo, write_photo
+from cfrestore.show import side_by_side
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cfrestore.align import AlignedFace
+    from cfrestore.procedure import Painted, Prepared, Procedure, Restoration
+
+Reader: TypeAlias = Callable[[Path | BinaryIO], Photo]
+
+WORKERS = min(4, os.cpu_count() or 1)
+
+PIXELS_AHEAD = 100_000_000
+"""Most pixels of pictures that are being read, wait for the network, or are being written, each."""
+
+PICTURES_AHEAD = 64
+"""Most pictures that wait for the network."""
+
+_UNKNOWN_PIXELS = 25_000_000
+
+# What may come of one picture that nobody thought of, in Python and in the libraries. It must not
+# cost the others; it is reported with its place, as the fault of this program that it is.
+_UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    cv2.error,
+    struct.error,
+    zlib.error,
+)
+
+
+def run(
+    jobs: Sequence[Job],
+    procedure: Procedure,
+    *,
+    workers: int = WORKERS,
+    read: Reader = read_photo,
+    write: Writer = write_photo,
+    settings: Mapping[str, object] | None = None,
+    stdin: BinaryIO | None = None,
+    stdout: BinaryIO | None = None,
+) -> Iterator[Outcome]:
+    """Does the jobs; one that fails is reported, and the others are done.
+
+    Results do not depend on the number of workers, nor, on the CPU, on what shares a batch. A
+    picture is written with all its files or with none, and recorded; what an earlier run has done
+    with the same settings is not done again. Close the iterator, or interrupt it, and pictures that
+    are being written are still completed, and no others.
+
+    Args:
+        jobs: of `plan`.
+        procedure: what to do, of a Pipeline.
+        workers: threads that read, and as many that write.
+        read: to a photograph; `read_photo` with its options.
+        write: `write_photo` with its options.
+        settings: what of these options decides the results, beside the procedure's settings.
+        stdin, stdout: for jobs that read or write one.
+    Yields:
+        an outcome per job, in their order.
+    Raises:
+        ConfigError: what was asked for fits no picture.
+    """
+    workshop = _Workshop(
+        procedure,
+        read,
+        write,
+        {**procedure.settings, **(settings or {}), "version": __version__},
+        {job.manifest.parent: Manifest.read(job.manifest.parent) for job in jobs if job.manifest},
+        stdin,
+        stdout,
+    )
+    sweep(jobs)
+    # One picture is done by the caller's thread: there, reading stdin can be interrupted.
+    readers, writers = (
+        ThreadPoolExecutor(workers) if len(jobs) > 1 else Here() for _ in ("read", "write")
+    )
+    bounds = {"count": 2 * workers, "weight": PIXELS_AHEAD}
+    try:
+        begun = ahead(readers, workshop.begin, jobs, _pixels_of, **bounds)
+        groups = _gathered(begun, procedure.batch_size)
+        painted = chain.from_iterable(map(workshop.paint, groups))
+        yield from ahead(writers, workshop.finish, painted, workshop.pixels_to_write, **bounds)
+    finally:
+        writers.shutdown(cancel_futures=True)
+        readers.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A picture that has been read, and its faces cut out.
+
+    Attributes:
+        parcel: the photograph and the same prepared; taken out by who finishes it, so that it need
+            not stay in memory for as long as somebody refers to this value.
+        faces: those of the latter.
+        pixels: number of the photograph's.
+    """
+
+    job: Job
+    fingerprint: Fingerprint | None
+    parcel: list[tuple[Photo, Prepared]]
+    faces: Sequence[AlignedFace]
+    pixels: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class _Painted:
+    """A picture whose faces have been painted."""
+
+    begun: _Begun
+    faces: Sequence[Painted]
+
+
+class _FailureError(Exception):
+    """Why a picture cannot be done: a code of REASONS and a sentence."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code, self.sentence = code, sentence
+
+
+@contextmanager
+def _failing(job: Job, code: str) -> Iterator[None]:
+    """Makes a _FailureError of what goes wrong with one picture."""
+    try:
+        yield
+    except (ConfigError, _FailureError):
+        raise
+    except CFRestoreError as error:
+        raise _FailureError(code, str(error)) from error
+    except MemoryError as error:
+        raise _FailureError("memory", f"{job.source} needs more memory than there is") from error
+    except _UNFORESEEN as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        raise _FailureError("unexpected", f"{job.source} met a fault, {what} ({where})") from error
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, eq=False)
+class _Workshop:
+    """What all pictures of a run have in common; see `run`."""
+
+    procedure: Procedure
+    read: Reader
+    write: Writer
+    settings: Mapping[str, object]
+    manifests: Mapping[Path, Manifest]
+    stdin: BinaryIO | None
+    stdout: BinaryIO | None
+
+    def begin(self, job: Job) -> _Begun | Outcome:
+        """Reads a picture and cuts out its faces, if that has to be done at all."""
+        try:
+            with _failing(job, "unreadable"):
+                return self._earlier(job) or self._begin(job)
+        except _FailureError as failure:
+            return self._failed(job, failure)
+
+    def _earlier(self, job: Job) -> Outcome | None:
+        """What an earlier run made of the job, if that still holds."""
+        if job.refusal:
+            raise _FailureError("refused", job.refusal)
+        if job.manifest is None or not isinstance(job.target, Path):
+            return None
+        manifest = self.manifests[job.manifest.parent]
+        record = manifest.finished(job, self._digest(job))
+        if record is None:
+            return None
+        notes = record.outcome.notes
+        if not manifest.wrote(job.target, job):
+            notes += (f"{job.target} has been edited since it was written, and is left so.",)
+        return replace(record.outcome, job=job, status="unchanged", notes=notes, seconds={})
+
+    def _begin(self, job: Job) -> _Begun:
+        self._check_free(job.singles, job)
+        seconds: dict[str, float] = {}
+        fingerprint = None
+        with _timed(seconds, "read"):
+            if job.manifest and isinstance(job.source, Path) and job.source.is_file():
+                fingerprint = Fingerprint.of(job.source)
+            photo = self.read(self._source(job))
+        if fingerprint and isinstance(job.source, Path) and not fingerprint.is_recent(job.source):
+            raise _FailureError("modified", f"{job.source} was written to while it was read")
+        with _timed(seconds, "find"), _failing(job, "unsuitable"):
+            try:
+                prepared = self.procedure.prepare(photo)
+            except ImageError as error:
+                text = f"{job.source} cannot be worked on: {error}"
+                raise ImageError(text) from error
+        parcel, pixels = [(photo, prepared)], math.prod(photo.size)
+        return _Begun(job, fingerprint, parcel, prepared.faces, pixels, seconds)
+
+    def paint(self, pictures: Sequence[_Begun | Outcome]) -> Iterator[_Painted | Outcome]:
+        """Has the faces of several pictures painted together, or if that fails, each alone."""
+        try:
+            painted = iter(self._paint([p for p in pictures if isinstance(p, _Begun)]))
+        except _FailureError as failure:
+            if len(pictures) > 1:
+                for picture in pictures:
+                    yield from self.paint([picture])
+            else:
+                yield self._failed(pictures[0].job, failure)
+            return
+        for picture in pictures:
+            yield next(painted) if isinstance(picture, _Begun) else picture
+
+    def _paint(self, pictures: Sequence[_Begun]) -> list[_Painted]:
+        faces = [face for picture in pictures for face in picture.faces]
+        if not faces:
+            return [_Painted(picture, ()) for picture in pictures]
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "paint"), _failing(pictures[0].job, "unsuitable"):
+            painted = iter(self.procedure.paint(faces))
+        results = []
+        for picture in pictures:
+            own = tuple(islice(painted, len(picture.faces)))
+            picture.seconds["paint"] = seconds["paint"] * len(own) / len(faces)
+            results.append(_Painted(picture, own))
+        return results
+
+    def finish(self, picture: _Painted | Outcome) -> Outcome:
+        """Pastes faces, writes the result and records it."""
+        if isinstance(picture, Outcome):
+            return picture
+        job = picture.begun.job
+        try:
+            with _failing(job, "unwritable"):
+                return self._finish(picture.begun, picture.faces)
+        except _FailureError as failure:
+            return self._failed(job, failure)
+
+    def _finish(self, begun: _Begun, faces: Sequence[Painted]) -> Outcome:
+        job, seconds = begun.job, begun.seconds
+        photo, prepared = begun.parcel.pop()
+        with _timed(seconds, "paste"):
+            restoration = prepared.finish(faces)
+        start, remarks = time.perf_counter(), photo.notes
+        files = list(_kept(job, photo, restoration))
+        del photo, prepared  # they may be large
+
+        def outcome(notes: Sequence[str]) -> Outcome:
+            seconds["write"] = time.perf_counter() - start
+            return outcome_of(job, restoration, (*remarks, *notes), seconds)
+
+        if isinstance(job.target, Stream):
+            if self.stdout is None:
+                raise OutputError(f"nothing was given as {job.target}")
+            format = job.format or restoration.photo.format
+            return outcome(self.write(restoration.photo, self.stdout, format=format))
+
+        def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
+            ended = outcome(notes)
+            record_outcome(ended, self._digest(job), begun.fingerprint, prints)
+            return ended
+
+        files.append((job.target, restoration.photo))
+        self._check_free([path for path, _ in files], job)
+        return put(files, job, self.write, record)
+
+    def _check_free(self, paths: Iterable[Path], job: Job) -> None:
+        """Raises _FailureError if a file lies in the place of a result that is not to be lost."""
+        manifest = self.manifests[job.manifest.parent] if job.manifest else None
+        for path in paths:
+            own = job.in_place and path == job.target
+            if path.exists() and not (job.overwrite or own):
+                if manifest is None or not manifest.knows(path, job):
+                    text = f"{path} exists; only --overwrite replaces it"
+                    raise _FailureError("exists", text)
+                if not manifest.wrote(path, job):
+                    text = f"{path} was edited since it was written; only --overwrite replaces it"
+                    raise _FailureError("exists", text)
+
+    def _failed(self, job: Job, failure: _FailureError) -> Outcome:
+        outcome = Outcome(job, "failed", failure.code, failure.sentence)
+        if failure.code != "refused":
+            with suppress(OSError):  # then it stands in no manifest, as if it had not been tried
+                record_outcome(outcome, self._digest(job))
+        return outcome
+
+    def _digest(self, job: Job) -> str:
+        return digest_of({**self.settings, "kept": sorted(job.kept), "format": job.format})
+
+    def _source(self, job: Job) -> Path | BinaryIO:
+        if isinstance(job.source, Path):
+            return job.source
+        if self.stdin is None:
+            raise ImageError(f"nothing was given as {job.source}")
+        return self.stdin
+
+    def pixels_to_write(self, picture: _Painted | Outcome) -> int:
+        """How many pixels the result has."""
+        if isinstance(picture, Outcome):
+            return 0
+        return picture.begun.pixels * self.procedure.upscale**2
+
+
+def _gathered(
+    pictures: Iterable[_Begun | Outcome], batch_size: int
+) -> Iterator[list[_Begun | Outcome]]:
+    """Pictures in groups, in order, each with faces for a batch if there are so many."""
+    waiting: list[_Begun | Outcome] = []
+    for picture in pictures:
+        waiting.append(picture)
+        begun = [picture for picture in waiting if isinstance(picture, _Begun)]
+        faces = sum(len(picture.faces) for picture in begun)
+        pixels = sum(picture.pixels for picture in begun)
+        full = pixels >= PIXELS_AHEAD or len(waiting) >= PICTURES_AHEAD
+        if faces == 0 or faces >= batch_size or full:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _pixels_of(job: Job) -> int:
+    """How many pixels a file says that it has, or a usual number where it says nothing."""
+    if job.refusal or not isinstance(job.source, Path):
+        return _UNKNOWN_PIXELS
+    try:
+        if not job.source.is_file():
+            return _UNKNOWN_PIXELS
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(job.source) as image:
+                return image.width * image.height
+    except Image.DecompressionBombError:
+        return PIXELS_AHEAD
+    except _UNFORESEEN:  # told when it is read
+        return _UNKNOWN_PIXELS
+
+
+def _kept(job: Job, photo: Photo, restoration: Restoration) -> Iterator[tuple[Path, Photo]]:
+    """What goes into the folders beside the result."""
+    for index, face in restoration.numbered:
+        if CROPS in job.kept:
+            yield job.numbered(CROPS, index), _portrait(face.aligned.crop, photo)
+        if RESTORED in job.kept:
+            yield job.numbered(RESTORED, index), _portrait(face.crop, photo)
+    if COMPARED in job.kept:
+        yield job.comparison, side_by_side(photo, restoration.photo)
+
+
+def _portrait(crop: NDArray[np.uint8], photo: Photo) -> Photo:
+    """One face as a picture of its own, in the colour space of the photograph."""
+    return Photo(crop, gray=photo.gray, icc=photo.icc)

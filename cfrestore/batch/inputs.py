@@ -1,0 +1,175 @@
+"""What is asked for, word by word, to the pictures that it stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from cfrestore.batch.job import COMPARED, CROPS, MARKS, RESTORED, Place, Stream
+from cfrestore.batch.naming import Naming
+from cfrestore.errors import ConfigError, ImageError
+from cfrestore.image import EXTENSIONS
+
+_KEPT = (CROPS, RESTORED, COMPARED)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One picture that was found.
+
+    Attributes:
+        source: the picture.
+        root: the folder that was searched for it; None if it was named itself.
+        named: the root is a folder that was named itself, and is no part of a pattern.
+    """
+
+    source: Place
+    root: Path | None = None
+    named: bool = False
+
+    @property
+    def inner(self) -> Path:
+        """Its folder below the root."""
+        if self.root is None or isinstance(self.source, Stream):
+            return Path()
+        return self.source.parent.relative_to(self.root)
+
+    def belongs(self, part: int, parts: int) -> bool:
+        """Whether it is of that part, from 1, of so many; wherever the root lies."""
+        source = self.source
+        if self.root is not None and isinstance(source, Path):
+            source = source.relative_to(self.root)
+        name = source.as_posix() if isinstance(source, Path) else str(source)
+        number = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
+        return number % parts == part - 1
+
+
+def read_list(stream: BinaryIO, *, null: bool = False) -> tuple[Path, ...]:
+    """The names in a list, one a line, or each ended by a zero byte. They mean just themselves.
+
+    Args:
+        stream: read to its end; names may be of any bytes.
+        null: zero bytes end names, which can then contain line ends.
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        data = stream.read()
+    except (OSError, ValueError) as error:
+        raise ImageError(f"the list of pictures cannot be read: {error}") from error
+    names = data.split(b"\0") if null else [line.rstrip(b"\r") for line in data.split(b"\n")]
+    return tuple(Path(os.fsdecode(name)) for name in names if name)
+
+
+def find_pictures(
+    word: str | Path, naming: Naming, *, recursive: bool = False, without: Path | None = None
+) -> tuple[Found, ...]:
+    """The pictures that one input stands for, sorted; none is a value and no error.
+
+    Of a folder or a pattern, pictures are what is called so by its extension, without hidden ones
+    and earlier results: those with a mark, and `photo_suffix.jpg` where `photo.jpg` is there too.
+
+    Args:
+        word: a file, which may be absent, or a folder; if it is a str, also `-`, or a pattern
+            with *, ? or [ that names nothing itself; ** goes through folders.
+        recursive: folders with their sub-folders, each once, links among them followed.
+        without: a folder of results, not to be searched.
+    Raises:
+        OSError: the folder cannot be looked at. A sub-folder of which that is true stands among
+            the pictures, so that it fails alone.
+        ConfigError: the pattern is none.
+    """
+    if word == "-":
+        return (Found(Stream.STDIN),)
+    path = Path(word)
+    if path.is_dir():
+        found = [picture for part in _walk(path, recursive, without) for picture in part]
+        found = sorted(_without_results(found, naming))
+        return tuple(Found(picture, path, named=True) for picture in found)
+    if isinstance(word, str) and _has_sign(word) and not path.exists():
+        return _matching(path, naming)
+    return (Found(path),)
+
+
+def _has_sign(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
+
+
+def _matching(pattern: Path, naming: Naming) -> tuple[Found, ...]:
+    """The pictures that a pattern stands for."""
+    parts = pattern.parts
+    fixed = next(index for index, part in enumerate(parts) if _has_sign(part))
+    root = Path(*parts[:fixed])
+    try:
+        matches = sorted(root.glob("/".join(parts[fixed:])))
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"{pattern} is no pattern: {error}") from error
+    found = [
+        path
+        for path in matches
+        if all(map(_is_searched, path.relative_to(root).parts[:-1])) and _is_picture(path)
+    ]
+    return tuple(Found(path, root) for path in _without_results(found, naming))
+
+
+def _walk(root: Path, recursive: bool, without: Path | None) -> Iterator[list[Path]]:
+    """The pictures of a folder, then of each one below it, or that one if it cannot be looked at.
+
+    Each folder comes once, however many links lead there.
+    """
+    seen = {_identity(root)}
+    if without is not None and without.is_dir():
+        seen.add(_identity(without))
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError:
+            if folder is root:
+                raise
+            yield [folder]
+            continue
+        yield [path for path in entries if _is_picture(path)]
+        for path in entries if recursive else ():
+            if _is_searched(path.name) and _is_folder(path) and _identity(path) not in seen:
+                seen.add(_identity(path))
+                waiting.append(path)
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file is called like a picture; one that cannot be looked at fails alone later."""
+    if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+        return False
+    try:
+        return path.is_file() or (path.is_symlink() and not path.exists())
+    except OSError:
+        return True
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _is_searched(name: str) -> bool:
+    """Whether a sub-folder of that name may hold anything but results, by its name."""
+    return not (name.startswith(".") or name.endswith(MARKS) or name in _KEPT)
+
+
+def _without_results(pictures: Iterable[Path], naming: Naming) -> list[Path]:
+    """The pictures without earlier results among them."""
+    found = [path for path in pictures if not path.stem.endswith(MARKS)]
+    results = {naming.within(path.parent, path) for path in found} if naming.suffix else set()
+    return [path for path in found if path not in results]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

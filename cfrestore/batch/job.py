@@ -1,0 +1,83 @@
+"""One picture to work on: where it comes from, and what its results are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TypeAlias
+
+MARK = ".restored"
+"""Stands in the name of every result that lies beside its source."""
+
+MARKS = (MARK, ".inpainted", ".colorized")
+
+CROPS, RESTORED, COMPARED = "cropped_faces", "restored_faces", "compared"
+"""Folders beside the results: faces before and after, numbered; pictures before and after."""
+
+
+class Stream(Enum):
+    """A place that is no file."""
+
+    STDIN = "<stdin>"
+    STDOUT = "<stdout>"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+Place: TypeAlias = Path | Stream
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to work on and the file its result goes to.
+
+    Attributes:
+        source: the picture.
+        target: where its result goes.
+        kept: which of CROPS, RESTORED and COMPARED are written beside the result.
+        name: what the files in those folders are called, without number and extension.
+        format: what the result is written as; None: what the target's name says.
+        in_place: whether the result replaces the picture itself, its target.
+        overwrite: whether files that exist may be replaced.
+        manifest: the file in which its end is recorded, if a manifest is kept.
+        refusal: why it must not be done, one sentence; None if it may.
+    """
+
+    source: Place
+    target: Place
+    kept: tuple[str, ...] = ()
+    name: str = ""
+    format: str | None = None
+    in_place: bool = False
+    overwrite: bool = False
+    manifest: Path | None = None
+    refusal: str | None = None
+
+    @property
+    def singles(self) -> tuple[Path, ...]:
+        """The files written whatever is found: the result and the comparison."""
+        result = (self.target,) if isinstance(self.target, Path) else ()
+        return (*result, *([self.comparison] if COMPARED in self.kept else []))
+
+    @property
+    def comparison(self) -> Path:
+        return self.folder(COMPARED) / f"{self.name}.png"
+
+    @property
+    def series(self) -> tuple[Path, ...]:
+        """The first of each series of files, of which there are as many as faces."""
+        return tuple(
+            self.numbered(folder, 0) for folder in (CROPS, RESTORED) if folder in self.kept
+        )
+
+    def numbered(self, folder: str, index: int) -> Path:
+        """The file of one face in CROPS or RESTORED."""
+        return self.folder(folder) / f"{self.name}_{index:02d}.png"
+
+    def folder(self, name: str) -> Path:
+        """One of the folders beside the result."""
+        if isinstance(self.target, Stream):
+            raise ValueError(f"there are no folders beside {self.target}")
+        return self.target.parent / name

@@ -1,0 +1,245 @@
+"""What earlier runs have done, so that the next does only what is missing or has changed.
+
+A manifest is kept in a folder of results, and where pictures are replaced in place, in the folder
+that was asked for. Results beside their sources, single files and streams have none.
+
+It is a text file of JSON, one line per picture that was written or failed, and only ever grows. A
+line is on the disk before its results appear under their names, with their SHA-256: so whatever
+lies there and is recorded is whole and ours, also after `kill -9`, and of a result that never
+appeared the line says nothing. Each shard has a file of its own, because machines cannot be relied
+on to append to one. Files are read together, as a set, in which order does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfrestore.batch.job import Job
+from cfrestore.batch.outcome import SCHEMA, Outcome
+
+_APPENDING = threading.Lock()
+
+
+def manifest_in(folder: Path, shard: tuple[int, int] | None = None) -> Path:
+    """The file that a run records in; of a shard, its own."""
+    name = f".cfrestore-{shard[0]}-of-{shard[1]}.jsonl" if shard else ".cfrestore.jsonl"
+    return folder / name
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells one content of a file from another.
+
+    Attributes:
+        size: in bytes.
+        time: of its last change, in nanoseconds.
+        sha256: of its bytes, hexadecimal.
+    """
+
+    size: int
+    time: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Fingerprint:
+        """That of a file now; raises OSError where it cannot be read."""
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, _sha256_of(path))
+
+    def fits(self, path: Path) -> bool:
+        """Whether a file has this content; it is read only if its time is another."""
+        try:
+            status = path.stat()
+            if status.st_size != self.size or not path.is_file():
+                return False
+            return status.st_mtime_ns == self.time or _sha256_of(path) == self.sha256
+        except OSError:
+            return False
+
+    def is_recent(self, path: Path) -> bool:
+        """Whether a file has not been written to since; raises OSError where it is gone."""
+        status = path.stat()
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.time)
+
+    def to_json(self) -> list[Any]:
+        return [self.size, self.time, self.sha256]
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of(settings: Mapping[str, object]) -> str:
+    """SHA-256 of settings, whatever their order."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture that an earlier run has written.
+
+    Attributes:
+        source: path of the picture, relative to the folder of the manifest.
+        settings: digest of what it was made with.
+        input: the picture as it was; None where it was no file.
+        outputs: what was written, by path relative to the folder of the manifest.
+        outcome: what was said of it.
+    """
+
+    source: str
+    settings: str
+    input: Fingerprint | None
+    outputs: Mapping[str, Fingerprint]
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is recorded in one folder.
+
+    Attributes:
+        folder: where.
+        records: by path of a result, relative to the folder.
+    """
+
+    folder: Path
+    records: Mapping[str, tuple[Record, ...]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifests of all shards in a folder together.
+
+        Lines that are damaged, as the last one after a crash, count for nothing.
+        """
+        records: dict[str, tuple[Record, ...]] = {}
+        for path in sorted(folder.glob(".cfrestore*.jsonl")):
+            for record in _read(path):
+                for output in record.outputs:
+                    records[output] = (*records.get(output, ()), record)
+        return cls(folder, records)
+
+    def knows(self, path: Path, job: Job) -> bool:
+        """Whether a run wrote that file from the picture of the job, whatever became of it."""
+        return any(self._records(path, job))
+
+    def wrote(self, path: Path, job: Job) -> bool:
+        """Whether the file is as a run wrote it from the picture of the job."""
+        name = relative(path, self.folder)
+        return any(record.outputs[name].fits(path) for record in self._records(path, job))
+
+    def finished(self, job: Job, settings: str) -> Record | None:
+        """The record of this job done with these settings, if all it wrote is still there.
+
+        A result that was edited since counts as well, unless files may be overwritten: the edit is
+        not ours to undo. Where a picture was replaced in place, it is its own result.
+        """
+        assert isinstance(job.target, Path)
+        edited = (
+            job.target.exists()
+            and not (job.overwrite or job.in_place)
+            and not self.wrote(job.target, job)
+        )
+        for record in self.records.get(relative(job.target, self.folder), ()):
+            same = record.settings == settings and (job.in_place or self._same_input(record, job))
+            if same and (edited or self._intact(record)):
+                return record
+        return None
+
+    def _records(self, path: Path, job: Job) -> Iterator[Record]:
+        source = relative(job.source, self.folder) if isinstance(job.source, Path) else ""
+        for record in self.records.get(relative(path, self.folder), ()):
+            if record.source == source:
+                yield record
+
+    def _intact(self, record: Record) -> bool:
+        return all(print_.fits(self.folder / name) for name, print_ in record.outputs.items())
+
+    def _same_input(self, record: Record, job: Job) -> bool:
+        return (
+            record.input is not None
+            and isinstance(job.source, Path)
+            and record.input.fits(job.source)
+        )
+
+
+def _read(path: Path) -> Iterator[Record]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        record = _parse(line)
+        if record is not None:
+            yield record
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        values = json.loads(line)
+        if values["schema"] != SCHEMA or values["status"] != "done":
+            return None
+        print_ = values["input"]
+        return Record(
+            values["source"],
+            values["settings"],
+            Fingerprint(*print_) if print_ else None,
+            {name: Fingerprint(*value) for name, value in values["outputs"].items()},
+            Outcome.from_json(values),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def record_outcome(
+    outcome: Outcome,
+    settings: str,
+    input: Fingerprint | None = None,
+    outputs: Mapping[Path, Fingerprint] | None = None,
+) -> None:
+    """Appends a line to the manifest of the outcome's job and brings it to the disk; or nothing.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path, source = outcome.job.manifest, outcome.job.source
+    if path is None:
+        return
+    folder = path.parent
+    values = outcome.to_json() | {
+        "source": relative(source, folder) if isinstance(source, Path) else str(source),
+        "settings": settings,
+        "input": input.to_json() if input else None,
+        "outputs": {
+            relative(name, folder): value.to_json() for name, value in (outputs or {}).items()
+        },
+    }
+    line = json.dumps(values, ensure_ascii=True).encode() + b"\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _APPENDING, path.open("ab+", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a line was cut short
+                line = b"\n" + line
+        if file.write(line) != len(line):
+            raise OSError(f"{path} could not be written to its end")
+        os.fsync(file.fileno())
+
+
+def relative(path: Path, folder: Path) -> str:
+    """The path as seen from a folder, with slashes; absolute where there is no way."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # two drives of Windows
+        return path.absolute().as_posix()

@@ -1,0 +1,102 @@
+"""How results are called: beside their sources, in a folder, or as a template says."""
+
+from __future__ import annotations
+
+import os
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cfrestore.batch.job import MARK
+from cfrestore.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What is done to the name of a picture to call its result.
+
+    Attributes:
+        mark: stands in names of results beside their sources, before the extension.
+        suffix: stands in its stead, and in names of results elsewhere too.
+        extension: replaces that of the picture, with its dot; empty: the picture's is kept.
+        fidelity: what {w} stands for in a template; None: nothing.
+    """
+
+    mark: str = MARK
+    suffix: str = ""
+    extension: str = ""
+    fidelity: float | None = None
+
+    def beside(self, source: Path) -> Path:
+        """The result beside its source."""
+        return source.with_name(source.stem + (self.suffix or self.mark) + self._extension(source))
+
+    def within(self, folder: Path, source: Path) -> Path:
+        """The result in a folder of results."""
+        return folder / (source.stem + self.suffix + self._extension(source))
+
+    def filled(self, template: str, source: Path) -> Path:
+        """The result as the template calls it; in a folder if that ends with a slash.
+
+        Raises:
+            ConfigError: as `fill`.
+        """
+        extension = self._extension(source)
+        fields = {
+            "stem": source.stem,
+            "ext": extension.removeprefix("."),
+            "name": source.stem + extension,
+            "dir": str(source.parent),
+        }
+        if self.fidelity is not None:
+            fields["w"] = f"{self.fidelity:g}"
+        text = fill(template, fields)
+        return Path(text) / fields["name"] if text.endswith(("/", os.sep)) else Path(text)
+
+    def _extension(self, source: Path) -> str:
+        return self.extension or source.suffix
+
+
+def is_template(output: str) -> bool:
+    """Whether an output is a template: whether it has a brace."""
+    return "{" in output or "}" in output
+
+
+def fill(template: str, fields: Mapping[str, str]) -> str:
+    """The template with {field} replaced by its value, {{ by { and }} by }.
+
+    Raises:
+        ConfigError: a field is unknown, or a brace stands alone.
+    """
+    parts = []
+    for literal, field in _parse(template):
+        parts.append(literal)
+        if field is None:
+            continue
+        if field not in fields:
+            known = ", ".join(f"{{{name}}}" for name in fields)
+            raise ConfigError(
+                f"{{{field}}} in {template} is unknown; known are {known}, and {{{{ is a brace"
+            )
+        parts.append(fields[field])
+    return "".join(parts)
+
+
+def fixed_folder(template: str) -> Path | None:
+    """The folder that every result of a template lies in; None if its first part already varies."""
+    literal, _ = next(_parse(template))
+    folder = literal.replace(os.sep, "/").rpartition("/")[0]
+    return Path(folder) if folder else None
+
+
+def _parse(template: str) -> Iterator[tuple[str, str | None]]:
+    """Text and the field that follows it, alternately."""
+    try:
+        for literal, field, form, conversion in string.Formatter().parse(template):
+            whole = field if not (form or conversion) else f"{field}!{conversion}:{form}"
+            yield literal, whole
+    except ValueError as error:
+        raise ConfigError(
+            f"the output {template} has a single brace; {{{{ and }}}} stand for braces"
+        ) from error

@@ -1,0 +1,245 @@
+"""What became of one job, as a value and as JSON, and of many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from cfrestore.batch.job import Job, Place
+
+if TYPE_CHECKING:
+    from cfrestore.procedure import Restoration, Result
+
+SCHEMA = 1
+"""Version of the layout of JSON; a field that is added does not change it."""
+
+Status: TypeAlias = Literal["done", "unchanged", "failed"]
+
+REASONS = {
+    "unreadable": "the picture is missing, damaged or of no known kind, or may not be read",
+    "unsuitable": "the picture can be read, but not be worked on as asked for",
+    "modified": "the picture was written to while it was read",
+    "memory": "it needs more memory than there is",
+    "refused": "planning found that it would destroy something, or has no place to go to",
+    "exists": "a file has come to lie where a result was to be written, or a result was edited",
+    "unwritable": "a result cannot be encoded or written",
+    "unexpected": "something else went wrong, which is a fault of this program",
+}
+"""Codes of Outcome.code, which do not change, and what they say."""
+
+
+@dataclass(frozen=True)
+class FaceReport:
+    """What became of one face, without its pixels.
+
+    Attributes:
+        status: restored, failed (it should have been) or skipped (it was not asked for).
+        score: the detector's.
+        box: x0, y0, x1, y1 in pixels of the picture.
+        landmarks: x and y of five points, order as in Face.
+        fidelity: w it was painted with, if it was.
+        softened: see RestoredFace.
+        reason: why it was not restored, half a sentence.
+    """
+
+    status: Literal["restored", "failed", "skipped"]
+    score: float
+    box: tuple[float, ...]
+    landmarks: tuple[tuple[float, ...], ...]
+    fidelity: float | None = None
+    softened: bool = False
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "score": self.score,
+            "box": list(self.box),
+            "landmarks": [list(point) for point in self.landmarks],
+            "w": self.fidelity,
+            "softened": self.softened,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> FaceReport:
+        return cls(
+            values["status"],
+            values["score"],
+            tuple(values["box"]),
+            tuple(map(tuple, values["landmarks"])),
+            values["w"],
+            values["softened"],
+            values["reason"],
+        )
+
+
+def report(result: Result) -> FaceReport:
+    """What became of a face of a restoration."""
+    from cfrestore.restore import RestoredFace  # here, so that planning needs no torch
+    from cfrestore.select import SkippedFace
+
+    painted = result if isinstance(result, RestoredFace) else None
+    face = result.aligned.face if isinstance(result, RestoredFace) else result.face
+    return FaceReport(
+        "restored" if painted else "skipped" if isinstance(result, SkippedFace) else "failed",
+        round(float(face.score), 4),
+        _rounded(face.box),
+        tuple(map(_rounded, face.landmarks)),
+        painted.fidelity if painted else None,
+        painted is not None and painted.softened,
+        None if isinstance(result, RestoredFace) else result.reason,
+    )
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(float(value), 2) for value in values)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job.
+
+    Attributes:
+        job: the job.
+        status: done; unchanged (an earlier run has done the same, so nothing was to do); failed
+            (nothing was written).
+        code: one of REASONS, if the job failed.
+        error: one sentence, if the job failed.
+        faces: every face that was found, in the detector's order.
+        missing: indices that were asked for and that no face has.
+        remarks: what else was asked for and is not done, each half a sentence.
+        notes: whole sentences on what of the file is not in the result, and the like.
+        seconds: time spent, by stage: read, find, paint, paste, write. Pictures that were painted
+            together share the time by their faces.
+    """
+
+    job: Job
+    status: Status = "done"
+    code: str | None = None
+    error: str | None = None
+    faces: tuple[FaceReport, ...] = ()
+    missing: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def restored(self) -> int:
+        """How many faces were restored."""
+        return sum(face.status == "restored" for face in self.faces)
+
+    @property
+    def softened(self) -> int:
+        """How many restored faces are larger than the network paints them."""
+        return sum(face.softened for face in self.faces)
+
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """Why each face that should have been restored was not."""
+        return tuple(str(face.reason) for face in self.faces if face.status == "failed")
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Why each of the other faces was not to be restored."""
+        return tuple(str(face.reason) for face in self.faces if face.status == "skipped")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the picture was written with every face restored that was to be."""
+        return not (self.error or self.left_alone or self.missing or self.remarks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; paths as text, in which bytes that are none are escaped by Python."""
+        return {
+            "schema": SCHEMA,
+            "path": str(self.job.source),
+            "output": None if self.status == "failed" else str(self.job.target),
+            "status": self.status,
+            "code": self.code,
+            "error": self.error,
+            "faces": [face.to_json() for face in self.faces],
+            "missing": list(self.missing),
+            "remarks": list(self.remarks),
+            "notes": list(self.notes),
+            "seconds": {stage: round(time, 4) for stage, time in self.seconds.items()},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Outcome:
+        """What `to_json` was made of, but of the job its paths alone."""
+        return cls(
+            Job(Path(values["path"]), Path(values["output"] or "")),
+            values["status"],
+            values["code"],
+            values["error"],
+            tuple(map(FaceReport.from_json, values["faces"])),
+            tuple(values["missing"]),
+            tuple(values["remarks"]),
+            tuple(values["notes"]),
+            dict(values["seconds"]),
+        )
+
+
+def outcome_of(
+    job: Job, restoration: Restoration, notes: Sequence[str], seconds: Mapping[str, float]
+) -> Outcome:
+    """What became of a job that is done."""
+    return Outcome(
+        job,
+        faces=tuple(map(report, restoration.faces)),
+        missing=restoration.missing,
+        remarks=restoration.remarks,
+        notes=tuple(notes),
+        seconds=seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that was not written, and why: a code of REASONS and a sentence."""
+
+    source: Place
+    code: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of many jobs.
+
+    Attributes:
+        done, unchanged: how many pictures were written, and how many need not be.
+        failed: the others, in the order of the jobs.
+        incomplete: pictures that were written, now or earlier, with less done than was asked for.
+        restored, left_alone: how many faces were restored, and how many should have been.
+    """
+
+    done: int
+    unchanged: int
+    failed: tuple[Failure, ...]
+    incomplete: tuple[Place, ...]
+    restored: int
+    left_alone: int
+
+
+def summarize(outcomes: Iterable[Outcome]) -> Summary:
+    """What became of all these jobs."""
+    outcomes = tuple(outcomes)
+    times = Counter(outcome.status for outcome in outcomes)
+    written = [outcome for outcome in outcomes if outcome.status != "failed"]
+    return Summary(
+        times["done"],
+        times["unchanged"],
+        tuple(
+            Failure(outcome.job.source, str(outcome.code), str(outcome.error))
+            for outcome in outcomes
+            if outcome.status == "failed"
+        ),
+        tuple(outcome.job.source for outcome in written if not outcome.complete),
+        sum(outcome.restored for outcome in written),
+        sum(len(outcome.left_alone) for outcome in written),
+    )

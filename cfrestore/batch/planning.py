@@ -1,0 +1,310 @@
+"""Which picture goes where, decided before any work."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cfrestore.batch.inputs import Found, find_pictures
+from cfrestore.batch.job import MARK, Job, Place, Stream
+from cfrestore.batch.manifest import Manifest, manifest_in
+from cfrestore.batch.naming import Naming, fixed_folder, is_template
+from cfrestore.errors import ConfigError, ImageError, OutputError
+from cfrestore.image import EXTENSIONS, FORMATS
+
+_NUMBERED = re.compile(r"(.*)_\d{2,}\.png", re.DOTALL)
+
+
+def plan(
+    inputs: Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    mark: str = MARK,
+    suffix: str | None = None,
+    kept: Sequence[str] = (),
+    recursive: bool = False,
+    in_place: bool = False,
+    format: str | None = None,
+    fidelity: float | None = None,
+    shard: tuple[int, int] | None = None,
+    isolate: bool = False,
+) -> tuple[Job, ...]:
+    """Decides what is read and what is written; looks at the disk, changes nothing.
+
+    `photo.jpg` becomes `photo.restored.jpg` beside it, a folder becomes `folder.restored` beside
+    it, with the names, and the tree of sub-folders, unchanged. A str is a word of the command line,
+    in which `-`, patterns and templates mean something; a Path is just the name of a file.
+
+    Args:
+        inputs: files, folders, patterns and `-` for stdin, see `find_pictures`.
+        output: `-` for stdout; a template with {stem}, {ext}, {name}, {dir} or {w}, see
+            `Naming.filled`; a file for one file; else, or if it exists as one or ends with a slash,
+            a folder. With several inputs each input folder gets a folder of its name in it.
+        overwrite: whether existing files may be replaced. Inputs never are. What an earlier run
+            wrote of the same pictures may always be, see `Manifest`.
+        mark: one of MARKS, in place of `.restored`.
+        suffix: `photo.jpg` becomes `photo_suffix.jpg`, in whatever folder.
+        kept: which of CROPS, RESTORED and COMPARED are to be written beside the results. Their
+            files are called like the source, or by its full name where two would be called so.
+        recursive: folders with their sub-folders.
+        in_place: each result replaces its picture.
+        format: one of FORMATS or an extension, in place of that of each picture.
+        fidelity: what {w} stands for.
+        shard: number, from 1, and count of the parts that the pictures are divided into by their
+            names; the jobs of this part alone are given.
+        isolate: what would be an error of one picture becomes a Job.refusal, and having no pictures
+            is no error.
+    Raises:
+        ImageError: a folder or pattern holds no pictures, or a path cannot be looked at.
+        OutputError: two jobs have one target, or a target is an input, exists, or is misplaced.
+        ConfigError: suffix, format, shard or template make no sense, or contradict each other.
+    """
+    naming = Naming(
+        mark, f"_{_part_of_name(suffix)}" if suffix is not None else "", _ending(format), fidelity
+    )
+    if shard and not 1 <= shard[0] <= shard[1]:
+        raise ConfigError(f"a shard must be one of 1/N to N/N, found {shard[0]}/{shard[1]}")
+    if in_place and (output is not None or suffix is not None or format):
+        raise ConfigError("a picture that is replaced in place keeps its name and format")
+    found = list[Found]()
+    jobs = list[Job]()
+    try:
+        without = Path(output) if output is not None else None
+        for word in inputs:
+            pictures = find_pictures(word, naming, recursive=recursive, without=without)
+            if not pictures and not isolate:
+                matches = "holds" if Path(word).is_dir() else "matches"
+                raise ImageError(f"{word} {matches} no pictures")
+            found += pictures
+        for picture in found:
+            target, folder = _target(picture, output, len(inputs), naming, in_place)
+            if kept and isinstance(target, Stream):
+                raise ConfigError(f"there is no folder beside {target} for {', '.join(kept)}")
+            jobs.append(
+                Job(
+                    picture.source,
+                    target,
+                    tuple(kept),
+                    format=format,
+                    in_place=in_place,
+                    overwrite=overwrite,
+                    manifest=manifest_in(folder, shard) if folder is not None else None,
+                )
+            )
+        own = [shard is None or picture.belongs(*shard) for picture in found]
+        return _checked(_named(jobs, naming), own, isolate)
+    except OSError as error:
+        raise ImageError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Number and count of parts in a text such as 2/4.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"a shard must be one of 1/N to N/N, found {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _part_of_name(suffix: str) -> str:
+    if not suffix or Path(suffix).name != suffix:
+        raise ConfigError(f"a suffix must be a part of a file's name, found {suffix!r}")
+    return suffix
+
+
+def _ending(format: str | None) -> str:
+    """The extension of files of a format, with its dot; empty for None."""
+    if format is None:
+        return ""
+    dotted = "." + format.lower().lstrip(".")
+    if dotted in EXTENSIONS:
+        return dotted
+    if format.upper() in FORMATS:
+        return next(end for end, name in EXTENSIONS.items() if name == format.upper())
+    raise ConfigError(f"format {format!r} is unknown; known formats are {', '.join(FORMATS)}")
+
+
+def _target(
+    picture: Found, output: str | Path | None, inputs: int, naming: Naming, in_place: bool
+) -> tuple[Place, Path | None]:
+    """Where a result goes, and the folder whose manifest records it, if one does."""
+    source = picture.source
+    if output == "-" or (output is None and source is Stream.STDIN and not in_place):
+        return Stream.STDOUT, None
+    if isinstance(source, Stream):
+        return _target_of_stdin(output, naming), None
+    if in_place:
+        return source, source.parent if picture.root is None else picture.root
+    if output is None:
+        if picture.named and picture.root is not None:
+            folder = _beside(picture.root, naming)
+            return naming.within(folder / picture.inner, source), folder
+        return naming.beside(source), None
+    if isinstance(output, str) and is_template(output):
+        if naming.suffix:
+            raise OutputError(f"{output} says the whole name of the result; it takes no suffix")
+        return naming.filled(output, source), fixed_folder(output)
+    if picture.root is not None or inputs > 1 or _is_folder(output):
+        folder = _folder(output)
+        top = _full(picture.root).name if picture.named and picture.root and inputs > 1 else ""
+        return naming.within(folder / top / picture.inner, source), folder
+    if naming.suffix:
+        raise OutputError(f"{output} is the whole name of the result, so no suffix can be added")
+    return Path(output), None
+
+
+def _target_of_stdin(output: str | Path | None, naming: Naming) -> Path:
+    """The file for a picture that has no name of its own, and so can give none."""
+    if output is None:
+        raise OutputError(f"{Stream.STDIN} is no file that can be replaced in place")
+    if isinstance(output, str) and is_template(output):
+        return naming.filled(output, Path("stdin"))
+    if _is_folder(output) or naming.suffix:
+        raise OutputError(f"{Stream.STDIN} has no name, so -o must say that of its result")
+    return Path(output)
+
+
+def _beside(folder: Path, naming: Naming) -> Path:
+    """The folder of results beside a folder of pictures."""
+    full = _full(folder)
+    return full.with_name(full.name + naming.mark)
+
+
+def _full(folder: Path) -> Path:
+    """The folder with a name of its own, where it is called . or .. or the like."""
+    return Path(os.path.realpath(folder)) if folder.name in ("", "..") else folder
+
+
+def _is_folder(output: str | Path) -> bool:
+    return Path(output).is_dir() or str(output).endswith(("/", os.sep))
+
+
+def _folder(output: str | Path) -> Path:
+    """The output as a folder, which need not exist yet."""
+    path = Path(output)
+    if path.is_file() or (path.suffix.lower() in EXTENSIONS and not path.exists()):
+        raise OutputError(f"{path} names one file, but what is to be written needs a folder")
+    return path
+
+
+def _named(jobs: Sequence[Job], naming: Naming) -> list[Job]:
+    """The jobs with names that tell them apart within each folder."""
+    places = [
+        (
+            os.path.realpath(job.target.parent) if isinstance(job.target, Path) else "",
+            _stem(job.source),
+        )
+        for job in jobs
+    ]
+    times = Counter(places)
+    return [
+        replace(job, name=(place[1] if times[place] == 1 else _name(job.source)) + naming.suffix)
+        for job, place in zip(jobs, places, strict=True)
+    ]
+
+
+def _name(source: Place) -> str:
+    return source.name if isinstance(source, Path) else "stdin"
+
+
+def _stem(source: Place) -> str:
+    return source.stem if isinstance(source, Path) else "stdin"
+
+
+def _checked(jobs: Sequence[Job], own: Sequence[bool], isolate: bool) -> tuple[Job, ...]:
+    """The own jobs, once it is known that doing them would destroy nothing.
+
+    Targets are compared with those of all jobs, but files that exist concern the own ones only:
+    others may be writing theirs at this moment.
+    """
+    mine = [job for job, yes in zip(jobs, own, strict=True) if yes]
+    refusals: dict[int, str] = {}
+    for job, sentence in (*_collisions(jobs), *_losses(jobs, mine)):
+        if not isolate:
+            raise OutputError(sentence)
+        refusals.setdefault(id(job), sentence)
+    return tuple(replace(job, refusal=refusals.get(id(job))) for job in mine)
+
+
+def _collisions(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    """Jobs that come second to one thing, and why that cannot be."""
+    claims = [(job, _series(path), path) for job in jobs for path in job.series]
+    numbered = {key for _, key, _ in claims}
+    for job in jobs:
+        for path in job.singles:
+            claims.append((job, _identity(path), path))
+            if _series(path) in numbered:
+                claims.append((job, _series(path), path))
+    taken: dict[object, Place] = {}
+    for job, key, path in claims:
+        if key in taken:
+            yield job, f"{taken[key]} and {job.source} would both be written to {path}"
+        taken.setdefault(key, job.source)
+    for stream in Stream:
+        for job in [job for job in jobs if stream in (job.source, job.target)][1:]:
+            yield job, f"{stream} is for one picture, and there are several for it"
+
+
+def _losses(jobs: Sequence[Job], mine: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    """Jobs that would write over something, and over what."""
+    inputs = {_identity(job.source): job for job in jobs if isinstance(job.source, Path)}
+    manifests = _Manifests()
+    for job, path in _files(mine):
+        owner = inputs.get(_identity(path))
+        if owner is not None and not (owner is job and job.in_place and path == job.target):
+            yield job, f"{path} is an input, and inputs are never overwritten"
+        elif job.overwrite or (job.in_place and path == job.target):
+            continue
+        elif path.exists() and not manifests.know(path, job):
+            yield job, f"{path} exists; only --overwrite replaces it"
+
+
+class _Manifests(dict[Path, Manifest]):
+    """Manifests by their folders, each read once."""
+
+    def __missing__(self, folder: Path) -> Manifest:
+        self[folder] = Manifest.read(folder)
+        return self[folder]
+
+    def know(self, path: Path, job: Job) -> bool:
+        return job.manifest is not None and self[job.manifest.parent].knows(path, job)
+
+
+def _files(jobs: Sequence[Job]) -> Iterator[tuple[Job, Path]]:
+    """The files that jobs would write, of series those that are there."""
+    owners = {_series(path): job for job in jobs for path in job.series}
+    for job in jobs:
+        for path in job.singles:
+            yield job, path
+    for folder in sorted({path.parent for job in jobs for path in job.series}):
+        for path in _list(folder):
+            if _series(path) in owners:
+                yield owners[_series(path)], path
+
+
+def _series(path: Path) -> object:
+    """What numbered files of one picture have in common; None if this is not numbered."""
+    match = _NUMBERED.fullmatch(path.name)
+    return (_identity(path.parent), match[1]) if match else None
+
+
+def _list(folder: Path) -> list[Path]:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file, but what is to be written needs a folder")
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def _identity(path: Path) -> object:
+    """What two paths of one file have in common."""
+    if path.exists():
+        status = path.stat()
+        return status.st_dev, status.st_ino
+    return os.path.realpath(path)  # Path.resolve fails where links go in a circle

@@ -1,0 +1,57 @@
+"""What is written about results for programs: a record per input, and one in each result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cfrestore import __version__
+
+if TYPE_CHECKING:
+    from cfrestore.batch import Job, Outcome
+    from cfrestore.pipeline import Pipeline
+    from cfrestore.procedure import Procedure
+
+Facts = Mapping[str, "str | None"]
+"""What all records of a run have in common."""
+
+UNKNOWN: Facts = dict.fromkeys(("model", "weights", "detector", "device", "precision"))
+"""Facts of a run for which nothing was loaded."""
+
+
+def facts_of(pipeline: Pipeline) -> Facts:
+    """What computes, by name and by the hash of its weights."""
+    from cfrestore.device import describe
+
+    weights = pipeline.identity.get("model")
+    return {
+        "model": pipeline.model_name,
+        "weights": None if weights is None else str(weights),
+        "detector": pipeline.detector.name,
+        "device": describe(pipeline.device),
+        "precision": pipeline.precision.value,
+    }
+
+
+def record_of(outcome: Outcome, facts: Facts) -> dict[str, Any]:
+    """What became of one input, as docs/json.md describes it."""
+    return {**outcome.to_json(), **facts}
+
+
+def record_of_plan(job: Job) -> dict[str, Any]:
+    """The same of an input that was planned only."""
+    from cfrestore.batch import Outcome
+
+    return {**record_of(Outcome(job), UNKNOWN), "status": "planned"}
+
+
+def provenance_of(pipeline: Pipeline, procedure: Procedure) -> dict[str, str]:
+    """What results are to say of how they came to be, as `write_photo` takes it."""
+    facts = {
+        "version": __version__,
+        "task": procedure.settings.get("task"),
+        "model": pipeline.model_name,
+        "weights": pipeline.identity.get("model"),
+        "fidelity": procedure.settings.get("fidelity"),
+    }
+    return {name: str(value) for name, value in facts.items() if value is not None}

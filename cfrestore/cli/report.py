@@ -1,0 +1,149 @@
+"""What is said of the work while it is done: to people on stderr, to programs on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cfrestore.batch import Job, Outcome
+    from cfrestore.pipeline import Pipeline
+
+
+def make_console() -> Console:
+    """Where everything is said to people: stderr, text as it is, lines unbroken."""
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def write_record(record: dict[str, Any], stream: TextIO) -> None:
+    """Writes one line of JSON, for its reader to have at once."""
+    stream.write(json.dumps(record, ensure_ascii=True) + "\n")
+    stream.flush()
+
+
+def introduce(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> None:
+    """Says what computes, and which file, if any, had a say in it."""
+    from cfrestore.device import describe
+
+    console = make_console()
+    if settings is not None:
+        console.print(f"settings of {settings}")
+    console.print(
+        f"model {pipeline.model_name}, detector {pipeline.detector.name}, "
+        f"device {describe(pipeline.device)}, {pipeline.precision.value}"
+    )
+    for note in pipeline.notes:
+        console.print(f"note: {note}")
+    if verbose:
+        for purpose, path in pipeline.files.items():
+            console.print(f"  {purpose}: {path}")
+
+
+def show_plan(jobs: Sequence[Job], console: Console) -> None:
+    """Says what would be read and written."""
+    from cfrestore.image.photo import printable
+
+    for job in jobs:
+        replaces = " (replaces it)" if job.in_place else ""
+        console.print(printable(f"{job.source} -> {job.target}{replaces}"))
+        for path in job.singles:
+            if path != job.target:
+                console.print(printable(f"  and {path}"))
+        for path in job.series:
+            console.print(printable(f"  and {path}, and so on, one for each face"))
+    console.print(f"{_count(len(jobs), 'picture')} would be written")
+
+
+@contextmanager
+def progress(
+    total: int | None, console: Console, *, shown: bool
+) -> Iterator[Callable[[int], None]]:
+    """A bar that only a terminal shows: pictures, faces, faces a second, remaining time.
+
+    Args:
+        total: pictures that there are to do, if that is known.
+    Yields:
+        what is to be called after each picture with the number of its faces that were restored.
+    """
+    from rich import progress as rich
+
+    bar = rich.Progress(
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        "pictures, {task.fields[faces]} faces, {task.fields[rate]:.1f} a second,",
+        rich.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal and not console.is_dumb_terminal),
+    )
+    with bar:
+        task = bar.add_task("", total=total, faces=0, rate=0.0)
+
+        def advance(faces: int) -> None:
+            row = bar.tasks[0]
+            faces += row.fields["faces"]
+            rate = faces / row.elapsed if row.elapsed else 0.0
+            bar.update(task, advance=1, faces=faces, rate=rate)
+
+        yield advance
+
+
+def describe(outcome: Outcome, done: str, *, verbose: bool = False) -> str:
+    """What became of one job, in one line, its notes and under verbose its times in others."""
+    from cfrestore.image.photo import printable
+
+    if outcome.error is not None:
+        return printable(f"error: {outcome.error}")
+    lines = [f"{outcome.job.source} -> {outcome.job.target}  {_faces(outcome, done)}"]
+    lines += outcome.notes
+    if verbose and outcome.seconds:
+        times = ", ".join(f"{stage} {time:.2f} s" for stage, time in outcome.seconds.items())
+        lines.append(times)
+    return "\n  ".join(map(printable, lines))
+
+
+def _faces(outcome: Outcome, done: str) -> str:
+    line = "unchanged, " if outcome.status == "unchanged" else ""
+    line += f"{_count(outcome.restored, 'face')} {done}"
+    others = len(outcome.skipped + outcome.left_alone)
+    if others:
+        line += f" of {outcome.restored + others}"
+    if outcome.softened:
+        line += f" ({outcome.softened} larger than the network paints, so softer now)"
+    for reason, times in Counter(outcome.skipped).items():
+        line += f", {times} {reason}"
+    if outcome.left_alone:
+        reasons = "; ".join(dict.fromkeys(outcome.left_alone))
+        line += f", {len(outcome.left_alone)} left alone: {reasons}"
+    for index in outcome.missing:
+        line += f"; there is no face {index}"
+    for remark in outcome.remarks:
+        line += f"; {remark}"
+    return line
+
+
+def conclude(outcomes: Iterable[Outcome], total: int, console: Console) -> None:
+    """Says what became of many pictures, naming those that failed, and why."""
+    from cfrestore.batch import summarize
+    from cfrestore.image.photo import printable
+
+    summary = summarize(outcomes)
+    for failure in summary.failed:
+        console.print(printable(f"failed: {failure.error}"))
+    line = f"{summary.done} of {total} pictures written"
+    for count, what in ((summary.unchanged, "unchanged"), (len(summary.failed), "failed")):
+        if count:
+            line += f", {count} {what}"
+    console.print(line)
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,101 @@
+"""The file cfrestore.toml: what options are where neither words nor environment say anything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cfrestore.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+NAME = "cfrestore.toml"
+
+FILE = "cfrestore.settings"
+"""Where the context of a command keeps the path of the file that it took."""
+
+COMMANDS = ("restore", "inpaint", "colorize")
+"""Those that the file is for; a key may be an option of any of them."""
+
+
+def use_settings(context: typer.Context, file: Path | None) -> Path | None:
+    """Takes defaults from the file, or from one that is found; the callback of --config.
+
+    Raises:
+        ConfigError: as `read_settings`.
+    """
+    path = file or find_settings()
+    if path is not None and not context.resilient_parsing:
+        context.default_map = read_settings(path)
+        context.meta[FILE] = path
+    return path
+
+
+def find_settings() -> Path | None:
+    """cfrestore.toml in the working folder, else in the user's folder of settings, else None."""
+    folders = (Path(), Path(typer.get_app_dir("cfrestore")))
+    return next((folder / NAME for folder in folders if (folder / NAME).is_file()), None)
+
+
+def read_settings(path: Path) -> dict[str, str | bool]:
+    """The values in a file, by the names of the parameters, as the command line would have them.
+
+    Raises:
+        ConfigError: the file is unreadable, no TOML, names no option, gives it no plain value, or
+            would have inputs replaced.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # of TOML as of UTF-8
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    return _checked(content, path)
+
+
+def _checked(content: Mapping[str, object], path: Path) -> dict[str, str | bool]:
+    known = option_names()
+    settings: dict[str, str | bool] = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0)[0].replace("_", "-")
+            raise ConfigError(f"{path} sets {key!r}, which is no option; the nearest is {near!r}")
+        if name == "in_place":  # it may lie in a folder of somebody else's
+            raise ConfigError(f"{path} sets {key!r}; only --in-place itself replaces originals")
+        settings[name] = _plain(value, key, path)
+    return settings
+
+
+def _plain(value: object, key: str, path: Path) -> str | bool:
+    """A value as words have it: true and false as they are, numbers as text, a list with commas."""
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return ",".join(map(str, value))
+    raise ConfigError(f"{path} sets {key!r} to no text, number, truth value or list of numbers")
+
+
+@cache
+def option_names() -> frozenset[str]:
+    """Names of the parameters that the file may set."""
+    modules: list[Any] = [import_module(f"cfrestore.cli.{name}") for name in COMMANDS]
+    commands = [typer.main.get_command(module.app) for module in modules]
+    return frozenset(
+        str(option.name)
+        for command in commands
+        for option in command.params
+        if option.param_type_name == "option" and not option.is_eager
+    )

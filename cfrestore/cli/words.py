@@ -1,0 +1,446 @@
+"""The words that every command on pictures understands, and what they are by default."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from cfrestore.cli.published import translate
+from cfrestore.cli.settings import FILE, use_settings
+from cfrestore.errors import ConfigError
+from cfrestore.options import Options, parse_batch_size, parse_faces
+
+if TYPE_CHECKING:
+    from cfrestore.image import Quality
+
+FILES, MANY, FACES, NETWORKS, TALK = "Files", "Many pictures", "Faces", "Networks", "Messages"
+"""Headings in the help."""
+
+DEFAULTS = Options()
+
+WeightsDir = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        envvar=["CFRESTORE_WEIGHTS_DIR", "CFRESTORE_HOME"],
+        show_envvar=False,
+        rich_help_panel=NETWORKS,
+        help="Folder where weights are looked for first and downloaded to, instead of "
+        "$CFRESTORE_HOME.",
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        envvar="CFRESTORE_OFFLINE",
+        show_envvar=False,
+        rich_help_panel=NETWORKS,
+        help="Download nothing, as CFRESTORE_OFFLINE=1 says for every command.",
+    ),
+]
+Parser = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        rich_help_panel=FACES,
+        help="ParseNet file, by which only the face proper is pasted; by default the published "
+        "one if it is on this machine.",
+    ),
+]
+TaskModel = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        rich_help_panel=NETWORKS,
+        help="Weights: auto or published, which are downloaded once, or a file. No compact ones "
+        "come with cfrestore for this.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Words:
+    """What was said to a command, as far as every command on pictures understands it."""
+
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Pictures, folders, patterns, or - for stdin."),
+    ] = None
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            "--files-from",
+            metavar="FILE|-",
+            rich_help_panel=FILES,
+            help="Names of more pictures, one a line; -o is then a folder.",
+        ),
+    ] = None
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null",
+            "-0",
+            rich_help_panel=FILES,
+            help="Names in --files-from end with a zero byte, as `find -print0` writes them.",
+        ),
+    ] = False
+    recursive: Annotated[
+        bool,
+        typer.Option(
+            "--recursive",
+            "-r",
+            rich_help_panel=FILES,
+            help="Folders with their sub-folders, whose tree is kept.",
+        ),
+    ] = False
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            rich_help_panel=FILES,
+            help="Where to write: a file for one picture, else a folder, which exists or ends "
+            "with a slash; - for stdout; or a template such as out/{stem}_w{w}.{ext}, which knows "
+            "{dir} and {name} too. By default beside the input.",
+        ),
+    ] = None
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", rich_help_panel=FILES, help="Replace each input by its result."),
+    ] = False
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel=FILES,
+            help="Write photo_TEXT.jpg, and call all else that is written so too.",
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            rich_help_panel=FILES,
+            help="Replace results that exist; inputs never are.",
+        ),
+    ] = False
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=FILES,
+            help="What to write: jpeg, png, webp, tiff, bmp, gif, ppm, avif or heif. By default "
+            "what the name of the output says, else what the input is.",
+        ),
+    ] = None
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1..100|keep",
+            rich_help_panel=FILES,
+            help="Of JPEG, WebP (100 is lossless), AVIF and HEIF; keep codes a JPEG as finely as "
+            "it came. By default so too, but never coarser than 90; else 95, or 90.",
+        ),
+    ] = None
+    metadata: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|strip",
+            rich_help_panel=FILES,
+            help="Keep EXIF, XMP and the like, and record in XMP what was done, or write nothing "
+            "but resolution and colour profile beside the pixels.",
+        ),
+    ] = "keep"
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=FILES,
+            help="Refuse pictures with more pixels; by default 500 million.",
+        ),
+    ] = None
+    save_crops: Annotated[
+        bool,
+        typer.Option(
+            "--save-crops",
+            rich_help_panel=FILES,
+            help="Keep each face as the network saw it, in cropped_faces/ beside the result.",
+        ),
+    ] = False
+    save_restored: Annotated[
+        bool,
+        typer.Option(
+            "--save-restored",
+            rich_help_panel=FILES,
+            help="Keep each face as the network painted it, in restored_faces/ beside the result.",
+        ),
+    ] = False
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            rich_help_panel=FILES,
+            help="Keep input and result side by side, in compared/ beside the result.",
+        ),
+    ] = False
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=MANY,
+            help="Pictures that are read, and as many that are written, at once; by default up to "
+            "4. Results do not depend on it.",
+        ),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            rich_help_panel=MANY,
+            help="Do only the I-th of N parts, so that N machines share the work.",
+        ),
+    ] = None
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            rich_help_panel=MANY,
+            help="Go on with pictures that come into the folders, until interrupted.",
+        ),
+    ] = False
+    aligned: Annotated[
+        bool,
+        typer.Option(
+            "--aligned",
+            rich_help_panel=FACES,
+            help="Each picture is one aligned face; the result is square.",
+        ),
+    ] = DEFAULTS.aligned
+    faces: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            rich_help_panel=FACES,
+            help="all, center, largest, or numbers such as 0,2, where 0 is the face that the "
+            "detector is surest of.",
+        ),
+    ] = "all"
+    min_face: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="PIXELS",
+            rich_help_panel=FACES,
+            help="Leave faces alone whose box has a shorter side below this.",
+        ),
+    ] = DEFAULTS.min_face
+    detector: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH",
+            rich_help_panel=FACES,
+            help="What finds faces: auto, retinaface, mobilenet, mtcnn or a RetinaFace file; auto "
+            "takes the first whose weights are on this machine.",
+        ),
+    ] = "auto"
+    det_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            rich_help_panel=FACES,
+            help="How sure the detector must be; by default 0.8, and for mtcnn 0.9, or 0.7 if the "
+            "face is large.",
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=NETWORKS,
+            help="What computes: auto, cpu, cuda or mps.",
+        ),
+    ] = "auto"
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=NETWORKS,
+            help="What faces are painted in: fp32 (also auto), bf16 or fp16. The codes of a face "
+            "are always chosen in fp32, and a face that bf16 or fp16 spoils is painted again.",
+        ),
+    ] = "auto"
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            rich_help_panel=NETWORKS,
+            help="Faces in the network at once, of whatever pictures; halved where memory does "
+            "not suffice. On the CPU always 1.",
+        ),
+    ] = str(DEFAULTS.batch_size)
+    weights_dir: WeightsDir = None
+    offline: Offline = False
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            is_eager=True,
+            callback=use_settings,
+            rich_help_panel=TALK,
+            help="Settings, one `option = value` a line, for what is said neither here nor by "
+            "variables such as CFRESTORE_W; by default cfrestore.toml here, else in your folder "
+            "of settings.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            rich_help_panel=TALK,
+            help="Show what would be read and written, and do nothing.",
+        ),
+    ] = False
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            rich_help_panel=TALK,
+            help="Write a line of JSON for each input to stdout; see docs/json.md.",
+        ),
+    ] = False
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            rich_help_panel=TALK,
+            help="Exit code 1 if a face was found and left alone.",
+        ),
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", rich_help_panel=TALK, help="Report failures only."),
+    ] = False
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            rich_help_panel=TALK,
+            help="Tell where the weights are, and how long each stage took.",
+        ),
+    ] = False
+
+    def options(
+        self, *, fidelity: float = DEFAULTS.fidelity, upscale: int = 1, draw_box: bool = False
+    ) -> Options:
+        """What is asked of the pipeline, with what only some commands understand.
+
+        Raises:
+            ConfigError: as Options.
+        """
+        return Options(
+            fidelity=fidelity,
+            upscale=upscale,
+            aligned=self.aligned,
+            batch_size=parse_batch_size(self.batch_size),
+            faces=parse_faces(self.faces),
+            min_face=self.min_face,
+            draw_box=draw_box,
+        )
+
+
+class PictureCommand(TyperCommand):
+    """A command that understands the published spellings too, and variables CFRESTORE_OPTION."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.auto_envvar_prefix = "CFRESTORE"
+        parameters: list[Any] = self.params
+        for parameter in parameters:
+            parameter.show_envvar = False  # the help says it once for all
+        try:
+            return super().parse_args(ctx, translate(args))
+        except typer.BadParameter as error:
+            name = error.param.name if error.param else None
+            source = getattr(ctx.get_parameter_source(name or ""), "name", None)
+            if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not said in this line, so say where
+                variable = f"CFRESTORE_{str(name).upper()}"
+                error.message += (
+                    f"; {variable if source == 'ENVIRONMENT' else ctx.meta[FILE]} says so"
+                )
+            raise
+
+
+def with_words(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of Words as parameters in place of its first, `words`."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    hints = get_type_hints(Words, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(Words)
+    ]
+    parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+
+    @wraps(command)
+    def call(**values: Any) -> None:
+        words = Words(**{field.name: values.pop(field.name) for field in fields(Words)})
+        command(words, **values)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def check(words: Words, parser: Path | None = None) -> None:
+    """Raises ConfigError if the words contradict each other; looks at nothing else."""
+    searched = words.detector == "auto" and words.det_threshold is None and parser is None
+    if words.aligned and not searched:
+        raise ConfigError(
+            "an aligned face is neither searched for nor outlined, so there is no detector, "
+            "threshold or parser"
+        )
+    inputs = words.inputs or []
+    if not inputs and words.files_from is None:
+        raise ConfigError("there is no INPUT; `cfrestore --help` shows what can be said")
+    if words.metadata not in ("keep", "strip"):
+        raise ConfigError(f"metadata must be keep or strip, found {words.metadata!r}")
+    if words.null and words.files_from is None:
+        raise ConfigError("--null is said of the names in --files-from, and there is none")
+    if words.files_from == "-" and "-" in inputs:
+        raise ConfigError("stdin cannot be both a picture and a list of them")
+    if words.output == "-" and words.json:
+        raise ConfigError("stdout cannot have both the picture and JSON")
+    if words.watch and ("-" in inputs or words.files_from is not None or words.dry_run):
+        raise ConfigError("--watch looks at folders and patterns, neither at stdin nor at a list")
+    parse_quality(words.quality)
+
+
+def parse_quality(text: str | None) -> Quality | None:
+    """The quality that a text such as 90 or keep means; None stays None.
+
+    Raises:
+        ConfigError: it means none.
+    """
+    if text is None:
+        return None
+    if text == "keep":
+        return "keep"
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 100:
+        return int(text)
+    raise ConfigError(f"quality must be a number from 1 to 100, or keep, found {text!r}")

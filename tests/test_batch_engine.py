@@ -1,0 +1,439 @@
+"""The run: what overlaps, what shares a batch, what stays apart, and that none of it shows."""
+
+import gc
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from stubs import StubDetector, StubNetwork, face_at, picture, small_network
+from torch import Tensor
+
+from cfrestore.align import AlignedFace
+from cfrestore.batch import COMPARED, CROPS, Job, Outcome, engine, plan, run
+from cfrestore.detect import Face, MTCNNDetector
+from cfrestore.device import faces_at_once, inference
+from cfrestore.errors import ConfigError, ImageError
+from cfrestore.image import Photo, read_photo, write_photo
+from cfrestore.options import Options, parse_batch_size
+from cfrestore.pipeline import Pipeline
+from cfrestore.procedure import Painted, Prepared, Procedure, Restoration
+from cfrestore.restore import Painter, RestoredFace
+from cfrestore.weights import load_codeformer, shipped
+
+WAIT = 20  # seconds until a test that would hang fails
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks compute in one thread, which is faster for tiny ones on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make(count: int, height: int = 40, width: int = 50) -> None:
+    Path("in").mkdir(exist_ok=True)
+    for index in range(count):
+        write_photo(Photo(picture(height, width, seed=index)), f"in/{index:03d}.png")
+
+
+def aligned(count: int) -> tuple[AlignedFace, ...]:
+    crops = [picture(32, 32, seed=seed) for seed in range(count)]
+    return tuple(AlignedFace(crop, np.eye(2, 3), face_at(0, 0, 32)) for crop in crops)
+
+
+class Painting:
+    """A procedure whose pictures have so many faces each, and which remembers its batches."""
+
+    def __init__(
+        self,
+        faces: Sequence[int],
+        batch_size: int = 1,
+        paint: Callable[[Sequence[AlignedFace]], None] = lambda faces: None,
+    ) -> None:
+        self.batches: list[int] = []
+        counts = iter(faces)
+        lock = threading.Lock()
+
+        def prepare(photo: Photo) -> Prepared:
+            with lock:
+                own = aligned(next(counts))
+            return Prepared(own, lambda painted: Restoration(photo, tuple(painted)))
+
+        def painted(faces: Sequence[AlignedFace]) -> Sequence[Painted]:
+            self.batches.append(len(faces))
+            paint(faces)
+            return [RestoredFace(face.crop, face, 0.5) for face in faces]
+
+        self.procedure = Procedure(prepare, painted, batch_size)
+
+    def __call__(self, workers: int = 2) -> list[Outcome]:
+        return list(run(plan(["in"], "out"), self.procedure, workers=workers))
+
+
+# Batches
+
+
+@pytest.mark.parametrize(
+    ("faces", "batches"),
+    [
+        ([1, 1, 1, 1, 1], [4, 1]),
+        ([3, 2, 2, 1], [5, 3]),
+        ([0, 1, 0, 0, 3, 0, 9], [4, 9]),
+        ([0, 0], []),
+        ([], []),
+    ],
+)
+def test_faces_of_different_pictures_share_batches(faces: list[int], batches: list[int]) -> None:
+    make(len(faces))
+    # One worker, because with several it is not said which picture gets which number of faces.
+    painting = Painting(faces, batch_size=4)
+    jobs = plan(["in"], "out", isolate=True)
+    outcomes = list(run(jobs, painting.procedure, workers=1))
+    assert painting.batches == batches
+    assert [outcome.restored for outcome in outcomes] == faces
+    assert [outcome.job for outcome in outcomes] == list(jobs)
+
+
+def test_large_pictures_do_not_wait_for_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    make(6)
+    monkeypatch.setattr(engine, "PIXELS_AHEAD", 2 * 40 * 50)
+    painting = Painting([1] * 6, batch_size=100)
+    assert len(painting()) == 6
+    assert painting.batches == [2, 2, 2]
+
+
+def test_a_batch_too_large_is_halved_and_no_face_is_lost() -> None:
+    def paint(x: Tensor) -> Tensor:
+        if len(x) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return -x
+
+    network, faces = StubNetwork(paint), aligned(13)
+    painter = Painter(network, fidelity=0.5, match_statistics=False, batch_size=8)
+    results = painter(faces)
+    assert [len(x) for x, _, _ in network.calls] == [8, 4, 2, 2, 2, 2, 2, 2, 1]
+    assert [result.aligned for result in results if isinstance(result, RestoredFace)] == list(faces)
+    network.calls.clear()
+    assert len(painter(faces[:4])) == 4
+    assert [len(x) for x, _, _ in network.calls] == [2, 2]  # it has learnt
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: not enough memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        MemoryError(),
+    ],
+    ids=str,
+)
+def test_whatever_lacks_memory_is_a_memory_error(error: Exception) -> None:
+    with pytest.raises(MemoryError), inference():
+        raise error
+    with pytest.raises(RuntimeError, match="another"), inference():
+        raise RuntimeError("another")
+
+
+def test_a_face_that_finds_no_memory_alone_fails_its_picture_alone() -> None:
+    make(5)
+
+    def paint(faces: Sequence[AlignedFace]) -> None:
+        if len(faces) > 1 or np.array_equal(faces[0].crop, picture(32, 32, seed=0)):
+            raise MemoryError
+
+    painting = Painting([1, 0, 1, 1, 0], batch_size=4, paint=paint)
+    outcomes = painting(workers=1)
+    assert [outcome.code for outcome in outcomes] == ["memory", None, "memory", "memory", None]
+    assert sorted(path.name for path in Path("out").glob("*.png")) == ["001.png", "004.png"]
+
+
+def test_on_the_cpu_faces_are_painted_singly() -> None:
+    cpu, card = torch.device("cpu"), torch.device("cuda:0")
+    assert faces_at_once("auto", cpu) == faces_at_once(8, cpu) == 1
+    assert faces_at_once("auto", card) > 1
+    assert faces_at_once(3, card) == 3
+    network = StubNetwork()
+    restore = Pipeline(network, StubDetector(*[face_at(0, 0, 32)] * 3))
+    restore(Photo(picture(40, 50)), Options(batch_size=3))
+    assert [len(x) for x, _, _ in network.calls] == [1, 1, 1]
+
+
+def test_batch_sizes_are_numbers_or_auto() -> None:
+    assert parse_batch_size("auto") == "auto"
+    assert parse_batch_size("7") == 7
+    for text in ("", "many", "1.5"):
+        with pytest.raises(ConfigError, match="batch_size"):
+            parse_batch_size(text)
+    with pytest.raises(ConfigError, match="batch_size"):
+        Options(batch_size=0)
+
+
+# Independence
+
+
+class Anywhere:
+    """A detector whose faces, one to three, depend on the picture."""
+
+    name = "anywhere"
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]:
+        rng = np.random.default_rng(int(pixels.sum()))
+        count = int(rng.integers(1, 4))
+        return tuple(face_at(*rng.uniform(-5, 20, 2), rng.uniform(12, 60)) for _ in range(count))
+
+
+def bytes_of(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*.png"))}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("which", ["small", "shipped", "shipped with mtcnn"])
+def test_results_do_not_depend_on_batches_order_or_workers(which: str, repository: Path) -> None:
+    if which == "shipped with mtcnn":
+        Path("in").mkdir()
+        portrait = read_photo(repository / "examples/collins.jpg")
+        for index, rows in enumerate((slice(None), slice(None, -20), slice(10, None))):
+            write_photo(Photo(portrait.pixels[rows].copy()), f"in/{index}.png")
+    else:
+        make(7, 50, 60)
+    network = small_network() if which == "small" else load_codeformer(shipped())
+    detector = MTCNNDetector() if which == "shipped with mtcnn" else Anywhere()
+    pipeline = Pipeline(network, detector)
+    expected = {
+        path.name: pipeline(read_photo(path)).photo.pixels for path in Path("in").glob("*.png")
+    }
+    reference: dict[str, bytes] = {}
+    for number, (batch_size, workers, backwards) in enumerate(
+        [("auto", 1, False), (1, 2, True), (3, 3, False), (100, 4, True)]
+    ):
+        jobs = plan(["in"], f"out{number}")
+        jobs = jobs[::-1] if backwards else jobs
+        procedure = pipeline.restoring(Options(batch_size=batch_size))  # type: ignore[arg-type]
+        outcomes = list(run(jobs, procedure, workers=workers))
+        assert all(outcome.restored for outcome in outcomes)
+        found = bytes_of(f"out{number}")
+        reference = reference or found
+        assert found == reference
+    for name, pixels in expected.items():
+        assert np.array_equal(read_photo(f"out0/{name}").pixels, pixels)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("task", ["inpainting", "colorizing"])
+def test_the_other_tasks_give_what_they_give_alone(task: str) -> None:
+    Path("in").mkdir()
+    for index in range(3):
+        pixels = picture(50, 60, seed=index)
+        pixels[20:30, 20:30] = 255
+        write_photo(Photo(pixels), f"in/{index}.png")
+    pipeline = Pipeline(small_network(), StubDetector(face_at(10, 5, 40)))
+    procedure = pipeline.inpainting() if task == "inpainting" else pipeline.colorizing()
+    alone = pipeline.inpaint if task == "inpainting" else pipeline.colorize
+    for outcome in run(plan(["in"], "out"), procedure):
+        assert outcome.restored == 1
+        expected = alone(read_photo(outcome.job.source))  # type: ignore[arg-type]
+        assert np.array_equal(read_photo(outcome.job.target).pixels, expected.photo.pixels)  # type: ignore[arg-type]
+
+
+# Overlap, and its bounds
+
+
+def test_pictures_are_read_while_others_are_painted_and_painted_while_others_are_written() -> None:
+    make(3)
+    read, painted = threading.Event(), threading.Event()
+
+    def reading(source: Path | BinaryIO) -> Photo:
+        if source == Path("in/001.png"):
+            read.set()
+        return read_photo(source)
+
+    count = 0
+
+    def paint(faces: Sequence[AlignedFace]) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            assert read.wait(WAIT)
+        if count == 2:
+            painted.set()
+
+    def writing(photo: Photo, target: BinaryIO, *, format: str | None) -> tuple[str, ...]:
+        assert painted.wait(WAIT)
+        return write_photo(photo, target, format=format)
+
+    painting = Painting([1, 1, 1], paint=paint)
+    outcomes = list(run(plan(["in"], "out"), painting.procedure, read=reading, write=writing))
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+
+
+def test_only_so_many_pictures_are_in_memory() -> None:
+    make(40)
+    alive: weakref.WeakSet[NDArray[np.uint8]] = weakref.WeakSet()
+    most = 0
+
+    class Pixels(np.ndarray):  # which can be referred to weakly
+        pass
+
+    def reading(source: Path | BinaryIO) -> Photo:
+        nonlocal most
+        photo = Photo(read_photo(source).pixels.view(Pixels))
+        alive.add(photo.pixels)  # type: ignore[arg-type]
+        gc.collect()
+        most = max(most, len(alive))
+        return photo
+
+    outcomes = run(plan(["in"], "out"), Painting([1] * 40).procedure, read=reading, workers=2)
+    next(outcomes)
+    assert len(list(outcomes)) == 39
+    assert most <= 12
+
+
+def test_only_so_many_pixels_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    make(10)
+    monkeypatch.setattr(engine, "PIXELS_AHEAD", 40 * 50)
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def reading(source: Path | BinaryIO) -> Photo:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        photo = read_photo(source)
+        with lock:
+            at_once -= 1
+        return photo
+
+    outcomes = list(run(plan(["in"], "out"), Painting([1] * 10).procedure, read=reading, workers=4))
+    assert [outcome.status for outcome in outcomes] == ["done"] * 10
+    assert most == 1
+
+
+# Failures
+
+
+def test_a_fault_in_one_picture_is_told_with_its_place_and_costs_no_other() -> None:
+    make(4)
+
+    def prepare(photo: Photo) -> Prepared:
+        if np.array_equal(photo.pixels, picture(40, 50, seed=1)):
+            raise ZeroDivisionError("nobody thought\nof this")
+        if np.array_equal(photo.pixels, picture(40, 50, seed=2)):
+            raise ImageError("it has no head")
+        return Prepared((), lambda painted: Restoration(photo, ()))
+
+    outcomes = list(run(plan(["in"], "out"), Procedure(prepare, lambda faces: [])))
+    assert [outcome.code for outcome in outcomes] == [None, "unexpected", "unsuitable", None]
+    assert "in/001.png met a fault, ZeroDivisionError: nobody thought of this (test_batch_" in str(
+        outcomes[1].error
+    )
+    assert outcomes[2].error == "in/002.png cannot be worked on: it has no head"
+    assert all("\n" not in str(outcome.error) for outcome in outcomes)
+
+
+def test_a_fault_in_the_network_is_traced_to_its_picture() -> None:
+    make(4)
+
+    def paint(faces: Sequence[AlignedFace]) -> None:
+        if len(faces) == 4 or len(faces) == 2:
+            raise ValueError("this face")
+
+    painting = Painting([1, 1, 2, 0], batch_size=4, paint=paint)
+    outcomes = painting(workers=1)
+    assert [outcome.code for outcome in outcomes] == [None, None, "unexpected", None]
+
+
+def test_what_a_plan_refused_fails_alone() -> None:
+    make(2)
+    Path("out").mkdir()
+    Path("out/000.png").write_bytes(b"somebody's")
+    outcomes = list(run(plan(["in"], "out", isolate=True), Painting([0, 0]).procedure))
+    assert [outcome.code for outcome in outcomes] == ["refused", None]
+    assert "out/000.png exists" in str(outcomes[0].error)
+
+
+# Streams
+
+
+def test_a_picture_from_stdin_goes_to_stdout() -> None:
+    make(1)
+    out = BytesIO()
+    data = Path("in/000.png").read_bytes()
+    (outcome,) = run(plan(["-"]), Painting([1]).procedure, stdin=BytesIO(data), stdout=out)
+    assert (outcome.status, outcome.restored) == ("done", 1)
+    assert out.getvalue().startswith(b"\x89PNG")
+    assert np.array_equal(read_photo(out.getvalue()).pixels, read_photo(data).pixels)
+    out = BytesIO()
+    list(run(plan(["-"], format="bmp"), Painting([0]).procedure, stdin=BytesIO(data), stdout=out))
+    assert out.getvalue().startswith(b"BM")
+    (outcome,) = run(plan(["-"]), Painting([1]).procedure, stdin=BytesIO(b""), stdout=out)
+    assert (outcome.code, outcome.error) == ("unreadable", "<bytes> is empty")
+    (outcome,) = run(plan(["in/000.png"], "-"), Painting([1]).procedure)
+    assert outcome.code == "unwritable"
+
+
+def test_a_device_is_written_to_and_not_replaced() -> None:
+    make(1)
+    job = Job(Path("in/000.png"), Path(os.devnull), overwrite=True)
+    (outcome,) = run([job], Painting([0]).procedure)
+    assert outcome.status == "done"
+    assert not Path(os.devnull).is_file()
+
+
+# Interruption
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_an_interruption_leaves_whole_results_that_are_recorded() -> None:
+    make(12)
+    count = 0
+
+    def paint(faces: Sequence[AlignedFace]) -> None:
+        nonlocal count
+        count += 1
+        if count == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    painting = Painting([1] * 12, paint=paint)
+    jobs = plan(["in"], "out", kept=[CROPS, COMPARED])
+    with pytest.raises(KeyboardInterrupt):
+        list(run(jobs, painting.procedure))
+    written = {path.name for path in Path("out").glob("*.png")}
+    assert 0 < len(written) < 12
+    assert not list(Path("out").rglob(".cfrestore-*.tmp"))
+    for folder in ("cropped_faces", "compared"):
+        assert {path.name[:3] for path in Path("out", folder).iterdir()} == {
+            name[:3] for name in written
+        }
+    outcomes = list(run(plan(["in"], "out", kept=[CROPS, COMPARED]), Painting([1] * 12).procedure))
+    done = {outcome.job.target.name for outcome in outcomes if outcome.status == "unchanged"}  # type: ignore[union-attr]
+    assert done == written
+
+
+def test_who_stops_listening_stops_the_run() -> None:
+    make(30)
+    outcomes: Iterator[Outcome] = run(plan(["in"], "out"), Painting([1] * 30).procedure)
+    next(outcomes)
+    outcomes.close()  # type: ignore[attr-defined]
+    assert 0 < len(list(Path("out").glob("*.png"))) < 30
+    assert threading.active_count() == 1

@@ -1,0 +1,140 @@
+"""A batch that is killed loses nothing that was done, and leaves nothing that is half done."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stubs import picture
+
+from cfrestore.batch import Manifest, plan
+from cfrestore.image import Photo, read_photo, write_photo
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+FILES, KILLS = 200, 10
+
+
+class Victim:
+    """Starts batches in a process of their own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        assert self._line() == "ready"
+
+    def start(self, output: str, crash: str = "-") -> int:
+        """The id of a process that restores in/ to output."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{Path.cwd()} {output} {crash}\n")
+        self._process.stdin.flush()
+        return int(self._line())
+
+    def end(self) -> int:
+        """Waits for that process, and gives its exit code."""
+        return int(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[Victim]:
+    script = Path(__file__).with_name("batch_victim.py")
+    with subprocess.Popen(
+        [sys.executable, script], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        yield Victim(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+
+
+def make(count: int) -> None:
+    Path("in").mkdir()
+    for index in range(count):
+        write_photo(Photo(picture(24, 30, seed=index)), f"in/{index:03d}.png")
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    """Files by name, but for hidden ones."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+@pytest.mark.slow
+def test_a_batch_killed_ten_times_ends_as_one_that_was_not(victim: Victim) -> None:
+    make(FILES)
+    victim.start("whole")
+    assert victim.end() == 0
+    whole = contents("whole")
+    assert len(whole) == FILES
+
+    chance = random.Random()
+    for _ in range(KILLS):
+        before = len(contents("parts")) if Path("parts").exists() else 0
+        child = victim.start("parts")
+        wanted = before + chance.randint(0, 12)
+        while not Path("parts").exists() or len(list(Path("parts").glob("*.png"))) < wanted:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        assert victim.end() == -signal.SIGKILL  # it had not ended by itself
+        parts = contents("parts")
+        assert before <= len(parts) < FILES
+        assert parts.items() <= whole.items()
+        assert len(plan(["in"], "parts")) == FILES
+
+    started = time.time_ns()
+    done = {path.name for path in Path("parts").glob("*.png")}
+    victim.start("parts")
+    assert victim.end() == 0
+    assert contents("parts") == whole
+    assert [path.name for path in Path("parts").glob(".*")] == [".cfrestore.jsonl"]
+    touched = {p.name for p in Path("parts").glob("*.png") if p.stat().st_mtime_ns > started}
+    assert touched == set(whole) - done
+    assert len(Manifest.read(Path("parts")).records) == FILES
+
+
+@pytest.mark.parametrize(
+    ("crash", "files"),
+    [
+        ("drafted", 0),
+        ("written", 0),
+        ("recorded", 0),
+        ("renamed1", 1),
+        ("renamed2", 2),
+        ("renamed3", 3),
+    ],
+)
+def test_a_crash_at_any_step_is_made_good(victim: Victim, crash: str, files: int) -> None:
+    make(1)
+    victim.start("whole", "never")
+    assert victim.end() == 0
+    whole = contents("whole")
+    assert list(whole) == ["000.png", "compared/000.png", "cropped_faces/000_00.png"]
+    victim.start("parts", crash)
+    assert victim.end() == 9
+    parts = contents("parts")
+    assert len(parts) == files
+    assert parts.items() <= whole.items()
+    assert ("000.png" in parts) == (files == 3)
+    assert any(Path("parts").rglob(".cfrestore-*.tmp")) == (files < 3)
+    victim.start("parts", "never")
+    assert victim.end() == 0
+    assert contents("parts") == whole
+    assert not any(Path("parts").rglob(".cfrestore-*.tmp"))
+    assert read_photo("parts/000.png").size == (24, 30)

@@ -1,0 +1,415 @@
+"""What is recorded, what the next run makes of it, and what is never lost."""
+
+import errno
+import json
+import shutil
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+from stubs import StubDetector, StubNetwork, face_at, picture
+from torch import Tensor
+
+from cfrestore.batch import COMPARED, CROPS, Manifest, Outcome, plan, run, summarize
+from cfrestore.errors import OutputError
+from cfrestore.image import Photo, read_photo, write_photo
+from cfrestore.options import Options
+from cfrestore.pipeline import Pipeline
+
+MANIFEST = Path("out/.cfrestore.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with three pictures of one face each."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for index, name in enumerate("abc"):
+        write_photo(Photo(picture(40, 50, seed=index)), f"in/{name}.png")
+    return tmp_path
+
+
+class Darker(StubNetwork):
+    """A network whose results depend on w."""
+
+    def decode(self, features: Tensor, skips: dict[int, Tensor], w: float) -> Tensor:
+        return super().decode(features, skips, w) * (1 - w)
+
+
+class Shop:
+    """Restores pictures and remembers which were decoded."""
+
+    def __init__(self, fidelity: float = 0.5) -> None:
+        pipeline = Pipeline(Darker(), StubDetector(face_at(4, 4, 32)))
+        self.procedure = pipeline.restoring(Options(fidelity=fidelity))
+        self.read: list[str] = []
+
+    def __call__(self, *words: str, output: str | None = "out", **options: object) -> list[Outcome]:
+        self.read = []
+        jobs = plan(words or ["in"], output, **options)  # type: ignore[arg-type]
+        return list(run(jobs, self.procedure, read=self._read))
+
+    def _read(self, source: Path | BinaryIO) -> Photo:
+        assert isinstance(source, Path)
+        self.read.append(source.name)
+        return read_photo(source)
+
+
+def statuses(outcomes: Sequence[Outcome]) -> list[str]:
+    return [outcome.status for outcome in outcomes]
+
+
+def lines() -> list[dict[str, object]]:
+    return [json.loads(line) for line in MANIFEST.read_text().splitlines()]
+
+
+def contents(folder: str = "out") -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and path.suffix != ".jsonl"
+    }
+
+
+def test_the_same_command_again_does_nothing_and_says_so() -> None:
+    shop = Shop()
+    first = shop()
+    assert statuses(first) == ["done"] * 3
+    assert sorted(shop.read) == ["a.png", "b.png", "c.png"]
+    before, manifest = contents(), MANIFEST.read_bytes()
+    times = [path.stat().st_mtime_ns for path in sorted(Path("out").iterdir())]
+    second = shop()
+    assert statuses(second) == ["unchanged"] * 3
+    assert shop.read == []
+    assert (contents(), MANIFEST.read_bytes()) == (before, manifest)
+    assert [path.stat().st_mtime_ns for path in sorted(Path("out").iterdir())] == times
+    assert [outcome.faces for outcome in second] == [outcome.faces for outcome in first]
+    assert second[0].restored == 1
+    assert second[0].complete
+
+
+def test_only_what_is_missing_or_changed_is_done() -> None:
+    shop = Shop()
+    shop()
+    before = contents()
+    Path("out/b.png").unlink()
+    write_photo(Photo(picture(40, 50, seed=9)), "in/c.png")
+    write_photo(Photo(picture(40, 50, seed=8)), "in/d.png")
+    assert statuses(shop()) == ["unchanged", "done", "done", "done"]
+    assert sorted(shop.read) == ["b.png", "c.png", "d.png"]
+    after = contents()
+    assert after["a.png"] == before["a.png"]
+    assert after["b.png"] == before["b.png"]
+    assert after["c.png"] != before["c.png"]
+    assert statuses(shop()) == ["unchanged"] * 4
+
+
+def test_a_picture_that_was_touched_but_not_changed_is_not_done_again() -> None:
+    shop = Shop()
+    shop()
+    Path("in/a.png").touch()
+    Path("out/b.png").touch()
+    assert statuses(shop()) == ["unchanged"] * 3
+    assert shop.read == []
+
+
+def test_other_settings_are_done_anew_and_their_results_replace_ours() -> None:
+    Shop(0.5)()
+    assert statuses(Shop(0.6)()) == ["done"] * 3
+    assert statuses(Shop(0.6)()) == ["unchanged"] * 3
+    assert statuses(Shop(0.5)()) == ["done"] * 3
+    settings = {line["settings"] for line in lines()}
+    assert len(settings) == 2
+    # What does not change results is no setting.
+    pipeline = Pipeline(StubNetwork(lambda x: -x), StubDetector(face_at(4, 4, 32)))
+    (one, two) = (pipeline.restoring(Options(batch_size=size)).settings for size in (1, 7))
+    assert one == two
+
+
+def test_weights_are_part_of_the_settings() -> None:
+    network, detector = StubNetwork(), StubDetector()
+    digests = [
+        Pipeline(network, detector, identity={"model": model}).restoring().settings
+        for model in ("1", "2")
+    ]
+    assert digests[0] != digests[1]
+
+
+def test_what_a_run_did_not_write_is_refused_before_work() -> None:
+    Path("out").mkdir()
+    Path("out/b.png").write_bytes(b"somebody's")
+    shop = Shop()
+    with pytest.raises(OutputError, match=r"out/b\.png exists; only --overwrite"):
+        shop()
+    assert contents() == {"b.png": b"somebody's"}
+    assert statuses(shop(overwrite=True)) == ["done"] * 3
+
+
+def test_a_result_made_from_another_picture_is_refused() -> None:
+    shop = Shop()
+    shop()
+    Path("other").mkdir()
+    write_photo(Photo(picture(40, 50, seed=5)), "other/a.png")
+    with pytest.raises(OutputError, match=r"out/a\.png exists"):
+        shop("other")
+
+
+def test_an_edited_result_is_left_as_it_is() -> None:
+    shop = Shop()
+    shop()
+    Path("out/a.png").write_bytes(b"retouched")
+    outcomes = shop()
+    assert statuses(outcomes) == ["unchanged"] * 3
+    assert outcomes[0].notes == ("out/a.png has been edited since it was written, and is left so.",)
+    assert Path("out/a.png").read_bytes() == b"retouched"
+    other = Shop(0.9)()
+    assert statuses(other) == ["failed", "done", "done"]
+    assert other[0].code == "exists"
+    assert "out/a.png was edited" in str(other[0].error)
+    assert Path("out/a.png").read_bytes() == b"retouched"
+    assert statuses(shop(overwrite=True)) == ["done"] * 3
+    assert statuses(shop(overwrite=True)) == ["unchanged"] * 3
+
+
+def test_a_file_that_appears_during_the_run_is_not_overwritten() -> None:
+    jobs = plan(["in"], "out")
+    Path("out").mkdir()
+    Path("out/a.png").write_bytes(b"somebody's")
+    outcomes = list(run(jobs, Shop().procedure))
+    assert statuses(outcomes) == ["failed", "done", "done"]
+    assert outcomes[0].code == "exists"
+    assert Path("out/a.png").read_bytes() == b"somebody's"
+
+
+def test_what_is_kept_beside_results_is_taken_up_too() -> None:
+    shop = Shop()
+    shop(kept=[CROPS, COMPARED])
+    assert statuses(shop(kept=[CROPS, COMPARED])) == ["unchanged"] * 3
+    assert statuses(shop()) == ["done"] * 3  # which asks for something else
+    assert statuses(shop(kept=[CROPS, COMPARED])) == ["unchanged"] * 3
+    Path("out/cropped_faces/b_00.png").unlink()
+    assert statuses(shop(kept=[CROPS, COMPARED])) == ["unchanged", "done", "unchanged"]
+    Path("out/cropped_faces/b_07.png").write_bytes(b"somebody's")
+    with pytest.raises(OutputError, match=r"b_07\.png exists"):
+        shop(kept=[CROPS])
+
+
+def test_failures_are_recorded_and_tried_again() -> None:
+    Path("in/b.png").write_bytes(b"no picture")
+    shop = Shop()
+    outcomes = shop()
+    assert statuses(outcomes) == ["done", "failed", "done"]
+    assert [(line["code"], line["source"]) for line in lines() if line["status"] == "failed"] == [
+        ("unreadable", "../in/b.png")
+    ]
+    summary = summarize(outcomes)
+    assert (summary.done, summary.unchanged, summary.restored) == (2, 0, 2)
+    ((failure),) = summary.failed
+    assert (str(failure.source), failure.code) == ("in/b.png", "unreadable")
+    assert "in/b.png is not a picture" in failure.error
+    assert statuses(shop()) == ["unchanged", "failed", "unchanged"]
+    assert shop.read == ["b.png"]
+    write_photo(Photo(picture(40, 50)), "in/b.png")
+    assert statuses(shop()) == ["unchanged", "done", "unchanged"]
+
+
+def test_a_record_says_what_became_of_a_picture() -> None:
+    Shop()("in/a.png", output="out/")
+    (line,) = lines()
+    assert line["schema"] == 1
+    assert (line["status"], line["source"], line["path"]) == ("done", "../in/a.png", "in/a.png")
+    ((name, (size, time, digest)),) = line["outputs"].items()  # type: ignore[attr-defined]
+    status = Path("out/a.png").stat()
+    assert (name, size, time) == ("a.png", status.st_size, status.st_mtime_ns)
+    assert len(digest) == len(line["input"][2]) == 64  # type: ignore[index]
+    (face,) = line["faces"]  # type: ignore[misc]
+    assert face["status"] == "restored"
+    assert face["box"] == [4, 4, 36, 36]
+    assert (face["w"], face["score"], len(face["landmarks"])) == (0.5, 0.9, 5)
+    assert set(line["seconds"]) == {"read", "find", "paint", "paste", "write"}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 100, 400])
+def test_a_last_line_that_was_cut_short_costs_one_picture(cut: int) -> None:
+    shop = Shop()
+    shop()
+    before = contents()
+    MANIFEST.write_bytes(MANIFEST.read_bytes()[:-cut])
+    outcomes = shop(overwrite=True)
+    assert sorted(statuses(outcomes)) == (
+        ["unchanged"] * 3 if cut == 1 else ["done", "unchanged", "unchanged"]
+    )
+    assert contents() == before
+    assert statuses(shop()) == ["unchanged"] * 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"[]",
+        b"1",
+        b"null",
+        b'{"schema": 1}',
+        b'{"schema": 2, "status": "done"}',
+        b'{"schema": 1, "status": "done", "outputs": 3, "input": []}',
+        b"[" * 100_000,
+    ],
+)
+def test_damaged_lines_count_for_nothing(line: bytes) -> None:
+    shop = Shop()
+    shop()
+    MANIFEST.write_bytes(line + b"\n" + MANIFEST.read_bytes() + line)
+    assert statuses(shop()) == ["unchanged"] * 3
+    Path("out/a.png").unlink()
+    assert statuses(shop()) == ["done", "unchanged", "unchanged"]
+    assert statuses(shop()) == ["unchanged"] * 3
+
+
+def test_shards_are_taken_for_done_by_the_whole() -> None:
+    for index in range(6):
+        write_photo(Photo(picture(40, 50, seed=index)), f"in/{index}.png")
+    shop = Shop()
+    for index in (1, 2, 3):
+        shop(shard=(index, 3))
+    assert len(list(Path("out").glob(".cfrestore-?-of-3.jsonl"))) == 3
+    assert statuses(shop()) == ["unchanged"] * 9
+    assert statuses(shop(shard=(1, 2)) + shop(shard=(2, 2))) == ["unchanged"] * 9
+
+
+def test_results_may_move_to_another_place_with_their_manifest(here: Path) -> None:
+    shop = Shop()
+    shop()
+    Path("elsewhere").mkdir()
+    shutil.copytree("in", "elsewhere/in")
+    shutil.copytree("out", "elsewhere/out", copy_function=shutil.copyfile)
+    assert statuses(shop("elsewhere/in", output="elsewhere/out")) == ["unchanged"] * 3
+    assert statuses(shop(str(here / "in"), output=str(here / "out"))) == ["unchanged"] * 3
+    assert shop.read == []
+
+
+def test_names_may_be_any_bytes() -> None:
+    name = b"in/\xff \n'\".png".decode(errors="surrogateescape")
+    write_photo(Photo(picture(40, 50)), "in/a.png")
+    Path("in/a.png").rename(name)
+    shop = Shop()
+    assert statuses(shop()) == ["done"] * 3
+    assert statuses(shop()) == ["unchanged"] * 3
+    assert len(MANIFEST.read_bytes().splitlines()) == 3
+
+
+# In place
+
+
+def test_in_place_a_picture_is_restored_once() -> None:
+    shop = Shop()
+    Path("in/a.png").chmod(0o600)
+    originals = contents("in")
+    assert statuses(shop(output=None, in_place=True)) == ["done"] * 3
+    results = contents("in")
+    assert results.keys() == originals.keys()
+    assert all(results[name] != originals[name] for name in results)
+    assert stat.S_IMODE(Path("in/a.png").stat().st_mode) == 0o600
+    assert statuses(shop(output=None, in_place=True)) == ["unchanged"] * 3
+    assert contents("in") == results
+    Path("in/b.png").write_bytes(originals["b.png"])
+    assert statuses(shop(output=None, in_place=True)) == ["unchanged", "done", "unchanged"]
+    assert contents("in") == results
+
+
+# Writing
+
+
+class Full:
+    """A disk that is full after so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def __call__(self, photo: Photo, target: BinaryIO, *, format: str | None) -> tuple[str, ...]:
+        disk = self
+
+        class Stream:
+            name = target.name
+
+            def write(self, data: bytes) -> int:
+                if len(data) > disk.room:
+                    target.write(data[: disk.room])
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                disk.room -= len(data)
+                return target.write(data)
+
+            def flush(self) -> None:
+                target.flush()
+
+        return write_photo(photo, Stream(), format=format)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_leaves_whole_files_and_the_rest_fails_with_its_reason() -> None:
+    Shop()("in/a.png", output="enough/", kept=[COMPARED])
+    room = sum(map(len, contents("enough").values())) + 100
+    jobs = plan(["in"], "out", kept=[COMPARED])
+    outcomes = list(run(jobs, Shop().procedure, write=Full(room), workers=1))
+    assert statuses(outcomes) == ["done", "failed", "failed"]
+    for outcome in outcomes[1:]:
+        assert outcome.code == "unwritable"
+        assert "No space left on device" in str(outcome.error)
+        assert f"out/compared/{outcome.job.name}.png" in str(outcome.error)
+    assert set(contents()) == {"a.png", "compared/a.png"}
+    for name in contents():
+        read_photo(f"out/{name}")
+    assert statuses(Shop()(kept=[COMPARED])) == ["unchanged", "done", "done"]
+
+
+def test_a_manifest_that_cannot_be_written_fails_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = plan(["in"], "out")
+    MANIFEST.mkdir(parents=True)
+    outcomes = list(run(jobs, Shop().procedure))
+    assert [outcome.code for outcome in outcomes] == ["unwritable"] * 3
+    assert contents() == {}
+    assert list(Path("out").iterdir()) == [MANIFEST]
+
+
+def test_drafts_of_a_run_that_was_killed_are_removed_and_never_taken_for_pictures() -> None:
+    shop = Shop()
+    shop(kept=[CROPS])
+    jobs = {job.source.name: job for job in plan(["in"], "out", kept=[CROPS])}  # type: ignore[union-attr]
+    from cfrestore.batch.drafts import _key
+
+    ours = [
+        Path("out", f".cfrestore-{_key(jobs['a.png'])}-0123abcd.tmp"),
+        Path("out/cropped_faces", f".cfrestore-{_key(jobs['b.png'])}-0123abcd.tmp"),
+    ]
+    others = [Path("out/.cfrestore-0123456789abcdef-0123abcd.tmp"), Path("out/.tmp")]
+    for path in ours + others:
+        path.write_bytes(b"half a picture")
+    assert statuses(shop(kept=[CROPS])) == ["unchanged"] * 3
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in others)
+    assert len(plan(["out"], "new", recursive=True)) == 3
+
+
+def test_a_picture_that_changes_while_it_is_read_fails_alone() -> None:
+    def read(source: Path | BinaryIO) -> Photo:
+        photo = read_photo(source)
+        if source == Path("in/b.png"):
+            write_photo(Photo(picture(30, 30)), source)
+        return photo
+
+    outcomes = list(run(plan(["in"], "out"), Shop().procedure, read=read))
+    assert [outcome.code for outcome in outcomes] == [None, "modified", None]
+
+
+def test_a_manifest_tells_what_it_holds() -> None:
+    Shop()()
+    manifest = Manifest.read(Path("out"))
+    assert sorted(manifest.records) == ["a.png", "b.png", "c.png"]
+    ((record,),) = [manifest.records["b.png"]]
+    assert record.outcome.restored == 1
+    assert np.array_equal(record.outcome.faces[0].box, [4, 4, 36, 36])

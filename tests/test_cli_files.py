@@ -1,0 +1,313 @@
+"""Where pictures come from and go to, and as what they are written."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import Command, make
+from PIL import Image
+from stubs import picture
+
+from cfrestore.batch import Job
+from cfrestore.image import Photo, read_photo, write_photo
+
+
+def names(folder: str) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*.png"))
+
+
+class Pipe(io.TextIOWrapper):
+    """A standard stream of bytes, which may be a terminal."""
+
+    def __init__(self, data: bytes = b"", terminal: bool = False) -> None:
+        super().__init__(io.BytesIO(data))
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+def encoded(name: str) -> bytes:
+    make(name)
+    return Path(name).read_bytes()
+
+
+# Inputs
+
+
+def test_the_tree_of_a_folder_is_kept(cfrestore_: Command) -> None:
+    make("in/a.png", "in/sub/b.png")
+    assert cfrestore_("in", "-o", "flat").code == 0
+    assert names("flat") == ["a.png"]
+    assert cfrestore_("in", "--recursive", "-o", "deep").code == 0
+    assert names("deep") == ["a.png", "sub/b.png"]
+
+
+def test_patterns_work_without_a_shell(cfrestore_: Command) -> None:
+    make("in/a1.png", "in/a2.png", "in/b1.png")
+    assert cfrestore_("in/a*.png", "-o", "out/").code == 0
+    assert names("out") == ["a1.png", "a2.png"]
+    result = cfrestore_("in/c*.png", "-o", "out/")
+    assert (result.code, result.err) == (1, "error: in/c*.png matches no pictures\n")
+
+
+@pytest.mark.parametrize("null", [False, True])
+def test_names_come_from_a_list(cfrestore_: Command, null: bool) -> None:
+    listed = ["in/a.png", "in/b [1].png"] + (["in/c\n.png"] if null else [])
+    make(*listed)
+    end = "\0" if null else "\n"
+    Path("list").write_text("".join(name + end for name in listed), newline="")
+    words = ["--files-from", "list", "-o", "out"] + (["-0"] if null else [])
+    assert cfrestore_(*words).code == 0
+    assert names("out") == sorted(Path(name).name for name in listed)
+
+
+def test_a_list_from_stdin_of_one_name_still_gives_a_folder(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a.png")
+    monkeypatch.setattr(sys, "stdin", Pipe(b"a.png\n"))
+    assert cfrestore_("--files-from", "-", "-o", "out").code == 0
+    assert names("out") == ["a.png"]
+
+
+def test_an_empty_list_is_nothing_to_do(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Pipe())
+    result = cfrestore_("--files-from", "-")
+    assert (result.code, result.err) == (0, "there is nothing to do\n")
+
+
+# Outputs
+
+
+def test_a_template_names_results(cfrestore_: Command) -> None:
+    make("in/a.png", "in/b.png")
+    assert cfrestore_("in", "-o", "out/{stem}_w{w}.{ext}", "--w", "0.7").code == 0
+    assert names("out") == ["a_w0.7.png", "b_w0.7.png"]
+    result = cfrestore_("in", "-o", "{what}.png")
+    assert result.code == 2
+    assert result.err.startswith("error: {what} in {what}.png is unknown")
+
+
+def test_pictures_are_replaced_only_if_asked_for(cfrestore_: Command) -> None:
+    make("a.png")
+    before = Path("a.png").read_bytes()
+    assert cfrestore_("a.png", "-o", "a.png", "--overwrite").code == 2
+    assert Path("a.png").read_bytes() == before
+    assert cfrestore_("a.png", "--in-place", "-o", "b.png").code == 2
+    assert cfrestore_("a.png", "--in-place").code == 0
+    assert Path("a.png").read_bytes() != before
+
+
+def test_stdin_to_stdout(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded("a.png")
+    sink = Pipe()
+    monkeypatch.setattr(sys, "stdin", Pipe(data))
+    monkeypatch.setattr(sys, "stdout", sink)
+    result = cfrestore_("-", "-o", "-")
+    assert result.code == 0
+    assert result.err.splitlines()[-1] == "<stdin> -> <stdout>  1 face restored"
+    assert cfrestore_("a.png").code == 0
+    written = read_photo(sink.buffer.getvalue())  # type: ignore[attr-defined]
+    assert np.array_equal(written.pixels, read_photo("a.restored.png").pixels)
+
+
+def test_no_picture_goes_to_a_terminal(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a.png")
+    sink = Pipe(terminal=True)
+    monkeypatch.setattr(sys, "stdout", sink)
+    result = cfrestore_("a.png", "-o", "-")
+    assert result.code == 2
+    assert result.err.startswith("error: a picture is not written to a terminal")
+    assert sink.buffer.getvalue() == b""  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("- -o - --json", "stdout cannot have both the picture and JSON"),
+        ("- --files-from -", "stdin cannot be both a picture and a list of them"),
+        ("a.png -0", "--null is said of the names in --files-from, and there is none"),
+        ("a.png --watch --files-from x", "--watch looks at folders and patterns"),
+        ("- --watch", "--watch looks at folders and patterns"),
+        ("--files-from none", "none cannot be read: No such file or directory"),
+        ("a.png a.png -o -", "<stdout> is for one picture"),
+        ("a.png --quality 0", "quality must be a number from 1 to 100, or keep, found '0'"),
+        ("a.png --quality good", "quality must be a number"),
+        ("a.png --metadata some", "metadata must be keep or strip, found 'some'"),
+        ("a.png --format doc", "format 'doc' is unknown; known formats are JPEG, "),
+        ("a.png --shard 3/2", "a shard must be one of 1/N to N/N, found '3/2'"),
+        ("", "there is no INPUT"),
+    ],
+)
+def test_words_that_contradict_each_other(cfrestore_: Command, words: str, said: str) -> None:
+    make("a.png")
+    result = cfrestore_(*words.split())
+    assert result.code == 2
+    assert result.err.startswith(f"error: {said}")
+    assert len(result.err.splitlines()) == 1
+    assert not Path("a.restored.png").exists()
+
+
+# What is written
+
+
+def test_the_format_can_be_chosen(cfrestore_: Command) -> None:
+    make("a.png")
+    assert cfrestore_("a.png", "--format", "webp", "--quality", "100").code == 0
+    lossless = Path("a.restored.webp")
+    assert read_photo(lossless).format == "WEBP"
+    pixels = read_photo(lossless).pixels
+    assert cfrestore_("a.png").code == 0
+    assert np.array_equal(pixels, read_photo("a.restored.png").pixels)
+    size = lossless.stat().st_size
+    assert cfrestore_("a.png", "--format", "webp", "--quality", "1", "--overwrite").code == 0
+    assert lossless.stat().st_size < size / 4
+
+
+def test_the_coding_of_a_jpeg_can_be_kept(cfrestore_: Command) -> None:
+    Image.fromarray(picture(48, 64)).save("a.jpg", quality=20)
+    tables = Image.open("a.jpg").quantization  # type: ignore[attr-defined]
+    assert cfrestore_("a.jpg", "--quality", "keep").code == 0
+    assert Image.open("a.restored.jpg").quantization == tables  # type: ignore[attr-defined]
+    assert cfrestore_("a.jpg", "--overwrite").code == 0
+    assert Image.open("a.restored.jpg").quantization != tables  # type: ignore[attr-defined]
+
+
+def test_metadata_can_be_stripped(cfrestore_: Command) -> None:
+    write_photo(Photo(picture(48, 64), exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"), "a.png")
+    assert cfrestore_("a.png").code == 0
+    assert read_photo("a.restored.png").exif is not None
+    assert cfrestore_("a.png", "--metadata", "strip", "--overwrite").code == 0
+    assert read_photo("a.restored.png").exif is None
+
+
+def test_large_pictures_are_refused_on_demand(cfrestore_: Command) -> None:
+    make("a.png")
+    result = cfrestore_("a.png", "--max-pixels", "3071")
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith("error: a.png ")
+    assert "3,071" in result.err
+    assert cfrestore_("a.png", "--max-pixels", "3072").code == 0
+
+
+def test_what_is_lost_is_said_with_the_picture(cfrestore_: Command) -> None:
+    frames = [Image.fromarray(picture(48, 64, seed=seed)) for seed in (0, 1)]
+    frames[0].save("a.tif", save_all=True, append_images=frames[1:])
+    line, note = cfrestore_("a.tif").err.splitlines()[-2:]
+    assert line == "a.tif -> a.restored.tif  1 face restored"
+    assert note == "  Only the first of its 2 pages was read."
+    assert cfrestore_("a.tif", "--overwrite", "--quiet").err == ""
+
+
+# Many pictures
+
+
+def test_parts_of_a_batch_make_the_whole(cfrestore_: Command) -> None:
+    make(*(f"in/{number}.png" for number in range(6)))
+    parts = []
+    for part in ("1/2", "2/2"):
+        assert cfrestore_("in", "-o", "out", "--shard", part).code == 0
+        parts.append(names("out"))
+    assert 0 < len(parts[0]) < len(parts[1]) == 6
+    result = cfrestore_("in", "-o", "out", "--jobs", "1")
+    assert result.err.splitlines()[-1] == "0 of 6 pictures written, 6 unchanged"
+    assert "in/0.png -> out/0.png  unchanged, 1 face restored" in result.err
+
+
+def test_other_settings_are_another_result(cfrestore_: Command) -> None:
+    make("in/a.png")
+    assert cfrestore_("in").code == 0
+    for words in (["--metadata", "strip"], ["--w", "1"], []):
+        assert "unchanged" not in cfrestore_("in", *words).err
+        assert "unchanged" in cfrestore_("in", *words, "--jobs", "3").err
+
+
+def test_a_folder_is_watched_until_interrupted(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("in/a.png")
+
+    def watch(look: object) -> Iterator[Sequence[Job]]:
+        assert callable(look)
+        yield look()
+        make("in/b.png")
+        Path("in.restored/b.png").write_text("precious")
+        make("in/c.png")
+        yield look()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cfrestore.batch.watch", watch)
+    result = cfrestore_("in", "--watch")
+    assert result.code == 130
+    assert "in/a.png -> in.restored/a.png  1 face restored" in result.err
+    assert "error: in.restored/b.png exists; only --overwrite replaces it" in result.err
+    assert "in/c.png -> in.restored/c.png  1 face restored" in result.err
+    assert result.err.splitlines()[-1] == "interrupted"
+    assert Path("in.restored/b.png").read_text() == "precious"
+
+
+# Through a real shell
+
+
+@pytest.fixture
+def shell(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an old photograph in it, where `cfrestore` is the command."""
+    monkeypatch.chdir(tmp_path)
+    Path("old.jpg").write_bytes((repository / "examples/collins.jpg").read_bytes())
+    command = Path("bin/cfrestore")
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cfrestore "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent.absolute()}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    monkeypatch.setenv("CFRESTORE_MODEL", "compact")
+    monkeypatch.setenv("CFRESTORE_DEVICE", "cpu")
+    return tmp_path
+
+
+def run(line: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["bash", "-c", line], capture_output=True, timeout=300)
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+
+
+@posix
+def test_a_pipeline_through_a_shell(shell: Path) -> None:
+    done = run("cat old.jpg | cfrestore - -o - > new.jpg && cfrestore old.jpg -o file.jpg --json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b'{"schema": 1, "path": "old.jpg", "output": "file.jpg", ')
+    assert b"<stdin> -> <stdout>  1 face restored" in done.stderr
+    new, file, old = (read_photo(name) for name in ("new.jpg", "file.jpg", "old.jpg"))
+    assert np.array_equal(new.pixels, file.pixels)
+    assert not np.array_equal(new.pixels, old.pixels)
+    assert new.size == old.size
+
+
+@posix
+def test_a_reader_who_goes_away_ends_the_command_quietly(shell: Path) -> None:
+    done = run("cfrestore old.jpg -q -o - | true; echo ${PIPESTATUS[0]}")
+    assert (done.stdout, done.stderr) == (b"141\n", b"")
+    done = run("cfrestore old.jpg bin/none.jpg -q --json | true; echo ${PIPESTATUS[0]}")
+    assert (done.stdout, done.stderr) == (b"1\n", b"")
+
+
+@posix
+def test_closed_streams_are_one_sentence(shell: Path) -> None:
+    lines = ["cfrestore - -q -o x.jpg <&-", "cfrestore old.jpg -q -o - >&-"]
+    for line in (*lines, "cfrestore old.jpg --json >&-", "cfrestore --files-from - <&-"):
+        done = run(line)
+        assert done.returncode in (1, 2)
+        assert done.stderr.startswith(b"error: ")
+        assert len(done.stderr.splitlines()) == 1
+    assert not Path("x.jpg").exists()

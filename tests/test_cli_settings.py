@@ -1,0 +1,217 @@
+"""Flags, above variables, above cfrestore.toml, above what is by default."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from command import Command, make
+
+from cfrestore.cli import inpaint, restore
+from cfrestore.cli.settings import find_settings, option_names, read_settings
+from cfrestore.errors import ConfigError
+from cfrestore.options import Options
+from cfrestore.pipeline import Pipeline
+
+
+@pytest.fixture
+def seen(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    """What the pipeline is asked for."""
+    asked: list[Options] = []
+    restoring = Pipeline.restoring
+
+    def spy(self: Pipeline, options: Options = Options()) -> Any:  # noqa: B008
+        asked.append(options)
+        return restoring(self, options)
+
+    monkeypatch.setattr(Pipeline, "restoring", spy)
+    make("a.png")
+    return asked
+
+
+def test_flags_are_above_variables_above_the_file(
+    cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("cfrestore.toml").write_text("w = 0.25\noverwrite = true\n")
+    assert cfrestore_("a.png").err.startswith("settings of cfrestore.toml\n")
+    monkeypatch.setenv("CFRESTORE_W", "0.75")
+    assert cfrestore_("a.png").code == 0
+    assert cfrestore_("a.png", "--w", "1").code == 0
+    assert [options.fidelity for options in seen] == [0.25, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("value", ["1", "true", "yes", "on", "True"])
+def test_a_variable_switches_a_flag_on(
+    cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("CFRESTORE_DRAW_BOX", value)
+    assert cfrestore_("a.png").code == 0
+    assert seen[0].draw_box
+
+
+@pytest.mark.parametrize("value", ["0", "false", "no", "off", ""])
+def test_a_variable_switches_a_flag_off_that_the_file_switches_on(
+    cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    Path("cfrestore.toml").write_text("draw-box = true")
+    monkeypatch.setenv("CFRESTORE_DRAW_BOX", value)
+    assert cfrestore_("a.png").code == 0
+    assert seen[0].draw_box is (value == "")  # an empty variable says nothing
+
+
+def test_a_variable_that_makes_no_sense_is_refused(
+    cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    Path("cfrestore.toml").write_text("min-face = -1")
+    result = cfrestore_("a.png")
+    assert result.code == 2
+    assert re.search(r"'--min-face'.*; cfrestore.toml says so", result.err)
+    monkeypatch.setenv("CFRESTORE_W", "much")
+    result = cfrestore_("a.png", "--min-face", "1")
+    assert result.code == 2
+    assert re.search(r"'--w'.*; CFRESTORE_W says so", result.err)
+    assert "says so" not in cfrestore_("a.png", "--w", "much", "--min-face", "1").err
+    assert seen == []
+
+
+@pytest.mark.parametrize("app", [restore.app, inpaint.app])
+def test_every_option_has_its_variable(app: typer.Typer) -> None:
+    """Each is asked for by its name; only what shows something and ends has none."""
+    command: Any = typer.main.get_command(app)
+    options = [option for option in command.params if option.param_type_name == "option"]
+    silent = [option.name for option in options if not option.allow_from_autoenv]
+    assert silent == (["version"] if app is restore.app else [])
+    for option in options:
+        assert f"--{option.name.replace('_', '-')}" in option.opts
+
+
+def test_values_of_every_kind(cfrestore_: Command, seen: list[Options]) -> None:
+    Path("cfrestore.toml").write_text(
+        'faces = [1, 0]\nmin_face = 9\nbatch-size = 3\nmodel = "compact"\ndraw-box = true\n'
+    )
+    assert cfrestore_("a.png").code == 0
+    assert seen == [Options(faces=(1, 0), min_face=9, batch_size=3, draw_box=True)]
+
+
+def test_an_option_of_another_command_is_no_mistake(
+    cfrestore_: Command, seen: list[Options]
+) -> None:
+    Path("cfrestore.toml").write_text('mask = "holes.png"\nw = 1')
+    assert cfrestore_("a.png").code == 0
+    assert seen[0].fidelity == 1
+
+
+def test_the_file_of_the_user_counts_where_there_is_none_here(
+    cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(typer, "get_app_dir", lambda name: str(Path("mine") / name))
+    assert find_settings() is None
+    own = Path("mine/cfrestore/cfrestore.toml")
+    own.parent.mkdir(parents=True)
+    own.write_text("w = 0.1")
+    assert cfrestore_("a.png").code == 0
+    Path("cfrestore.toml").write_text("w = 0.2\noverwrite = true")
+    assert cfrestore_("a.png").code == 0
+    assert [options.fidelity for options in seen] == [0.1, 0.2]
+
+
+def test_a_file_cannot_have_originals_replaced(cfrestore_: Command) -> None:
+    Path("cfrestore.toml").write_text("in-place = true")
+    result = cfrestore_("a.png")
+    assert result.code == 2
+    assert "only --in-place itself replaces originals" in result.err
+
+
+def test_a_file_can_be_named(
+    cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("cfrestore.toml").write_text("w = 0.2")
+    Path("other").write_text("w = 0.3\noverwrite = true")
+    assert cfrestore_("a.png", "--config", "other").code == 0
+    monkeypatch.setenv("CFRESTORE_CONFIG", "other")
+    assert cfrestore_("a.png").code == 0
+    assert [options.fidelity for options in seen] == [0.3, 0.3]
+    result = cfrestore_("a.png", "--config", "none")
+    assert (result.code, result.err) == (
+        2,
+        "error: none cannot be read: No such file or directory\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("fidelty = 1", "sets 'fidelty', which is no option; the nearest is '"),
+        ("batchsize = 1", "sets 'batchsize', which is no option; the nearest is 'batch-size'"),
+        ("version = true", "sets 'version', which is no option"),
+        ('inputs = "a.png"', "sets 'inputs', which is no option"),
+        ("[inpaint]\nw = 1", "sets 'inpaint', which is no option"),
+        ("w = 2000-01-01", "sets 'w' to no text, number, truth value or list of numbers"),
+        ("faces = [0.5]", "sets 'faces' to no text, number"),
+        ("w = ", "is not TOML: "),
+        ("w = '\udcff'", "is not TOML: "),
+    ],
+)
+def test_what_the_file_gets_wrong_is_one_sentence(
+    cfrestore_: Command, seen: list[Options], text: str, said: str
+) -> None:
+    Path("cfrestore.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    result = cfrestore_("a.png")
+    assert result.code == 2
+    assert result.err.startswith(f"error: cfrestore.toml {said}")
+    assert len(result.err.splitlines()) == 1
+    assert seen == []
+
+
+def test_every_shared_option_can_be_set(tmp_path: Path) -> None:
+    names = option_names()
+    assert {"w", "mask", "output", "batch_size", "weights_dir", "offline", "strict"} <= names
+    assert not names & {"version", "config", "help", "inputs"}
+    names -= {"in_place"}
+    path = tmp_path / "all.toml"
+    path.write_text("\n".join(f'{name.replace("_", "-")} = "x"' for name in names))
+    assert read_settings(path) == dict.fromkeys(names, "x")
+    path.write_text("no = 1")
+    with pytest.raises(ConfigError, match="no option"):
+        read_settings(path)
+
+
+# Variables that were there before
+
+
+def test_the_folder_of_weights_may_be_told_in_each_way(
+    cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("cfrestore.toml").write_text('weights-dir = "file"\noverwrite = true')
+    assert cfrestore_("a.png").code == 0
+    assert os.environ["CFRESTORE_HOME"].endswith("home")
+    monkeypatch.setenv("CFRESTORE_WEIGHTS_DIR", "variable")
+    assert cfrestore_("a.png").code == 0
+    assert os.environ["CFRESTORE_HOME"] == "variable"
+    monkeypatch.delenv("CFRESTORE_WEIGHTS_DIR")
+    monkeypatch.delenv("CFRESTORE_HOME")
+    assert cfrestore_("a.png").code == 0
+    assert os.environ["CFRESTORE_HOME"] == "file"
+
+
+@pytest.mark.parametrize(
+    ("variable", "file", "offline"),
+    [("1", "false", True), ("0", "true", False), ("false", "true", False), ("", "true", True)],
+)
+def test_offline_may_be_told_in_each_way(
+    cfrestore_: Command,
+    seen: list[Options],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    file: str,
+    offline: bool,
+) -> None:
+    from cfrestore import weights
+
+    Path("cfrestore.toml").write_text(f"offline = {file}\nmodel = 'compact'")
+    monkeypatch.setenv("CFRESTORE_OFFLINE", variable)
+    assert cfrestore_("a.png").code == 0
+    assert weights.offline() is offline
