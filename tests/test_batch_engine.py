@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import threading
 import weakref
@@ -18,7 +19,7 @@ from stubs import StubDetector, StubNetwork, face_at, picture, small_network
 from torch import Tensor
 
 from cfrestore.align import AlignedFace
-from cfrestore.batch import COMPARED, CROPS, Job, Outcome, engine, plan, run
+from cfrestore.batch import COMPARED, CROPS, REASONS, Job, Outcome, engine, plan, run
 from cfrestore.detect import Face, MTCNNDetector
 from cfrestore.device import faces_at_once, inference
 from cfrestore.errors import ConfigError, ImageError
@@ -309,6 +310,38 @@ def test_only_so_many_pictures_are_in_memory() -> None:
     assert most <= 12
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_photograph_is_let_go_before_its_result_is_encoded(count: int) -> None:
+    make(count)
+    read: list[weakref.ref[Photo]] = []
+
+    def reading(source: Path | BinaryIO) -> Photo:
+        photo = read_photo(source)
+        read.append(weakref.ref(photo))
+        return photo
+
+    def writing(photo: Photo, target: BinaryIO, *, format: str | None) -> tuple[str, ...]:
+        assert read[0]() is None  # the first picture is the first to be written
+        return write_photo(photo, target, format=format)
+
+    procedure = Pipeline(StubNetwork(), StubDetector(face_at(4, 4, 32))).restoring()
+    jobs = plan(["in"], "out")
+    (first, *_) = run(jobs, procedure, read=reading, write=writing, workers=1)
+    assert first.error is None, first.error
+
+
+def test_one_picture_is_done_by_the_thread_that_asks() -> None:
+    make(1)
+    threads: list[threading.Thread] = []
+
+    def reading(source: Path | BinaryIO) -> Photo:
+        threads.append(threading.current_thread())
+        return read_photo(source)
+
+    list(run(plan(["in"], "out"), Painting([1]).procedure, read=reading))
+    assert threads == [threading.main_thread()]
+
+
 def test_only_so_many_pixels_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     make(10)
     monkeypatch.setattr(engine, "PIXELS_AHEAD", 40 * 50)
@@ -363,6 +396,21 @@ def test_a_fault_in_the_network_is_traced_to_its_picture() -> None:
     assert [outcome.code for outcome in outcomes] == [None, None, "unexpected", None]
 
 
+def test_a_picture_that_may_not_be_read_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    make(2)
+    opened = Path.open
+
+    def deny(path: Path, *values: object, **others: object) -> object:
+        if path.name == "000.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *values, **others)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", deny)
+    outcomes = Painting([0])()
+    assert [outcome.code for outcome in outcomes] == ["unreadable", None]
+    assert outcomes[0].error == "in/000.png cannot be read: Permission denied"
+
+
 def test_what_a_plan_refused_fails_alone() -> None:
     make(2)
     Path("out").mkdir()
@@ -370,6 +418,12 @@ def test_what_a_plan_refused_fails_alone() -> None:
     outcomes = list(run(plan(["in"], "out", isolate=True), Painting([0, 0]).procedure))
     assert [outcome.code for outcome in outcomes] == ["refused", None]
     assert "out/000.png exists" in str(outcomes[0].error)
+
+
+def test_every_code_is_explained() -> None:
+    source = Path(engine.__file__).read_text(encoding="utf-8")
+    codes = set(re.findall(r'(?:_FailureError\(|_failing\([\w.\[\]]+, )"(\w+)"', source))
+    assert codes == set(REASONS)
 
 
 # Streams
@@ -388,8 +442,9 @@ def test_a_picture_from_stdin_goes_to_stdout() -> None:
     assert out.getvalue().startswith(b"BM")
     (outcome,) = run(plan(["-"]), Painting([1]).procedure, stdin=BytesIO(b""), stdout=out)
     assert (outcome.code, outcome.error) == ("unreadable", "<bytes> is empty")
-    (outcome,) = run(plan(["in/000.png"], "-"), Painting([1]).procedure)
-    assert outcome.code == "unwritable"
+    for job in (*plan(["in/000.png"], "-"), *plan(["-"], "b.png")):
+        with pytest.raises(ConfigError, match="there is no <std"):
+            list(run([job], Painting([1]).procedure))
 
 
 def test_a_device_is_written_to_and_not_replaced() -> None:

@@ -101,6 +101,19 @@ def test_a_folder_that_cannot_be_listed_stands_among_the_pictures(
         plan(["in/closed"])
 
 
+def test_a_picture_that_may_not_be_looked_at_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    make("in/a.jpg", "in/closed/b.jpg")
+    looked = Path.stat
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if path == Path("in/closed/b.jpg"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return looked(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert sources("in", recursive=True) == ["in/a.jpg", "in/closed/b.jpg"]
+
+
 # Patterns
 
 
@@ -126,6 +139,7 @@ def test_two_stars_go_through_folders_and_the_tree_is_kept() -> None:
         ("in/a.jpg", "out/a.jpg"),
         ("in/x/y/a.jpg", "out/x/y/a.jpg"),
     ]
+    assert plan(["in/**"], "out") == plan(["in/**/*.jpg"], "out")
     assert pairs(plan(["in/*/y/*.jpg"], "out")) == [("in/x/y/a.jpg", "out/x/y/a.jpg")]
     assert pairs(plan(["in/**/*.jpg"])) == [
         ("in/a.jpg", "in/a.restored.jpg"),

@@ -29,18 +29,29 @@ def ahead(
     *,
     count: int,
     weight: int,
+    prompt: bool = False,
 ) -> Iterator[Done]:
-    """What work makes of the items, in their order, as soon as it is known.
+    """What work makes of the items, in their order.
 
     Items are taken, in the caller's thread, while no more than count of them, and no more than
     that weight, are being worked on or wait to be taken over. One that alone is too heavy is worked
     on alone.
+
+    Args:
+        pool: does the work.
+        work: whatever it raises ends everything.
+        items: where they take long to come, results should be prompt.
+        weigh: weight of an item.
+        count, weight: the bounds.
+        prompt: results are handed over once they are known, not only when no more items fit.
     """
     begun: deque[tuple[Future[Done], int]] = deque()
     held = 0
     for item in items:
         own = weigh(item)
-        while begun and (len(begun) >= count or held + own > weight or begun[0][0].done()):
+        while begun and (
+            len(begun) >= count or held + own > weight or (prompt and begun[0][0].done())
+        ):
             future, released = begun.popleft()
             held -= released
             yield future.result()

@@ -74,7 +74,10 @@ def put(
 
 
 def sweep(jobs: Iterable[Job]) -> None:
-    """Removes what runs of these jobs that were killed left behind under other names."""
+    """Removes what runs of these jobs that were killed left behind under other names.
+
+    A run of the same jobs that is still alive finds its drafts gone, and fails for those.
+    """
     keys: dict[Path, set[str]] = {}
     for job in jobs:
         for folder in _folders(job):

@@ -14,7 +14,7 @@ import time
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,10 +28,10 @@ from PIL import Image
 from cfrestore import __version__
 from cfrestore.batch.ahead import Here, ahead
 from cfrestore.batch.drafts import Writer, put, sweep
-from cfrestore.batch.job import COMPARED, CROPS, RESTORED, Job, Stream
+from cfrestore.batch.job import COMPARED, CROPS, RESTORED, Job, Place, Stream
 from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_outcome
 from cfrestore.batch.outcome import Outcome, outcome_of
-from cfrestore.errors import CFRestoreError, ConfigError, ImageError, OutputError
+from cfrestore.errors import CFRestoreError, ConfigError, ImageError
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.show import side_by_side
 
@@ -85,7 +85,7 @@ def run(
     settings: Mapping[str, object] | None = None,
     stdin: BinaryIO | None = None,
     stdout: BinaryIO | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Does the jobs; one that fails is reported, and the others are done.
 
     Results do not depend on the number of workers, nor, on the CPU, on what shares a batch. A
@@ -104,7 +104,7 @@ def run(
     Yields:
         an outcome per job, in their order.
     Raises:
-        ConfigError: what was asked for fits no picture.
+        ConfigError: what was asked for fits no picture, or a stream was not given.
     """
     workshop = _Workshop(
         procedure,
@@ -120,12 +120,15 @@ def run(
     readers, writers = (
         ThreadPoolExecutor(workers) if len(jobs) > 1 else Here() for _ in ("read", "write")
     )
-    bounds = {"count": 2 * workers, "weight": PIXELS_AHEAD}
+    count, weight = 2 * workers, PIXELS_AHEAD
     try:
-        begun = ahead(readers, workshop.begin, jobs, _pixels_of, **bounds)
+        begun = ahead(readers, workshop.begin, jobs, _pixels_of, count=count, weight=weight)
         groups = _gathered(begun, procedure.batch_size)
         painted = chain.from_iterable(map(workshop.paint, groups))
-        yield from ahead(writers, workshop.finish, painted, workshop.pixels_to_write, **bounds)
+        size = workshop.pixels_to_write
+        yield from ahead(
+            writers, workshop.finish, painted, size, count=count, weight=weight, prompt=True
+        )
     finally:
         writers.shutdown(cancel_futures=True)
         readers.shutdown(cancel_futures=True)
@@ -229,13 +232,12 @@ class _Workshop:
     def _begin(self, job: Job) -> _Begun:
         self._check_free(job.singles, job)
         seconds: dict[str, float] = {}
-        fingerprint = None
+        source = job.source if isinstance(job.source, Path) else None
         with _timed(seconds, "read"):
-            if job.manifest and isinstance(job.source, Path) and job.source.is_file():
-                fingerprint = Fingerprint.of(job.source)
-            photo = self.read(self._source(job))
-        if fingerprint and isinstance(job.source, Path) and not fingerprint.is_recent(job.source):
-            raise _FailureError("modified", f"{job.source} was written to while it was read")
+            fingerprint = _fingerprint(source) if source and job.manifest else None
+            photo = self.read(source or self._given(self.stdin, job.source))
+            if source and fingerprint and not fingerprint.is_recent(source):
+                raise _FailureError("modified", f"{source} was written to while it was read")
         with _timed(seconds, "find"), _failing(job, "unsuitable"):
             try:
                 prepared = self.procedure.prepare(photo)
@@ -298,10 +300,9 @@ class _Workshop:
             return outcome_of(job, restoration, (*remarks, *notes), seconds)
 
         if isinstance(job.target, Stream):
-            if self.stdout is None:
-                raise OutputError(f"nothing was given as {job.target}")
+            stream = self._given(self.stdout, job.target)
             format = job.format or restoration.photo.format
-            return outcome(self.write(restoration.photo, self.stdout, format=format))
+            return outcome(self.write(restoration.photo, stream, format=format))
 
         def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
             ended = outcome(notes)
@@ -335,18 +336,24 @@ class _Workshop:
     def _digest(self, job: Job) -> str:
         return digest_of({**self.settings, "kept": sorted(job.kept), "format": job.format})
 
-    def _source(self, job: Job) -> Path | BinaryIO:
-        if isinstance(job.source, Path):
-            return job.source
-        if self.stdin is None:
-            raise ImageError(f"nothing was given as {job.source}")
-        return self.stdin
+    def _given(self, stream: BinaryIO | None, place: Place) -> BinaryIO:
+        if stream is None:
+            raise ConfigError(f"there is no {place} for the jobs that need one")
+        return stream
 
     def pixels_to_write(self, picture: _Painted | Outcome) -> int:
         """How many pixels the result has."""
         if isinstance(picture, Outcome):
             return 0
         return picture.begun.pixels * self.procedure.upscale**2
+
+
+def _fingerprint(source: Path) -> Fingerprint | None:
+    """That of a file; None for others, and for what cannot be read, as will be told in a moment."""
+    with suppress(OSError):
+        if source.is_file():
+            return Fingerprint.of(source)
+    return None
 
 
 def _gathered(

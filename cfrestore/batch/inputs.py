@@ -101,7 +101,7 @@ def _has_sign(text: str) -> bool:
 
 def _matching(pattern: Path, naming: Naming) -> tuple[Found, ...]:
     """The pictures that a pattern stands for."""
-    parts = pattern.parts
+    parts = (*pattern.parts, *(["*"] if pattern.name == "**" else []))
     fixed = next(index for index, part in enumerate(parts) if _has_sign(part))
     root = Path(*parts[:fixed])
     try:

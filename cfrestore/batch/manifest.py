@@ -8,6 +8,9 @@ line is on the disk before its results appear under their names, with their SHA-
 lies there and is recorded is whole and ours, also after `kill -9`, and of a result that never
 appeared the line says nothing. Each shard has a file of its own, because machines cannot be relied
 on to append to one. Files are read together, as a set, in which order does not count.
+
+Done again, and replaced without being asked, is what was made from the same file when that, or a
+setting, was another. A result that somebody has edited is no longer ours, and stays.
 """
 
 from __future__ import annotations
@@ -64,8 +67,11 @@ class Fingerprint:
             return False
 
     def is_recent(self, path: Path) -> bool:
-        """Whether a file has not been written to since; raises OSError where it is gone."""
-        status = path.stat()
+        """Whether a file has not been written to since."""
+        try:
+            status = path.stat()
+        except OSError:
+            return False
         return (status.st_size, status.st_mtime_ns) == (self.size, self.time)
 
     def to_json(self) -> list[Any]:

@@ -114,7 +114,8 @@ class Outcome:
         remarks: what else was asked for and is not done, each half a sentence.
         notes: whole sentences on what of the file is not in the result, and the like.
         seconds: time spent, by stage: read, find, paint, paste, write. Pictures that were painted
-            together share the time by their faces.
+            together share the time by their faces; finding includes waiting for the painting of
+            others, because networks compute one at a time.
     """
 
     job: Job

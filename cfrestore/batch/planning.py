@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import Counter
@@ -16,6 +17,7 @@ from cfrestore.batch.naming import Naming, fixed_folder, is_template
 from cfrestore.errors import ConfigError, ImageError, OutputError
 from cfrestore.image import EXTENSIONS, FORMATS
 
+_NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
 _NUMBERED = re.compile(r"(.*)_\d{2,}\.png", re.DOTALL)
 
 
@@ -303,8 +305,11 @@ def _list(folder: Path) -> list[Path]:
 
 
 def _identity(path: Path) -> object:
-    """What two paths of one file have in common."""
-    if path.exists():
+    """What two paths of one file have in common; for one that is not there, or closed, its name."""
+    try:
         status = path.stat()
-        return status.st_dev, status.st_ino
-    return os.path.realpath(path)  # Path.resolve fails where links go in a circle
+    except OSError as error:
+        if error.errno not in _NOT_SEEN:
+            raise
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino

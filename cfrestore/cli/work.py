@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TextIO
@@ -192,7 +192,7 @@ def _doer(
     procedure: Procedure,
     source: BinaryIO | None,
     sink: BinaryIO | None,
-) -> Callable[[Sequence[Job]], Iterator[Outcome]]:
+) -> Callable[[Sequence[Job]], Generator[Outcome, None, None]]:
     """What does jobs as the words ask for."""
     from cfrestore.batch import WORKERS, run
     from cfrestore.image import MAX_PIXELS, read_photo, write_photo
@@ -224,7 +224,7 @@ def _arriving(look: Callable[[], Sequence[Job]]) -> Iterator[Sequence[Job]]:
 
 def _report(
     jobs: Sequence[Job],
-    running: Iterator[Outcome],
+    running: Generator[Outcome, None, None],
     words: Words,
     done: str,
     facts: Facts,
@@ -239,7 +239,8 @@ def _report(
             report.conclude(outcomes, len(jobs), console)
 
     try:
-        with report.progress(len(jobs), console, shown=not words.quiet) as advance:
+        shown = report.progress(len(jobs), console, shown=not words.quiet)
+        with closing(running), shown as advance:
             for outcome in running:
                 outcomes.append(outcome)
                 advance(outcome.restored)
