@@ -5,24 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
-P = ParamSpec("P")
-
-
-class Here(Executor):
-    """No threads: what is submitted is done at once by who submits it."""
-
-    def submit(self, work: Callable[P, Done], /, *args: P.args, **kwargs: P.kwargs) -> Future[Done]:
-        future: Future[Done] = Future()
-        future.set_result(work(*args, **kwargs))
-        return future
 
 
 def ahead(
-    pool: Executor,
+    pool: Executor | None,
     work: Callable[[Item], Done],
     items: Iterable[Item],
     weigh: Callable[[Item], int],
@@ -38,13 +28,16 @@ def ahead(
     on alone.
 
     Args:
-        pool: does the work.
+        pool: does the work; None: the caller's thread does it, one item at a time.
         work: whatever it raises ends everything.
         items: where they take long to come, results should be prompt.
         weigh: weight of an item.
         count, weight: the bounds.
         prompt: results are handed over once they are known, not only when no more items fit.
     """
+    if pool is None:
+        yield from map(work, items)
+        return
     begun: deque[tuple[Future[Done], int]] = deque()
     held = 0
     for item in items:

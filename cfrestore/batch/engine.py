@@ -26,7 +26,7 @@ import cv2
 from PIL import Image
 
 from cfrestore import __version__
-from cfrestore.batch.ahead import Here, ahead
+from cfrestore.batch.ahead import ahead
 from cfrestore.batch.drafts import Writer, put, sweep
 from cfrestore.batch.job import COMPARED, CROPS, RESTORED, Job, Place, Stream
 from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_outcome
@@ -118,7 +118,7 @@ def run(
     sweep(jobs)
     # One picture is done by the caller's thread: there, reading stdin can be interrupted.
     readers, writers = (
-        ThreadPoolExecutor(workers) if len(jobs) > 1 else Here() for _ in ("read", "write")
+        ThreadPoolExecutor(workers) if len(jobs) > 1 else None for _ in ("read", "write")
     )
     count, weight = 2 * workers, PIXELS_AHEAD
     try:
@@ -130,8 +130,9 @@ def run(
             writers, workshop.finish, painted, size, count=count, weight=weight, prompt=True
         )
     finally:
-        writers.shutdown(cancel_futures=True)
-        readers.shutdown(cancel_futures=True)
+        for pool in (writers, readers):
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, eq=False)
