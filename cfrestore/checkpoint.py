@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,29 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     return _read_safetensors(path, tensors=False)[1] if _is_safetensors(path) else {}
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Networks built within have shapes only: nothing is allocated or drawn, to be overwritten.
+
+    Drawing random numbers is left out by itself, because on the meta device torch first imports
+    what takes it a second of CPU time.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class WithoutDrawing(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if getattr(func, "__module__", None) == "torch.nn.init":
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **kwargs)
+
+    with WithoutDrawing(), torch.device("meta"):
+        yield
 
 
 def load_strictly(
@@ -110,8 +134,10 @@ def _is_safetensors(path: Path) -> bool:
 def _read_torch(path: Path) -> dict[str, Tensor]:
     import torch
 
+    with path.open("rb") as file:
+        mapped = file.read(2) == b"PK"  # not the bare pickle of old files
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except DAMAGE as error:
         raise CheckpointError(
             f"{path} is damaged or holds more than weights, so it was not opened"

@@ -252,10 +252,9 @@ def _to_faces(boxes: Floats, scores: Floats, landmarks: Floats) -> tuple[Face, .
 
 def _load_retinaface(path: str | Path, device: torch.device) -> tuple[str, Any]:
     """Name and network of a RetinaFace weight file, its backbone deduced from the keys."""
-    import torch
     from facexlib.detection.retinaface import RetinaFace
 
-    from cfrestore.checkpoint import load_strictly, read_checkpoint
+    from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
 
     state = {key.removeprefix("module."): value for key, value in read_checkpoint(path)[0].items()}
     if "body.layer1.0.conv1.weight" in state:
@@ -264,10 +263,8 @@ def _load_retinaface(path: str | Path, device: torch.device) -> tuple[str, Any]:
         name, backbone = "retinaface-mobilenet0.25", "mobile0.25"
     else:
         raise CheckpointError(f"{path} holds no RetinaFace; it begins with {list(state)[:5]}")
-    # On the meta device nothing is allocated or drawn, only to be overwritten.
-    meta = torch.device("meta")
-    with warnings.catch_warnings(), meta:
+    with warnings.catch_warnings(), unfilled():
         warnings.simplefilter("ignore", UserWarning)  # facexlib calls torchvision the old way
-        network = RetinaFace(network_name=backbone, device=meta)
+        network = RetinaFace(network_name=backbone, device="meta")
     load_strictly(network, state, path, name)
     return name, network.to(device).eval()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import cv2
 import numpy as np
 
-from cfrestore.checkpoint import load_strictly, read_checkpoint
+from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
 from cfrestore.device import inference
 from cfrestore.image import to_tensor
 
@@ -86,12 +86,10 @@ def mask_from_classes(classes: NDArray[np.integer]) -> NDArray[np.float32]:
 
 def _load(path: str | Path) -> nn.Module:
     """The network in evaluation mode, on the CPU."""
-    import torch
     from facexlib.parsing.parsenet import ParseNet
 
     state, _ = read_checkpoint(path)
-    # On the meta device nothing is allocated or drawn, only to be overwritten.
-    with torch.device("meta"):
+    with unfilled():
         network: nn.Module = ParseNet(in_size=PARSE_SIZE, out_size=PARSE_SIZE, parsing_ch=19)
     load_strictly(network, state, path, "ParseNet")
     return network.eval().requires_grad_(False)

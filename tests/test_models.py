@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baseline import PlainCodeFormer
 from published import random_state
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +19,9 @@ from cfrestore.models.codeformer import (
 from cfrestore.models.vqgan import (
     VQGAN,
     Downsample,
+    GroupNorm,
     PatchDiscriminator,
+    Upsample,
     VectorQuantizer,
     VQGANConfig,
     perplexity,
@@ -96,6 +99,60 @@ def test_outputs_equal_the_published_networks(shared: Path) -> None:
         crop = image[:, 200:264, 300:364]
         np.testing.assert_allclose(crop.numpy(), golden[f"{name}_crop"], atol=1e-3)
     torch.testing.assert_close(net(x_, w=0.5), net.decode(matched, skips, 0.5))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("w", [0, 0.5, 1])
+def test_the_network_is_the_one_that_speed_is_measured_against(
+    layout: torch.memory_format, w: float
+) -> None:
+    net, x = small_net(), small_input()
+    plain = PlainCodeFormer(net.state_dict(), net.config)(x, w)
+    torch.testing.assert_close(
+        net(x.contiguous(memory_format=layout), w), plain, rtol=0, atol=1e-4 * plain.abs().max()
+    )
+
+
+@torch.inference_mode()
+def test_channels_last_is_kept_throughout() -> None:
+    net, x = small_net(), small_input().contiguous(memory_format=torch.channels_last)
+    broken = []
+
+    def check(module: torch.nn.Module, _: object, y: object) -> None:
+        if isinstance(y, Tensor) and y.ndim == 4:
+            last = y.is_contiguous(memory_format=torch.channels_last)
+            broken.extend([] if last else [type(module).__name__])
+
+    for module in net.modules():
+        module.register_forward_hook(check)
+    net(x, 0.5)
+    assert broken == []
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_enlarging_is_nearest_neighbour_and_a_convolution(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    layer, x = Upsample(8), torch.randn(2, 8, 5, 5).contiguous(memory_format=layout)
+    expected = layer.conv(torch.nn.functional.interpolate(x, scale_factor=2))
+    torch.testing.assert_close(layer(x), expected)
+    gradient = torch.randn_like(expected)
+    found = torch.autograd.grad(layer(x), layer.conv.weight, gradient)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, layer.conv.weight, gradient))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("batch", [1, 2])
+def test_statistics_of_large_maps_keep_their_digits(batch: int) -> None:
+    torch.manual_seed(0)
+    layer, x = GroupNorm(16, 4), torch.randn(batch, 16, 512, 512) * 2 + 1
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    weight, bias = layer.weight.double(), layer.bias.double()
+    exact = torch.nn.functional.group_norm(x.double(), 4, weight, bias, layer.eps)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = layer(x.contiguous(memory_format=layout))
+        assert (found - exact).abs().max() < 2e-6 * exact.abs().max()
 
 
 def small_net() -> CodeFormer:
@@ -210,14 +267,25 @@ def test_small_configurations_keep_their_budget(config: CodeFormerConfig) -> Non
     assert config.tokens == 256
 
 
+def operations(config: CodeFormerConfig, w: float) -> int:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        CodeFormer(config)(torch.zeros(1, 3, config.image_size, config.image_size), w=w)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("w", "published"), [(1, 810e9), (0, 592e9)])
+def test_enlarging_costs_four_ninths_of_what_it_does_published(w: float, published: float) -> None:
+    sides = (16, 32, 64, 128, 256)  # before each enlargement, of so many channels:
+    taps = [(2 * side * c) ** 2 for side, c in zip(sides, (512, 256, 256, 128, 128), strict=True)]
+    saved = 2 * (9 - 4) * sum(taps)
+    assert operations(CodeFormerConfig(), w) == pytest.approx(published - saved, rel=0.002)
+
+
 def test_compact_needs_a_fifteenth_of_the_published_operations() -> None:
-    operations = []
-    for config in (CodeFormerConfig(), CodeFormerConfig.compact()):
-        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-            CodeFormer(config)(torch.zeros(1, 3, config.image_size, config.image_size), w=1)
-        operations.append(counter.get_total_flops())
-    assert operations[0] == pytest.approx(810e9, rel=0.01)
-    assert 15 <= operations[0] / operations[1] <= 20
+    published, compact = (
+        operations(config, 1) for config in (CodeFormerConfig(), CodeFormerConfig.compact())
+    )
+    assert 15 <= published / compact <= 20
 
 
 def test_config_survives_json_and_names_unknown_keys() -> None:

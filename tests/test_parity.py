@@ -1,4 +1,4 @@
-"""The published pipeline, written here once more from its specification, and ours beside it.
+"""The published pipeline, as benchmarks/baseline.py writes it down, and ours beside it.
 
 The reference works on whole frames in BGR, as specification 02 words it, and is slow. What differs
 on purpose is listed in docs/parity.md; each row there names the test that shows it.
@@ -7,11 +7,12 @@ on purpose is listed in docs/parity.md; each row there names the test that shows
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import baseline
 import cv2
 import numpy as np
 import pytest
@@ -192,70 +193,8 @@ def test_detectors_that_are_not_offered_are_refused(name: str) -> None:
 
 # ---- from picture to picture: sections 2 and 4 to 8
 
-TEMPLATE = np.array(
-    [
-        [192.98138, 239.94708],
-        [318.90277, 240.1936],
-        [256.63416, 314.01935],
-        [201.26117, 371.41043],
-        [313.08905, 371.15118],
-    ],
-    np.float32,
-)
-KEPT = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15)
-
 Image = NDArray[np.uint8]
 Floats = NDArray[np.floating]
-
-
-def published_is_gray(bgr: Image, threshold: float = 10) -> bool:
-    a, b, c = (bgr[..., i].astype(np.int64) for i in range(3))
-    return bool((np.var(a - b) + np.var(b - c) + np.var(c - a)) / 3 <= threshold)
-
-
-def published_gray_face(bgr: Image, crop: Image) -> Floats:
-    """Gray, with the crop's statistics; float64, neither clipped nor rounded."""
-    gray = 0.2989 * bgr[..., 2] + 0.5870 * bgr[..., 1] + 0.1140 * bgr[..., 0]
-    content, style = np.stack([gray] * 3, axis=-1), crop.astype(np.float64)
-    (mc, sc), (ms, ss) = (
-        (x.mean((0, 1)), np.sqrt(((x - x.mean((0, 1))) ** 2).mean((0, 1)) + 1e-5))
-        for x in (content, style)
-    )
-    return (content - mc) / sc * ss + ms
-
-
-def published_input(bgr: Image) -> Tensor:
-    """(1, 3, S, S), RGB in [-1, 1]."""
-    rgb = bgr[..., ::-1].astype(np.float32) / 255
-    return torch.from_numpy(((rgb - 0.5) / 0.5).transpose(2, 0, 1)[None].copy())
-
-
-def published_output(y: Tensor) -> Image:
-    values = (y[0].clamp(-1, 1).numpy().transpose(1, 2, 0)[..., ::-1] + 1) / 2
-    return (values * 255).round().astype(np.uint8)
-
-
-def published_inverse(matrix: Floats, scale: int) -> Floats:
-    inverse = np.asarray(cv2.invertAffineTransform(matrix)) * scale
-    if scale > 1:
-        inverse[:, 2] += 0.5 * scale
-    return inverse
-
-
-def published_square(inverse: Floats, size: tuple[int, int], scale: int) -> tuple[Floats, Floats]:
-    """m1, which multiplies the face, and the soft mask m."""
-    m0 = cv2.warpAffine(np.ones((512, 512), np.float32), inverse, size)
-    m1 = cv2.erode(m0, np.ones((int(2 * scale),) * 2, np.uint8))
-    e = int(math.sqrt(m1.sum(dtype=np.float64))) // 20
-    m2 = cv2.erode(m1, np.ones((2 * e, 2 * e), np.uint8))
-    return m1, cv2.GaussianBlur(m2, (2 * e + 1, 2 * e + 1), 0)
-
-
-def published_parsing(classes: NDArray[np.integer]) -> Floats:
-    mask = np.where(np.isin(classes, KEPT), 255.0, 0.0)
-    mask = cv2.GaussianBlur(cv2.GaussianBlur(mask, (101, 101), 11), (101, 101), 11)
-    mask[:10], mask[-10:], mask[:, :10], mask[:, -10:] = 0, 0, 0, 0
-    return mask / 255
 
 
 class Bands(nn.Module):
@@ -267,52 +206,6 @@ class Bands(nn.Module):
         return -(smooth - torch.linspace(-0.5, 0.5, 19).view(1, 19, 1, 1)).abs(), x
 
 
-@dataclass(frozen=True, eq=False)
-class Published:
-    """What the published pipeline makes of a picture, before its last step.
-
-    Attributes:
-        values: (H, W, 3) float, BGR.
-        touched: (H, W), where a mask is above 0, and the pixels next to them.
-        faded: (H, W), where a face's coverage lies strictly between 0 and 1.
-    """
-
-    values: Floats
-    touched: NDArray[np.bool_]
-    faded: NDArray[np.bool_]
-
-
-def published_restoration(
-    bgr: Image,
-    landmarks: Sequence[NDArray[np.float32]],
-    network: Callable[[Tensor], Tensor],
-    scale: int,
-    parser: Bands | None,
-) -> Published:
-    """Sections 4 to 7 for a picture whose short side is at least 512, without up-samplers."""
-    gray, height, width = published_is_gray(bgr), bgr.shape[0] * scale, bgr.shape[1] * scale
-    canvas = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float64)
-    touched, faded = np.zeros((2, height, width), bool)
-    for points in landmarks:
-        matrix, _ = cv2.estimateAffinePartial2D(points, TEMPLATE, method=cv2.LMEDS)
-        border = (135, 133, 132)
-        crop = cv2.warpAffine(bgr, matrix, (512, 512), borderMode=0, borderValue=border)
-        face: Floats | Image = published_output(network(published_input(crop)))
-        if gray:
-            face = published_gray_face(face, crop)
-        inverse = published_inverse(matrix, scale)
-        m1, mask = published_square(inverse, (width, height), scale)
-        if parser is not None:
-            logits, _ = parser(published_input(face))
-            limit = published_parsing(logits[0].argmax(0).numpy())
-            mask = np.minimum(mask, cv2.warpAffine(limit, inverse, (width, height)))
-        premultiplied = m1[..., None] * cv2.warpAffine(face, inverse, (width, height))
-        canvas = mask[..., None] * premultiplied + (1 - mask[..., None]) * canvas
-        touched |= cv2.dilate((mask > 0).astype(np.uint8), np.ones((3, 3))) > 0
-        faded |= (m1 > 0) & (m1 < 1)
-    return Published(canvas, touched, faded)
-
-
 def rounded(values: Floats) -> Image:
     """BGR values as the RGB bytes that are nearest to them."""
     return np.ascontiguousarray(np.rint(values).clip(0, 255).astype(np.uint8)[..., ::-1])
@@ -322,7 +215,7 @@ def landmarks_of(side: float, centre: tuple[float, float], angle: float) -> NDAr
     """Of a face whose crop covers side x side pixels; not quite a similarity, as real ones."""
     turn = side / 512 * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     uneven = [[2, -3], [-1, 2], [4, 1], [-3, 0], [1, -2]]
-    return ((TEMPLATE - 255.5 + uneven) @ turn + centre).astype(np.float32)
+    return ((baseline.TEMPLATE - 255.5 + uneven) @ turn + centre).astype(np.float32)
 
 
 def published_network(paint: Callable[[Tensor], Tensor]) -> StubNetwork:
@@ -377,10 +270,8 @@ def test_a_whole_photograph_is_the_published_one(
     assert len(result.restored) == len(faces)
     assert {(w, adain) for _, w, adain in network.calls} == {(0.7, True)}
 
-    expected = published_restoration(
-        bgr, PLACES[places], repaint, scale, Bands() if parsed else None
-    )
-    assert published_is_gray(bgr) == gray
+    expected = baseline.restore(bgr, PLACES[places], repaint, scale, Bands() if parsed else None)
+    assert baseline.is_gray(bgr) == gray
     nearest = rounded(expected.values)
     assert_close(found, np.where(expected.faded[..., None], found, nearest), tolerance=1)
     assert_close(found, nearest, tolerance=2)
@@ -398,7 +289,7 @@ def test_the_composition_is_rounded_where_the_published_one_truncates() -> None:
         published_network(repaint), StubDetector(Face(np.zeros(4, np.float32), 1.0, points[0]))
     )
     found = restore(Photo(pixels)).photo.pixels
-    expected = published_restoration(bgr, points, repaint, 1, None)
+    expected = baseline.restore(bgr, points, repaint, 1, None)
     inside = expected.touched & ~expected.faded
     exact = expected.values[inside][:, ::-1]
     fractional = exact[np.abs(exact - np.rint(exact)) > 0.01]
@@ -415,9 +306,9 @@ def test_an_aligned_face_is_the_published_one(gray: bool) -> None:
     if gray:
         pixels = np.repeat(pixels[..., 1:2], 3, axis=2)
     bgr = np.ascontiguousarray(pixels[..., ::-1])
-    expected: Floats | Image = published_output(repaint(published_input(bgr)))
+    expected: Floats | Image = baseline.to_image(repaint(baseline.to_input(bgr)))
     if gray:
-        expected = published_gray_face(expected, bgr)
+        expected = baseline.gray_face(expected, bgr)
     restore = Pipeline(published_network(repaint), StubDetector())
     found = restore(Photo(pixels), Options(aligned=True)).photo.pixels
     assert_close(found, rounded(expected), tolerance=0)
@@ -504,9 +395,7 @@ def test_the_golden_crop_is_what_this_reference_cuts(shared: Path) -> None:
     restored = cv2.imdecode(np.frombuffer((golden / "restored0.png").read_bytes(), np.uint8), 1)
     points = values["landmarks"].astype(np.float32)
     for scale in (1, 2):
-        expected = published_restoration(
-            bgr, points, lambda x: published_input(restored), scale, None
-        )
+        expected = baseline.restore(bgr, points, lambda x: baseline.to_input(restored), scale, None)
         name = f"pasted_x{scale}_square.png"
         recorded = cv2.imdecode(np.frombuffer((golden / name).read_bytes(), np.uint8), 1)
         assert_close(expected.values.astype(np.uint8), recorded, tolerance=1)

@@ -199,7 +199,7 @@ class ControllableFeatureTransform(nn.Module):
         """Both features (B,C,side,side); returns the decoder feature, transformed."""
         fused = self.encode_enc(torch.cat((encoder_feature, decoder_feature), dim=1))
         # F_d <- F_d + w (F_d * alpha + beta)
-        change = decoder_feature * self.scale(fused) + self.shift(fused)
+        change = torch.addcmul(self.shift(fused), decoder_feature, self.scale(fused))
         return decoder_feature + w * change
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cfrestore.checkpoint import load_strictly, read_checkpoint
+from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
 from cfrestore.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
         CheckpointError: it is damaged, or is not a CodeFormer; the first five differing keys of
             each kind are named.
     """
-    import torch
-
     from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 
     state, metadata = read_checkpoint(path)
@@ -43,8 +41,7 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
             config = CodeFormerConfig.from_json(metadata["config"])
         else:
             config = deduce_config(state)
-        # On the meta device nothing is allocated or drawn, only to be overwritten.
-        with torch.device("meta"):
+        with unfilled():
             network = CodeFormer(config)
     except (ConfigError, *_MISFIT) as error:
         raise CheckpointError(f"{path} describes no CodeFormer: {error}") from error
