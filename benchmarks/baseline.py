@@ -249,7 +249,7 @@ def restore(
     landmarks: Sequence[NDArray[np.float32]],
     network: Callable[[Tensor], Tensor],
     scale: int = 1,
-    parser: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    parser: Callable[[Tensor], Tensor] | None = None,
 ) -> Published:
     """A picture whose short side is at least 512, without up-samplers."""
     gray, height, width = is_gray(bgr), bgr.shape[0] * scale, bgr.shape[1] * scale
@@ -262,7 +262,7 @@ def restore(
             face = gray_face(face, crop)
         limit = None
         if parser is not None:
-            limit = parsing_mask(parser(to_input(face))[0][0].argmax(0).numpy())
+            limit = parsing_mask(parser(to_input(face))[0].argmax(0).numpy())
         canvas, m1, mask = paste(canvas, face, inverse_of(matrix, scale), scale, limit)
         touched |= cv2.dilate((mask > 0).astype(np.uint8), np.ones((3, 3))) > 0
         faded |= (m1 > 0) & (m1 < 1)

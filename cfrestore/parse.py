@@ -60,7 +60,7 @@ class FaceParser:
         for mask, crop in zip(masks, crops, strict=True):  # singly: 512 px take about a gigabyte
             batch = to_tensor(_resize(crop, PARSE_SIZE)[None]).to(self.device)  # (1, 3, 512, 512)
             with inference():
-                logits, _ = self.network(batch)  # (1, 19, 512, 512)
+                logits = self.network(batch)  # (1, 19, 512, 512)
             classes = logits[0].argmax(dim=0).cpu().numpy()
             mask[...] = _resize(mask_from_classes(classes), crop.shape[0])
         return masks
@@ -86,11 +86,11 @@ def mask_from_classes(classes: NDArray[np.integer]) -> NDArray[np.float32]:
 
 def _load(path: str | Path) -> nn.Module:
     """The network in evaluation mode, on the CPU."""
-    from facexlib.parsing.parsenet import ParseNet
+    from cfrestore.models.parsenet import ParseNet
 
     state, _ = read_checkpoint(path)
     with unfilled():
-        network: nn.Module = ParseNet(in_size=PARSE_SIZE, out_size=PARSE_SIZE, parsing_ch=19)
+        network = ParseNet()
     load_strictly(network, state, path, "ParseNet")
     return network.eval().requires_grad_(False)
 

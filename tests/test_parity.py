@@ -200,10 +200,10 @@ Floats = NDArray[np.floating]
 class Bands(nn.Module):
     """Stands in for ParseNet: the class is the band of the local brightness."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         coarse = nn.functional.avg_pool2d(x.mean(1, keepdim=True), 32)
         smooth = nn.functional.interpolate(coarse, scale_factor=32, mode="bilinear")
-        return -(smooth - torch.linspace(-0.5, 0.5, 19).view(1, 19, 1, 1)).abs(), x
+        return -(smooth - torch.linspace(-0.5, 0.5, 19).view(1, 19, 1, 1)).abs()
 
 
 def rounded(values: Floats) -> Image:

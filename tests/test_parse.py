@@ -21,11 +21,11 @@ class Painted(nn.Module):
 
     seen: Tensor
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         self.seen = x
         logits = torch.zeros(len(x), 19, *x.shape[2:])
         logits[:, 1] = x.mean(dim=1)
-        return logits, x
+        return logits
 
 
 def read(path: Path) -> NDArray[np.uint8]:
@@ -141,6 +141,25 @@ def test_the_parser_is_ready_for_inference(checkpoint: Path) -> None:
     network = FaceParser(checkpoint).network
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("size", [64, 176])
+def test_the_network_is_facexlib_s(checkpoint: Path, size: int) -> None:
+    theirs = ParseNet(in_size=512, out_size=512, parsing_ch=19)
+    state = {
+        key: value.uniform_(0.5, 2) if key.endswith("var") else value
+        for key, value in torch.load(checkpoint, weights_only=True).items()
+    }
+    theirs.load_state_dict(state)
+    ours = FaceParser(checkpoint).network
+    ours.load_state_dict(state)
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.inference_mode():
+        expected, _ = theirs.eval()(x)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            found = ours(x.contiguous(memory_format=layout))
+            assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+            assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.999
 
 
 @pytest.mark.slow

@@ -265,10 +265,11 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         CheckpointError, ConfigError: as `load_pipeline`.
     """
     from cfrestore.cli.supply import supply
-    from cfrestore.device import choose_device, choose_precision
+    from cfrestore.device import choose_device, choose_precision, reuse_memory
     from cfrestore.pipeline import TASKS, load_pipeline
     from cfrestore.weights import locate
 
+    reuse_memory()
     console = report.make_console()
     network, detector = TASKS[task], words.detector
     # Fails before a long download, not after.

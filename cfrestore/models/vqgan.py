@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfrestore.errors import ConfigError
+from cfrestore.models.enlarge import enlarge
 
 NORM_EPS = 1e-6
 
@@ -167,29 +168,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the side by nearest neighbour, then smooths with a 3x3 convolution.
-
-    Both at once are one transposed convolution, which needs 4 instead of 9 products a pixel and
-    channel and never stores the enlarged input.
-    """
+    """Doubles the side by nearest neighbour, then smooths with a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = _spread(_spread(self.conv.weight, 2), 3).transpose(0, 1)  # (in, out, 4, 4)
-        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
-
-
-def _spread(weight: Tensor, axis: int) -> Tensor:
-    """Along one axis, three taps over doubled pixels as four over the pixels themselves.
-
-    An even output pixel sees its neighbour through the first tap and its own pixel through the
-    other two, an odd one its own through the first two; transposed convolution turns this around.
-    """
-    first, middle, last = weight.unbind(axis)
-    return torch.stack((last, middle + last, first + middle, first), axis)
+        return enlarge(x, self.conv.weight, self.conv.bias)
 
 
 class Encoder(nn.Module):

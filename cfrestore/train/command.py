@@ -92,10 +92,11 @@ def _say_nothing(line: str) -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     """Builds the stage the words describe and runs it."""
-    from cfrestore.device import autotune, choose_device
+    from cfrestore.device import autotune, choose_device, reuse_memory
     from cfrestore.train import distributed
 
     autotune()
+    reuse_memory()
     device, rank, world = distributed.start(choose_device(arguments.device))
     try:
         _run(arguments, device, rank, world)
