@@ -49,11 +49,7 @@ class PlainCodeFormer:
     @torch.inference_mode()
     def __call__(self, x: Tensor, w: float, adain: bool = True) -> Tensor:
         """(1,3,S,S) in [-1, 1] to the same."""
-        skips: dict[int, Tensor] = {}
-        for index, block in enumerate(self._blocks("encoder.blocks")):
-            x = self._block(block, x, doubles=False)
-            if index in self.seen_after:
-                skips[self.seen_after[index]] = x
+        x, skips = self._encode(x)
         codes = self._predict(x).argmax(-1)
         q = F.embedding(codes, self.state["quantize.embedding.weight"])
         q = q.permute(0, 2, 1).reshape(x.shape)
@@ -70,6 +66,19 @@ class PlainCodeFormer:
             if w > 0 and side in self.config.connect:
                 x = self._fuse(f"fuse_convs_dict.{side}", skips[side], x, w)
         return x
+
+    @torch.inference_mode()
+    def codes(self, x: Tensor) -> Tensor:
+        """(1,T), what the network looks up for a face."""
+        return self._predict(self._encode(x)[0]).argmax(-1)
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        skips: dict[int, Tensor] = {}
+        for index, block in enumerate(self._blocks("encoder.blocks")):
+            x = self._block(block, x, doubles=False)
+            if index in self.seen_after:
+                skips[self.seen_after[index]] = x
+        return x, skips
 
     def _blocks(self, prefix: str) -> Iterator[str]:
         count = 1 + max(int(k.split(".")[2]) for k in self.state if k.startswith(prefix))
@@ -237,11 +246,11 @@ class Published:
     faded: NDArray[np.bool_]
 
 
-def align(bgr: Image, points: NDArray[np.float32]) -> tuple[Image, Floats]:
+def align(bgr: Image, points: NDArray[np.float32], side: int) -> tuple[Image, Floats]:
     """The crop, and the matrix that leads to it."""
-    matrix, _ = cv2.estimateAffinePartial2D(points, TEMPLATE, method=cv2.LMEDS)
+    matrix, _ = cv2.estimateAffinePartial2D(points, TEMPLATE * side / 512, method=cv2.LMEDS)
     border = (135, 133, 132)
-    return cv2.warpAffine(bgr, matrix, (512, 512), borderMode=0, borderValue=border), matrix
+    return cv2.warpAffine(bgr, matrix, (side, side), borderMode=0, borderValue=border), matrix
 
 
 def restore(
@@ -250,13 +259,17 @@ def restore(
     network: Callable[[Tensor], Tensor],
     scale: int = 1,
     parser: Callable[[Tensor], Tensor] | None = None,
+    side: int = 512,
 ) -> Published:
-    """A picture whose short side is at least 512, without up-samplers."""
+    """A picture whose short side is at least 512, without up-samplers.
+
+    The published network has crops of 512 px; with another side all else stays as published.
+    """
     gray, height, width = is_gray(bgr), bgr.shape[0] * scale, bgr.shape[1] * scale
     canvas = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_LINEAR)
     touched, faded = np.zeros((2, height, width), bool)
     for points in landmarks:
-        crop, matrix = align(bgr, points)
+        crop, matrix = align(bgr, points, side)
         face: Floats | Image = to_image(network(to_input(crop)))
         if gray:
             face = gray_face(face, crop)
@@ -267,3 +280,28 @@ def restore(
         touched |= cv2.dilate((mask > 0).astype(np.uint8), np.ones((3, 3))) > 0
         faded |= (m1 > 0) & (m1 < 1)
     return Published(canvas, touched, faded)
+
+
+def random_state(config: CodeFormerConfig, seed: int = 0) -> dict[str, Tensor]:
+    """Weights of that network with which values stay of one size from layer to layer."""
+    with torch.device("meta"):
+        shapes = CodeFormer(config).state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, value in shapes.items():
+        n = torch.randn(value.shape, generator=generator)
+        if value.ndim == 1:
+            state[key] = 1 + 0.2 * n if key.endswith("weight") else 0.1 * n
+        else:
+            looked_up = key in ("position_emb", "quantize.embedding.weight")
+            state[key] = n if looked_up else n / math.prod(value.shape[1:]) ** 0.5
+    return state
+
+
+def random_face(side: int, seed: int = 0) -> Tensor:
+    """(1,3,S,S) in [-1, 1] with detail of every size, as a face has."""
+    generator, x = torch.Generator().manual_seed(seed), torch.zeros(1, 3, side, side)
+    for cells, amplitude in ((4, 0.5), (16, 0.3), (64, 0.15)):
+        noise = torch.randn(1, 3, cells, cells, generator=generator)
+        x += amplitude * F.interpolate(noise, size=(side, side), mode="bicubic")
+    return x.clamp(-1, 1)

@@ -1,0 +1,314 @@
+"""What whole photographs cost, against the published pipeline run plainly.
+
+    python benchmarks/pipeline.py one [--rounds 3]
+    python benchmarks/pipeline.py group [--faces 40] [--rounds 1]
+    python benchmarks/pipeline.py folder [--pictures 200] [--rounds 1]
+
+`one` is the network, parsing and pasting of one face of 600 px in a picture of 12 MP, on one
+thread. `group` is a picture of 20 MP with that many faces, from file to file, on all cores. Both
+have random weights of the published sizes; faces lie where they are said to, since random weights
+find none. `folder` is a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three
+faces, with the shipped weights, found by MTCNN in both; here `ours` is the batch engine. The plain
+pipeline reads, finds, paints, parses (but in `folder`, where there is no parser), pastes and writes
+one picture after the other.
+
+`network busy` is the share of the time that passed in which faces were being painted; `cores busy`
+is CPU time over the time that passed and the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import baseline
+import cv2
+import numpy as np
+import stopwatch
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cfrestore.align import FFHQ_TEMPLATE
+from cfrestore.batch import plan, run
+from cfrestore.checkpoint import read_checkpoint, unfilled
+from cfrestore.detect import Face, MTCNNDetector
+from cfrestore.device import reuse_memory
+from cfrestore.image import Photo, read_photo, write_photo
+from cfrestore.models.codeformer import CodeFormerConfig
+from cfrestore.models.parsenet import ParseNet
+from cfrestore.parse import FaceParser
+from cfrestore.pipeline import Pipeline, load_pipeline
+from cfrestore.weights import load_codeformer, shipped
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
+SIZES = {"one": (3000, 4000), "group": (3872, 5168)}  # 12 and 20 megapixels
+Points = NDArray[np.float32]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=("one", "group", "folder"))
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--faces", type=int, default=40)
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    faces = 1 if options.what == "one" else options.faces
+    if options.worker:
+        how, folder = options.worker
+        if options.what == "folder":
+            work_folder(how, Path(folder))
+        else:
+            work_picture(how, Path(folder), options.what, faces)
+        return
+    print(stopwatch.machine() + (", one thread\n" if options.what == "one" else "\n"))
+    with tempfile.TemporaryDirectory() as folder:
+        make_folder(Path(folder), options.pictures) if options.what == "folder" else make_picture(
+            Path(folder), options.what, faces
+        )
+        words = [__file__, options.what, "--faces", str(faces), "--worker"]
+        rounds = options.rounds or (3 if options.what == "one" else 1)
+        environment = stopwatch.ONE_THREAD if options.what == "one" else {}
+        found = stopwatch.in_turn(
+            {how: [*words, how, folder] for how in ("plain", "ours")}, rounds, environment
+        )
+    show(found)
+
+
+def show(found: dict[str, stopwatch.Measured]) -> None:
+    plain, cores = found["plain"], os.cpu_count() or 1
+    rows = []
+    for how, times in found.items():
+        wall, busy = min(times.wall), times.said.get("painting")
+        rows.append(
+            [
+                how,
+                times.range(),
+                f"{times.middle / plain.middle:.3f}",
+                f"{wall:.1f}",
+                f"{wall / min(plain.wall):.3f}",
+                f"{times.peak / 1e6:.0f}",
+                "" if busy is None else f"{busy / times.wall[0]:.0%}",
+                f"{times.seconds[0] / times.wall[0] / cores:.0%}",
+            ]
+        )
+        rows[-1] += [f"{seconds:.2f}" for seconds in times.said.get("stages", {}).values()]
+    stages = list(plain.said.get("stages", {}))
+    head = ["how", "CPU s (range)", "ratio", "s that passed", "ratio", "peak MB", "network busy"]
+    print(stopwatch.table([*head, "cores busy", *(f"{stage}, CPU s" for stage in stages)], rows))
+
+
+# ---- one picture with faces at known places, networks of random weights
+
+
+def place_faces(what: str, count: int) -> list[Points]:
+    """Landmarks of faces in rows, of sides from 250 to 600 px."""
+    height, width = SIZES[what]
+    columns = int(np.ceil((count * width / height) ** 0.5))
+    cell = min(width // columns, height // -(-count // columns))
+    sides = np.linspace(min(600, 0.8 * cell), min(250, 0.8 * cell), count)
+    corners = [divmod(index, columns)[::-1] for index in range(count)]
+    return [
+        (FFHQ_TEMPLATE * (side / 512) + np.array(corner) * cell + 20).astype(np.float32)
+        for side, corner in zip(sides, corners, strict=True)
+    ]
+
+
+def make_picture(folder: Path, what: str, faces: int) -> None:
+    height, width = SIZES[what]
+    noise = np.random.default_rng(0).integers(40, 216, (60, 80, 3), np.uint8)
+    pixels = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    crop = read_photo(EXAMPLE).pixels[5:105, 46:146]
+    for points in place_faces(what, faces):
+        side = int(np.linalg.norm(points[1] - points[0]) * 512 / 126)
+        left, top = (points[2] - 0.5 * side).astype(int).clip(0)
+        region = pixels[top : top + side, left : left + side]
+        region[...] = cv2.resize(crop, region.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    write_photo(Photo(pixels), folder / "picture.jpg")
+    config = CodeFormerConfig()
+    save_file(
+        baseline.random_state(config), folder / "net.safetensors", {"config": config.to_json()}
+    )
+    torch.save(random_parser(), folder / "parsenet.pth")
+
+
+def random_parser() -> dict[str, Tensor]:
+    """Weights of ParseNet with which values stay of one size from layer to layer."""
+    with unfilled():
+        shapes = ParseNet().state_dict()
+    generator, state = torch.Generator().manual_seed(0), {}
+    for key, value in shapes.items():
+        n = torch.randn(value.shape, generator=generator)
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(0)
+        elif key.endswith(("running_var", "norm.weight")):
+            state[key] = 1 + 0.2 * n.abs()
+        elif value.ndim == 1:
+            state[key] = 0.1 * n
+        else:
+            state[key] = n / value[0].numel() ** 0.5
+    return state
+
+
+def plain_parser(path: Path) -> Callable[[Tensor], Tensor]:
+    from facexlib.parsing.parsenet import ParseNet as TheirParseNet
+
+    network = TheirParseNet(in_size=512, out_size=512, parsing_ch=19).eval()
+    network.load_state_dict(torch.load(path, weights_only=True))
+
+    @torch.inference_mode()
+    def parse(x: Tensor) -> Tensor:
+        return network(x)[0]
+
+    return parse
+
+
+class Known:
+    """A detector of faces that are known."""
+
+    name = "known"
+
+    def __init__(self, landmarks: list[Points]) -> None:
+        self.faces = tuple(Face(np.zeros(4, np.float32), 1.0, points) for points in landmarks)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]:
+        return self.faces
+
+
+class Clock:
+    """Adds up the CPU seconds of stages."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self.wall: dict[str, float] = {}
+
+    def timed(self, stage: str, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            results: list[object] = []
+            cpu, wall = stopwatch.time_of(lambda: results.append(function(*arguments, **named)))
+            self.stages[stage] = self.stages.get(stage, 0) + cpu
+            self.wall[stage] = self.wall.get(stage, 0) + wall
+            return results[0]
+
+        return call
+
+
+def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
+    """From file to file, or in `one` from pixels to pixels, with everything loaded before."""
+    if what == "one":
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+    if how == "ours":
+        reuse_memory()
+    landmarks, clock = place_faces(what, faces), Clock()
+    weights, parsing = folder / "net.safetensors", folder / "parsenet.pth"
+    work: Callable[[], object]
+    source = folder / "picture.jpg"
+    if how == "plain":
+        network = baseline.PlainCodeFormer(read_checkpoint(weights)[0], CodeFormerConfig())
+        paint = clock.timed("network", lambda x: network(x, 0.5))
+        parse = clock.timed("parsing", plain_parser(parsing))
+
+        def plainly(bgr: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            values = baseline.restore(bgr, landmarks, paint, 1, parse).values  # type: ignore[arg-type]
+            return values.clip(0, 255).astype(np.uint8)
+
+        pixels = cv2.imdecode(np.frombuffer(source.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+
+        def from_file_to_file() -> None:
+            bgr = cv2.imdecode(np.frombuffer(source.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+            (folder / "plain.png").write_bytes(cv2.imencode(".png", plainly(bgr))[1].tobytes())
+
+        work = (lambda: plainly(pixels)) if what == "one" else from_file_to_file
+    else:
+        pipeline = Pipeline(load_codeformer(weights), Known(landmarks), FaceParser(parsing))
+        pipeline.network.decode = clock.timed("network", pipeline.network.decode)  # type: ignore[method-assign, assignment]
+        pipeline.network.predict_features = clock.timed(  # type: ignore[method-assign, assignment]
+            "network", pipeline.network.predict_features
+        )
+        parser = pipeline.parser
+        assert parser is not None
+        parser.network.forward = clock.timed("parsing", parser.network.forward)
+        photo = read_photo(source)
+        jobs = plan([source], folder / "ours.png", overwrite=True)
+        work = (
+            (lambda: pipeline(photo))
+            if what == "one"
+            else (lambda: list(run(jobs, pipeline.restoring())))
+        )
+    spent = stopwatch.time_of(work)
+    clock.stages["the rest"] = spent[0] - sum(clock.stages.values())
+    stopwatch.tell(*spent, stages=clock.stages, painting=clock.wall["network"])
+
+
+# ---- a folder of mixed pictures, the shipped network
+
+
+def make_folder(folder: Path, pictures: int) -> None:
+    """JPEG and PNG of 0.3 to 6 MP with none to three faces."""
+    random, source = np.random.default_rng(0), folder / "in"
+    source.mkdir()
+    face = read_photo(EXAMPLE).pixels
+    for index in range(pictures):
+        width = int(random.choice([640, 1000, 1600, 2400, 2900]))
+        height = int(width * random.uniform(0.6, 0.8))
+        noise = random.integers(60, 196, (6, 8, 3), np.uint8)
+        pixels = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        for column in range(int(random.integers(0, 4))):
+            side = int(random.uniform(0.4, 1) * min(width // 3, height))
+            left, top = column * (width // 3), int(random.integers(0, height - side + 1))
+            shown = cv2.resize(face, (side, side), interpolation=cv2.INTER_CUBIC)
+            pixels[top : top + side, left : left + side] = shown
+        grain = random.normal(0, 3, pixels.shape)
+        pixels = (pixels + grain).clip(0, 255).astype(np.uint8)
+        write_photo(Photo(pixels), source / f"{index:03}.{'jpg' if index % 4 else 'png'}")
+
+
+def work_folder(how: str, folder: Path) -> None:
+    source, target = folder / "in", folder / f"{how}-{time.time_ns()}"
+    if how == "ours":
+        reuse_memory()
+        pipeline = load_pipeline("compact", "mtcnn", "cpu")
+        jobs, painting = plan([source], target), 0.0
+
+        def engine() -> None:
+            nonlocal painting
+            for outcome in run(jobs, pipeline.restoring()):
+                assert outcome.error is None, outcome.error
+                painting += outcome.seconds.get("paint", 0)
+
+        spent = stopwatch.time_of(engine)
+        stopwatch.tell(*spent, painting=painting)
+        return
+    state = {key: value.float() for key, value in read_checkpoint(shipped())[0].items()}
+    config = CodeFormerConfig.tiny()
+    network, detector, clock = baseline.PlainCodeFormer(state, config), MTCNNDetector(), Clock()
+    paint = clock.timed("network", lambda x: network(x, 0.5, False))
+
+    def one_by_one() -> None:
+        target.mkdir()
+        for path in sorted(source.iterdir()):
+            bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+            points = [face.landmarks for face in detector(np.ascontiguousarray(bgr[..., ::-1]))]
+            side = config.image_size
+            values = baseline.restore(bgr, points, paint, side=side).values  # type: ignore[arg-type]
+            result = values.clip(0, 255).astype(np.uint8)
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
+            (target / path.name).write_bytes(
+                cv2.imencode(path.suffix, result, quality)[1].tobytes()
+            )
+
+    spent = stopwatch.time_of(one_by_one)
+    stopwatch.tell(*spent, painting=clock.wall["network"])
+
+
+if __name__ == "__main__":
+    main()
