@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 PARSE_SIZE = 512
-"""Side of the pictures the parsing network sees; the blur and the frame below belong to it."""
+"""Side of the pictures the parsing network was trained for, and of the blur and frame below."""
 
 FACE_CLASSES = (*range(1, 14), 15)
 """Skin, glasses, eyes, brows, ears, mouth, nose, hair, earrings; not hat, neck, necklace, cloth.
@@ -39,14 +39,19 @@ class FaceParser:
     Args:
         path: a ParseNet weight file, `parsing_parsenet.pth` or one with the same keys.
         device: where to compute.
+        side: of the pictures that the network sees, a multiple of 16; a smaller one than the
+            published costs less and gives other masks, see benchmarks/parsing.py.
     Raises:
         WeightsError: the file cannot be read.
         CheckpointError: the file holds something else; the first differing keys are named.
     """
 
-    def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, path: str | Path, device: str | torch.device = "cpu", *, side: int = PARSE_SIZE
+    ) -> None:
         self.network = _load(path).to(device)
         self.device = device
+        self.side = side
 
     def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Soft masks of faces.
@@ -56,11 +61,15 @@ class FaceParser:
         Returns:
             (N, S, S) float32 in [0, 1], 0 along all four sides.
         """
+        from torch.nn.functional import interpolate
+
         masks = np.empty(crops.shape[:3], dtype=np.float32)
         for mask, crop in zip(masks, crops, strict=True):  # singly: 512 px take about a gigabyte
-            batch = to_tensor(_resize(crop, PARSE_SIZE)[None]).to(self.device)  # (1, 3, 512, 512)
+            batch = to_tensor(_resize(crop, self.side)[None]).to(self.device)
             with inference():
-                logits = self.network(batch)  # (1, 19, 512, 512)
+                logits = self.network(batch)  # (1, 19, side, side)
+                if self.side != PARSE_SIZE:
+                    logits = interpolate(logits, size=(PARSE_SIZE,) * 2, mode="bilinear")
             classes = logits[0].argmax(dim=0).cpu().numpy()
             mask[...] = _resize(mask_from_classes(classes), crop.shape[0])
         return masks

@@ -162,6 +162,21 @@ def test_the_network_is_facexlib_s(checkpoint: Path, size: int) -> None:
             assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.999
 
 
+def test_a_smaller_view_gives_masks_of_the_same_shape(checkpoint: Path) -> None:
+    seen, crops = [], np.full((2, 64, 64, 3), 20, np.uint8)
+    crops[:, 16:48, 20:44] = 230
+    masks = []
+    for side in (256, 512):
+        parser = FaceParser(checkpoint, side=side)
+        parser.network = Painted()
+        masks.append(parser(crops))
+        seen.append(parser.network.seen.shape[-1])
+    assert seen == [256, 512]
+    assert masks[0].shape == (2, 64, 64)
+    small, full = (mask > 0.5 for mask in masks)
+    assert (small & full).sum() / (small | full).sum() > 0.95
+
+
 @pytest.mark.slow
 def test_random_weights_give_masks(checkpoint: Path) -> None:
     crops = np.random.default_rng(0).integers(0, 256, (1, 128, 128, 3), dtype=np.uint8)
