@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
+import torch
 
 from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
-from cfrestore.device import inference
-from cfrestore.image import to_tensor
+from cfrestore.device import download, inference, upload
+from cfrestore.image import from_levels
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
     from torch import nn
 
@@ -46,7 +46,7 @@ class FaceParser:
 
     def __init__(self, path: str | Path, device: str | torch.device = "cpu") -> None:
         self.network = _load(path).to(device)
-        self.device = device
+        self.device = torch.device(device)
 
     def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Soft masks of faces.
@@ -58,10 +58,10 @@ class FaceParser:
         """
         masks = np.empty(crops.shape[:3], dtype=np.float32)
         for mask, crop in zip(masks, crops, strict=True):  # singly: 512 px take about a gigabyte
-            batch = to_tensor(_resize(crop, PARSE_SIZE)[None]).to(self.device)  # (1, 3, 512, 512)
             with inference():
-                logits, _ = self.network(batch)  # (1, 19, 512, 512)
-            classes = logits[0].argmax(dim=0).cpu().numpy()
+                batch = from_levels(upload([_resize(crop, PARSE_SIZE)], self.device))
+                logits, _ = self.network(batch)  # (1, 3, 512, 512) to (1, 19, 512, 512)
+                classes = download(logits[0].argmax(dim=0).byte())
             mask[...] = _resize(mask_from_classes(classes), crop.shape[0])
         return masks
 

@@ -204,7 +204,7 @@ def _pack(images: Tensor) -> Tensor:
     pixels = to_levels(images).flatten(1, 2)  # (B, S * S, 3)
     flat = (pixels.amax(1) == pixels.amin(1)).all(1)  # (B,)
     finite = images.isfinite().flatten(1).all(1)
-    flaws = torch.where(finite, flat, 2).to(torch.uint8)
+    flaws = flat.byte().masked_fill(~finite, 2)
     return torch.cat((pixels.flatten(1), flaws[:, None]), 1)
 
 
