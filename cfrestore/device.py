@@ -177,7 +177,8 @@ def inference() -> Iterator[None]:
             if any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise MemoryError(str(error)) from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                reason = str(error).strip().partition("\n")[0]
+                lines = (line for line in str(error).splitlines() if not line.endswith("raised:"))
+                reason = next(lines, type(error).__name__)
                 raise ConfigError(f"the network cannot be compiled here: {reason}") from error
             raise
 

