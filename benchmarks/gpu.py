@@ -203,12 +203,11 @@ def precision_of(part: str, setting: Setting) -> Precision:
 
 @dataclass
 class Bench:
-    """What is measured on, until when, and what was found."""
+    """What is measured on, until when, how thoroughly, and what was found."""
 
     device: torch.device
     deadline: float
-    rounds: int
-    least: float
+    small: bool
     record: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
@@ -220,15 +219,15 @@ class Bench:
 
     def measure(self, call: Callable[[], object]) -> tuple[float, float]:
         """Median seconds of a call, and the slowest round over the fastest."""
-        for _ in range(2):
+        warmups, rounds, least = (1, 1, 0.0) if self.small else (3, 5, 0.3)
+        for _ in range(warmups):
+            synchronize(self.device)
+            start = time.perf_counter()
             call()
-        synchronize(self.device)
-        start = time.perf_counter()
-        call()
-        synchronize(self.device)
-        repeats = max(1, round(self.least / max(time.perf_counter() - start, 1e-6)))
+            synchronize(self.device)
+        repeats = max(1, round(least / max(time.perf_counter() - start, 1e-6)))
         times = []
-        for _ in range(self.rounds):
+        for _ in range(rounds):
             start = time.perf_counter()
             for _ in range(repeats):
                 call()
@@ -297,7 +296,7 @@ def measure_setting(
     if not bench.has_time(label, COMPILING if setting.compile else 0):
         return
     device, batch, side = bench.device, setting.batch, network.config.image_size
-    faces = random_faces(side, 4 * batch)
+    faces = random_faces(side, (1 if bench.small else 4) * batch)
     if setting.compile:
         torch._dynamo.reset()  # else a second batch size is compiled for any size
     if device.type == "cuda":
@@ -433,9 +432,9 @@ def show_parts(
     )
 
 
-def measure_ceilings(bench: Bench, small: bool) -> Peaks:
+def measure_ceilings(bench: Bench) -> Peaks:
     """What a large convolution and a large copy reach, printed and returned."""
-    side, channels, batch = (16, 32, 1) if small else (128, 256, 16)
+    side, channels, batch = (64, 32, 1) if bench.small else (128, 256, 16)
     x = torch.randn(batch, channels, side, side, device=bench.device)
     x = x.contiguous(memory_format=torch.channels_last)
     layer = nn.Conv2d(channels, channels, 3, padding=1).to(bench.device)
@@ -447,7 +446,7 @@ def measure_ceilings(bench: Bench, small: bool) -> Peaks:
         values, kernel = x.to(kind), layer.to(kind)
         with inference(), reduced(bench.device, TF32 if precision is TF32 else FP32):
             rates.append(operations / bench.measure(lambda v=values, k=kernel: k(v))[0] / 1e12)
-    source = torch.zeros(2**20 if small else 2**31, dtype=torch.uint8, device=bench.device)
+    source = torch.zeros(2**24 if bench.small else 2**31, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() / bench.measure(lambda: target.copy_(source))[0] / 1e12
     print(
@@ -465,7 +464,7 @@ def measure_equality(bench: Bench) -> None:
     if not bench.has_time("equality of results"):
         return
     network = load_codeformer(shipped(), bench.device)
-    faces = damaged_faces(network.config.image_size, 64)
+    faces = damaged_faces(network.config.image_size, 2 if bench.small else 64)
     x = to_tensor(np.stack([face.crop for face in faces])).to(bench.device)
 
     def codes(precision: Precision) -> Tensor:
@@ -473,7 +472,7 @@ def measure_equality(bench: Bench) -> None:
             return network.predict_codes(network.encode(x)[0]).argmax(-1)
 
     share = float((codes(FP32) == codes(TF32)).double().mean())
-    print(f"\nEqual codes in fp32 and tf32, shipped weights, 64 faces: {share:.4%}\n")
+    print(f"\nEqual codes in fp32 and tf32, shipped weights, {len(faces)} faces: {share:.4%}\n")
     print("| codes | painting | mean, levels | largest, levels |\n|---|---|---|---|")
     bench.note("codes", equal_tf32=share)
 
@@ -555,7 +554,8 @@ def measure_surroundings(bench: Bench) -> None:
 # In order
 
 
-def measure_all(bench: Bench, peaks: Peaks, names: list[str], small: bool) -> None:
+def measure_all(bench: Bench, peaks: Peaks, names: list[str]) -> None:
+    """Everything, the most important first."""
     try:
         check_compiling(bench.device)
         compiles = True
@@ -564,29 +564,31 @@ def measure_all(bench: Bench, peaks: Peaks, names: list[str], small: bool) -> No
         print(f"\nNothing is compiled: {error}.")
     sizes = {name: SHAPES[name] for name in names}
     networks = {name: make(config, bench.device) for name, config in sizes.items()}
-    shrink = (lambda s: Setting(s.codes, s.painting, min(s.batch, 2))) if small else lambda s: s
+    fast, first, batches = FAST, FIRST, BATCHES
+    if bench.small:
+        fast, first, batches = Setting(TF32, BF16, 1), (Setting(TF32, BF16, 2),), ()
     print(RATES)
-    for settings in (FIRST[:2], COMPILED[:1] if compiles else (), FIRST[2:]):
+    for settings in (first[:2], COMPILED[:1] if compiles else (), first[2:]):
         for name, network in networks.items():
             for setting in settings:
-                measure_setting(bench, name, network, shrink(setting))
+                measure_setting(bench, name, network, setting)
     for name, network in networks.items():
-        measure_parts(bench, name, network, shrink(FAST), peaks)
+        measure_parts(bench, name, network, fast, peaks)
         if compiles:
             measure_parts(bench, name, network, COMPILED[0], peaks)
     measure_equality(bench)
     measure_surroundings(bench)
     print(RATES)
     for name, network in networks.items():
-        for setting in (*(COMPILED[1:] if compiles else ()), *dict.fromkeys(map(shrink, BATCHES))):
+        for setting in (*(COMPILED[1:] if compiles else ()), *batches):
             measure_setting(bench, name, network, setting)
         with native_normalisation():
-            measure_setting(bench, name, network, shrink(FAST), ", torch's group norm")
+            measure_setting(bench, name, network, fast, ", torch's group norm")
             if compiles:
                 measure_setting(bench, name, network, COMPILED[0], ", torch's group norm")
     autotune()
     for name, network in networks.items():
-        measure_setting(bench, name, network, shrink(FAST), ", algorithms tried")
+        measure_setting(bench, name, network, fast, ", algorithms tried")
 
 
 def peaks_of(name: str, given: list[float] | None) -> Peaks | None:
@@ -619,8 +621,7 @@ def main() -> int:
     options = parser.parse_args()
     names = ["tiny"] if options.small else options.only
     deadline = time.monotonic() + 60 * options.minutes
-    rounds, least = (2, 0.0) if options.small else (5, 0.3)
-    bench = Bench(torch.device("cpu"), deadline, rounds, least)
+    bench = Bench(torch.device("cpu"), deadline, options.small)
     if options.floors:
         peaks = peaks_of(options.card, options.peaks)
         if peaks is None:
@@ -637,12 +638,12 @@ def main() -> int:
         description = describe(bench.device)
         print(f"{description}, torch {torch.__version__}\n")
         bench.note("machine", device=description, torch=torch.__version__)
-        ceilings = measure_ceilings(bench, options.small)
+        ceilings = measure_ceilings(bench)
         card = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else ""
         peaks = peaks_of(options.card or card, options.peaks)
         if peaks is None:
             print("The peaks of this device are not known; floors are of what was reached.")
-        measure_all(bench, peaks or ceilings, names, options.small)
+        measure_all(bench, peaks or ceilings, names)
     for what in bench.left_out:
         print(f"left out for want of time: {what}")
     if options.json:
