@@ -566,7 +566,7 @@ def measure_all(bench: Bench, peaks: Peaks, names: list[str]) -> None:
     networks = {name: make(config, bench.device) for name, config in sizes.items()}
     fast, first, batches = FAST, FIRST, BATCHES
     if bench.small:
-        fast, first, batches = Setting(TF32, BF16, 1), (Setting(TF32, BF16, 2),), ()
+        fast, first, batches = Setting(TF32, TF32, 1), (Setting(TF32, TF32, 2),), ()
     print(RATES)
     for settings in (first[:2], COMPILED[:1] if compiles else (), first[2:]):
         for name, network in networks.items():
