@@ -217,6 +217,15 @@ class Bench:
         self.left_out.append(what)
         return False
 
+    @contextmanager
+    def surviving(self, what: str) -> Iterator[None]:
+        """Says what went wrong with one measurement, so that the others are done."""
+        try:
+            yield
+        except (ConfigError, MemoryError, RuntimeError) as error:
+            print(f"\n({what} failed: {str(error).splitlines()[0]})\n", flush=True)
+            self.note("failures", what=what, error=str(error))
+
     def measure(self, call: Callable[[], object]) -> tuple[float, float]:
         """Median seconds of a call, and the slowest round over the fastest."""
         warmups, rounds, least = (1, 1, 0.0) if self.small else (3, 5, 0.3)
@@ -234,6 +243,10 @@ class Bench:
             synchronize(self.device)
             times.append((time.perf_counter() - start) / repeats)
         return statistics.median(times), max(times) / min(times)
+
+    def save(self, target: Path | None) -> None:
+        if target is not None:
+            target.write_text(json.dumps(self.record, indent=1) + "\n")
 
     def note(self, table: str, **values: object) -> None:
         self.record.setdefault(table, []).append(values)
@@ -278,23 +291,27 @@ def measure_replayed(bench: Bench, step: Callable[[], Tensor]) -> float | None:
     """Seconds of a step whose launches were recorded; None where that cannot be done."""
     if bench.device.type != "cuda":
         return None
-    graph = torch.cuda.CUDAGraph()
-    try:
+    with bench.surviving("recording a CUDA graph"):
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()
         return bench.measure(graph.replay)[0]
-    except RuntimeError as error:
-        print(f"(no CUDA graph: {str(error).splitlines()[0]})", flush=True)
-        return None
+    return None
 
 
 def measure_setting(
     bench: Bench, name: str, network: CodeFormer, setting: Setting, remark: str = ""
 ) -> None:
-    """Prints a row of the first table."""
+    """Prints a row of the first table, if there is time."""
     label = f"{name} | {setting}{remark}"
-    if not bench.has_time(label, COMPILING if setting.compile else 0):
-        return
+    if bench.has_time(label, COMPILING if setting.compile else 0):
+        with bench.surviving(label):
+            show_setting(bench, name, network, setting, remark)
+
+
+def show_setting(
+    bench: Bench, name: str, network: CodeFormer, setting: Setting, remark: str
+) -> None:
     device, batch, side = bench.device, setting.batch, network.config.image_size
     faces = random_faces(side, (1 if bench.small else 4) * batch)
     if setting.compile:
@@ -325,7 +342,7 @@ def measure_setting(
     rates = [batch / alone, batch / replayed if replayed else 0, len(faces) / whole]
     shown = " | ".join(f"{rate:.1f}" if rate else "" for rate in rates)
     print(
-        f"| {label} | {shown} | {max(spread, whole_spread):.2f} | {memory:.0f} | {first:.1f} | "
+        f"| {name} | {setting}{remark} | {shown} | {max(spread, whole_spread):.2f} | {memory:.0f} | {first:.1f} | "
         f"{failed} |",
         flush=True,
     )
@@ -371,10 +388,15 @@ def measure_parts(
 ) -> None:
     """Prints the roofline table of a setting: for each part its floor, its time, the share."""
     label = f"parts of {name} | {setting}"
-    if not bench.has_time(label, COMPILING if setting.compile else 0):
-        return
+    if bench.has_time(label, COMPILING if setting.compile else 0):
+        with bench.surviving(label):
+            times = times_of_parts(bench, network, setting)
+            show_parts(bench, name, setting, peaks, count(network.config, setting.batch), times)
+
+
+def times_of_parts(bench: Bench, network: CodeFormer, setting: Setting) -> dict[str, float]:
+    """Seconds of each part for a batch."""
     batch, side = setting.batch, network.config.image_size
-    work = count(network.config, batch)
     x = to_tensor(np.stack([face.crop for face in random_faces(side, batch)])).to(bench.device)
     times = {}
     if setting.compile:
@@ -385,7 +407,7 @@ def measure_parts(
             with reduced(bench.device, precision_of(part, setting)):
                 times[part] = bench.measure(own)[0]
     times["fusion"] = times.pop("generator, fusion") - times["generator"]
-    show_parts(bench, name, setting, peaks, work, times)
+    return times
 
 
 def show_parts(
@@ -490,13 +512,8 @@ def measure_equality(bench: Bench) -> None:
         return np.stack([face.crop for face in results]).astype(int)
 
     full = painted(PLAIN)
-    for codes_in, painting in (
-        (FP32, TF32),
-        (FP32, BF16),
-        (FP32, FP16),
-        (TF32, FP32),
-        (TF32, BF16),
-    ):
+    pairs = (FP32, TF32), (TF32, FP32), (FP32, BF16), (FP32, FP16), (TF32, BF16)
+    for codes_in, painting in pairs[: 1 if bench.small else None]:
         difference = np.abs(painted(Setting(codes_in, painting)) - full)
         shown = f"{difference.mean():.3f} | {difference.max()}"
         print(f"| {codes_in.value} | {painting.value} | {shown} |", flush=True)
@@ -554,8 +571,8 @@ def measure_surroundings(bench: Bench) -> None:
 # In order
 
 
-def measure_all(bench: Bench, peaks: Peaks, names: list[str]) -> None:
-    """Everything, the most important first."""
+def measure_all(bench: Bench, peaks: Peaks, names: list[str], target: Path | None) -> None:
+    """Everything, the most important first; what there is so far is written in between."""
     try:
         check_compiling(bench.device)
         compiles = True
@@ -572,12 +589,15 @@ def measure_all(bench: Bench, peaks: Peaks, names: list[str]) -> None:
         for name, network in networks.items():
             for setting in settings:
                 measure_setting(bench, name, network, setting)
+    bench.save(target)
     for name, network in networks.items():
         measure_parts(bench, name, network, fast, peaks)
         if compiles:
             measure_parts(bench, name, network, COMPILED[0], peaks)
-    measure_equality(bench)
+    with bench.surviving("equality of results"):
+        measure_equality(bench)
     measure_surroundings(bench)
+    bench.save(target)
     print(RATES)
     for name, network in networks.items():
         for setting in (*(COMPILED[1:] if compiles else ()), *batches):
@@ -643,11 +663,10 @@ def main() -> int:
         peaks = peaks_of(options.card or card, options.peaks)
         if peaks is None:
             print("The peaks of this device are not known; floors are of what was reached.")
-        measure_all(bench, peaks or ceilings, names)
+        measure_all(bench, peaks or ceilings, names, options.json)
     for what in bench.left_out:
         print(f"left out for want of time: {what}")
-    if options.json:
-        options.json.write_text(json.dumps(bench.record, indent=1) + "\n")
+    bench.save(options.json)
     return 0
 
 

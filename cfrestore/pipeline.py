@@ -335,8 +335,7 @@ def load_pipeline(
         threshold: how sure the detector must be, see `load_detector`.
         precision: see `choose_precision`.
         code_precision: see `choose_code_precision`.
-        compile: compiles the network when it is first used, which takes a minute; see
-            `check_compiling`.
+        compile: compiles the network when it is first used, see `check_compiling`.
         task: what the weights are for.
     Raises:
         WeightsError: a weight file is not there, or differs from the published one.

@@ -295,7 +295,7 @@ class Words:
         typer.Option(
             "--compile",
             rich_help_panel=NETWORKS,
-            help="Compile the network first, on CUDA only; pays for many faces.",
+            help="Compile the network first, on CUDA only; meant for many faces.",
         ),
     ] = False
     batch_size: Annotated[

@@ -84,8 +84,8 @@ class GroupNorm(nn.GroupNorm):
 
     There torch 2.14 sums a whole map one value after the other, which costs four digits at 512 px;
     outside training, rows are averaged first, and then their averages. Other devices are spared two
-    reorderings of the map by this, in whatever type; only the CPU has a kernel, twelve times as
-    fast, for less than float32.
+    reorderings of the map by this, in whatever type; for less than float32 the CPU has a kernel
+    that is ten times as fast.
     """
 
     def __init__(self, channels: int, groups: int) -> None:
