@@ -342,8 +342,8 @@ def show_setting(
     rates = [batch / alone, batch / replayed if replayed else 0, len(faces) / whole]
     shown = " | ".join(f"{rate:.1f}" if rate else "" for rate in rates)
     print(
-        f"| {name} | {setting}{remark} | {shown} | {max(spread, whole_spread):.2f} | {memory:.0f} | {first:.1f} | "
-        f"{failed} |",
+        f"| {name} | {setting}{remark} | {shown} | {max(spread, whole_spread):.2f} | {memory:.0f} "
+        f"| {first:.1f} | {failed} |",
         flush=True,
     )
     bench.note(
