@@ -168,7 +168,7 @@ class MTCNNDetector:
         # The package fails on crops beyond the border, and on pictures smaller than a face.
         margin = 32
         padded = np.pad(resized, ((margin, margin), (margin, margin), (0, 0)), constant_values=127)
-        with inference():
+        with inference(alone=False):
             found = self._network.detect(padded, landmarks=True)
         if found[0] is None:
             return ()

@@ -1,27 +1,38 @@
 """What the numbers are computed on: the only file that says cuda, mps, bf16 or inference mode.
 
-Faces are looked at and their codes chosen in float32, always: a code is an argmax, and rounding
-flips some of them, each of which repaints a patch of the face. Only the painting, which is two
-thirds of the operations and where an error stays as small as it is, may be asked for in less.
+Faces are looked at and their codes chosen in float32: a code is an argmax, and rounding flips some
+of them, each of which repaints a patch of the face. The painting, which is two thirds of the
+operations and where an error stays as small as it is, may be asked for in less; the choosing, on
+CUDA and by an option of its own, with convolutions in TF32.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import Enum
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 from cfrestore.errors import ConfigError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
     from cfrestore.options import BatchSize
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 FACES_AT_ONCE = 16
 """What a batch size of auto begins with where batches pay."""
@@ -35,14 +46,20 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory",
 
 
 class Precision(Enum):
-    """What faces are painted in; everything before is float32."""
+    """What convolutions are computed in, and in bf16 and fp16 all other products too."""
 
     FP32 = "fp32"
+    TF32 = "tf32"
     BF16 = "bf16"
     FP16 = "fp16"
 
 
 _REDUCED = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+_OFFERED = {Precision.TF32: ("cuda",), **dict.fromkeys(_REDUCED, ("cuda", "cpu"))}
+"""The kinds of devices that offer less than fp32."""
+
+_FOR_CODES = (Precision.FP32, Precision.TF32)
 
 
 def available_devices() -> tuple[str, ...]:
@@ -72,21 +89,50 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """The precision of that name, if the device offers it.
+    """The precision of that name for painting, if the device offers it.
 
     Args:
-        name: auto, fp32, bf16 or fp16; auto is fp32 everywhere.
+        name: auto, fp32, tf32, bf16 or fp16; auto is fp32 everywhere.
         device: where the faces are painted.
     Raises:
-        ConfigError: the name is unknown, or the device is neither CUDA nor the CPU.
+        ConfigError: the name is unknown, or the device does not offer it.
     """
-    known = ["auto", *(precision.value for precision in Precision)]
+    return _precision(name, device, tuple(Precision))
+
+
+def choose_code_precision(name: str, device: torch.device) -> Precision:
+    """The precision of that name for choosing codes, if the device offers it.
+
+    Args:
+        name: auto, fp32 or tf32; auto is fp32 everywhere.
+        device: where the codes are chosen.
+    Raises:
+        ConfigError: as `choose_precision`.
+    """
+    return _precision(name, device, _FOR_CODES)
+
+
+def _precision(name: str, device: torch.device, choices: Sequence[Precision]) -> Precision:
+    known = ["auto", *(precision.value for precision in choices)]
     if name not in known:
         raise ConfigError(f"precision {name!r} is unknown; choose one of: {', '.join(known)}")
     precision = Precision.FP32 if name == "auto" else Precision(name)
-    if precision in _REDUCED and device.type not in ("cuda", "cpu"):
+    if device.type not in _OFFERED.get(precision, (device.type,)):
         raise ConfigError(f"precision {name} is not offered on {device.type}; choose fp32")
     return precision
+
+
+def check_compiling(device: torch.device) -> None:
+    """Raises ConfigError if networks cannot be compiled for the device, or should not be."""
+    if device.type != "cuda":
+        raise ConfigError(
+            f"compiling is for CUDA, not for {device.type}; on the CPU it took a minute, and the "
+            "result was slower"
+        )
+    if find_spec("triton") is None:
+        raise ConfigError("compiling needs the package triton, which is not installed")
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise ConfigError("compiling needs a C compiler: gcc, clang, or what the variable CC names")
 
 
 def faces_at_once(wanted: BatchSize, device: torch.device) -> int:
@@ -131,38 +177,56 @@ def cuda_version() -> str | None:
 
 
 @contextmanager
-def inference() -> Iterator[None]:
+def inference(*, alone: bool = True) -> Iterator[None]:
     """The context every network call outside training runs in, one thread at a time.
 
     No gradients are recorded, and float32 is float32: on CUDA, torch by default rounds what a
     convolution multiplies to TF32, of 10 bits, which is enough to change codes. That is a setting
     of the whole process, so that two threads cannot have it in turn.
 
+    Args:
+        alone: false for a small network on the CPU, which may run beside others.
     Raises:
         MemoryError: memory, of whatever device, does not suffice.
+        ConfigError: a network that is to be compiled cannot be.
     """
-    with _COMPUTING, _no_tf32(), torch.inference_mode():
+    with _alone() if alone else nullcontext(), torch.inference_mode():
         try:
             yield
         except RuntimeError as error:
             if any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise MemoryError(str(error)) from error
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                lines = (line for line in str(error).splitlines() if not line.endswith("raised:"))
+                reason = next(lines, type(error).__name__)
+                raise ConfigError(f"the network cannot be compiled here: {reason}") from error
             raise
 
 
 @contextmanager
-def _no_tf32() -> Iterator[None]:
-    """Turns TF32 off, and afterwards to what the host program had."""
-    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    off: str | bool
-    if hasattr(convolutions, "conv"):  # since torch 2.9, which may refuse to mix the two ways
-        switches, name, off = (convolutions.conv, products), "fp32_precision", "ieee"
+def _alone() -> Iterator[None]:
+    with _COMPUTING, _tf32(convolutions=False):
+        yield
+
+
+@contextmanager
+def _tf32(*, convolutions: bool) -> Iterator[None]:
+    """Turns TF32 on or off for convolutions, for products off; then to what the host program had.
+
+    Products never have it: logits are some, and of the published network's operations they are 2 %.
+    """
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    name: str
+    values: tuple[str | bool, str | bool]
+    if hasattr(cudnn, "conv"):  # since torch 2.9, which may refuse to mix the two ways
+        switches, name = (cudnn.conv, products), "fp32_precision"
+        values = ("tf32" if convolutions else "ieee", "ieee")
     else:
-        switches, name, off = (convolutions, products), "allow_tf32", False
+        switches, name, values = (cudnn, products), "allow_tf32", (convolutions, False)
     before = [getattr(switch, name) for switch in switches]
     try:
-        for switch in switches:
-            setattr(switch, name, off)
+        for switch, value in zip(switches, values, strict=True):
+            setattr(switch, name, value)
         yield
     finally:
         for switch, value in zip(switches, before, strict=True):
@@ -170,10 +234,47 @@ def _no_tf32() -> Iterator[None]:
 
 
 def reduced(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """The context in which convolutions and products on the device take that precision."""
+    """The context in which what is computed on the device takes that precision, within inference.
+
+    TF32 is for convolutions alone, the others are for all products.
+    """
     if precision in _REDUCED:
         return torch.autocast(device.type, dtype=_REDUCED[precision])
-    return nullcontext()
+    return _tf32(convolutions=True) if precision is Precision.TF32 else nullcontext()
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with its elementwise steps fused, compiled when first called with some shapes.
+
+    Not by way of CUDA graphs: at the batches that compiling is for, the card has more to do than
+    launching takes, and torch's graphs belong to a thread and overwrite what they returned.
+    """
+    return torch.compile(function, fullgraph=True)
+
+
+def settle(network: nn.Module, device: torch.device) -> None:
+    """Moves a network to the device, on CUDA with kernels in channels-last order, as faces are.
+
+    Otherwise each convolution there would bring its kernel into that order, at every call.
+    """
+    network.to(device)
+    if device.type == "cuda":
+        network.to(memory_format=torch.channels_last)
+
+
+def upload(arrays: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
+    """Arrays of one shape as one tensor on the device, by a single copy that is not waited for."""
+    shape, pinned = (len(arrays), *arrays[0].shape), device.type == "cuda"
+    host = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+    np.stack(arrays, out=host.numpy())
+    return host.to(device, non_blocking=pinned)
+
+
+def download(values: Tensor) -> NDArray[np.uint8]:
+    """Bytes on the device in main memory, by a single copy that is waited for."""
+    host = values.to("cpu", non_blocking=values.device.type == "cuda")  # which torch then pins
+    synchronize(values.device)
+    return np.asarray(host.numpy(), np.uint8)
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
 from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
-from cfrestore.device import inference
-from cfrestore.image import to_tensor
+from cfrestore.device import download, inference, upload
+from cfrestore.image import from_levels
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
     from torch import nn
 
@@ -50,7 +51,7 @@ class FaceParser:
         self, path: str | Path, device: str | torch.device = "cpu", *, side: int = PARSE_SIZE
     ) -> None:
         self.network = _load(path).to(device)
-        self.device = device
+        self.device = torch.device(device)
         self.side = side
 
     def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -61,16 +62,14 @@ class FaceParser:
         Returns:
             (N, S, S) float32 in [0, 1], 0 along all four sides.
         """
-        from torch.nn.functional import interpolate
-
         masks = np.empty(crops.shape[:3], dtype=np.float32)
         for mask, crop in zip(masks, crops, strict=True):  # singly: 512 px take about a gigabyte
-            batch = to_tensor(_resize(crop, self.side)[None]).to(self.device)
             with inference():
-                logits = self.network(batch)  # (1, 19, side, side)
+                batch = from_levels(upload([_resize(crop, self.side)], self.device))
+                logits = self.network(batch)  # (1, 3, side, side) to (1, 19, side, side)
                 if self.side != PARSE_SIZE:
                     logits = interpolate(logits, size=(PARSE_SIZE,) * 2, mode="bilinear")
-            classes = logits[0].argmax(dim=0).cpu().numpy()
+                classes = download(logits[0].argmax(dim=0).byte())
             mask[...] = _resize(mask_from_classes(classes), crop.shape[0])
         return masks
 

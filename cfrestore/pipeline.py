@@ -16,7 +16,14 @@ import torch
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
 from cfrestore.checkpoint import read_metadata
 from cfrestore.detect import NAMES, Detector, Face, load_detector
-from cfrestore.device import Precision, choose_device, choose_precision, faces_at_once
+from cfrestore.device import (
+    Precision,
+    check_compiling,
+    choose_code_precision,
+    choose_device,
+    choose_precision,
+    faces_at_once,
+)
 from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
 from cfrestore.holes import enlarge_holes, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, to_uint8
@@ -75,6 +82,8 @@ class Pipeline:
         parser: limits what is pasted to the face proper; None: all of a soft square is pasted.
         device: where the network runs.
         precision: what it paints in.
+        code_precision: what it chooses codes in.
+        compile: whether it is compiled for whole batches.
         model_name: what to call the network when speaking to people.
         notes: sentences the user should read about the choice of weights.
         identity: what decides its results beside the options: SHA-256 of weights, and the like.
@@ -86,6 +95,8 @@ class Pipeline:
     parser: FaceParser | None = None
     device: torch.device = CPU
     precision: Precision = Precision.FP32
+    code_precision: Precision = Precision.FP32
+    compile: bool = False
     model_name: str = "custom"
     notes: tuple[str, ...] = ()
     identity: Mapping[str, object] = field(default_factory=dict)
@@ -195,6 +206,8 @@ class Pipeline:
             batch_size=batch_size,
             device=self.device,
             precision=self.precision,
+            code_precision=self.code_precision,
+            compile=self.compile,
         )
         others = asdict(options)
         del others["fidelity"], others["batch_size"]
@@ -306,6 +319,8 @@ def load_pipeline(
     *,
     threshold: float | None = None,
     precision: str = "auto",
+    code_precision: str = "auto",
+    compile: bool = False,
     task: Task = "restoration",
 ) -> Pipeline:
     """A pipeline ready to be called.
@@ -319,14 +334,19 @@ def load_pipeline(
         parser: a ParseNet file; None: the published one if it is on this machine.
         threshold: how sure the detector must be, see `load_detector`.
         precision: see `choose_precision`.
+        code_precision: see `choose_code_precision`.
+        compile: compiles the network when it is first used, see `check_compiling`.
         task: what the weights are for.
     Raises:
         WeightsError: a weight file is not there, or differs from the published one.
         CheckpointError: a weight file holds something else.
-        ConfigError: a name is unknown or the device is absent.
+        ConfigError: a name is unknown, the device is absent, or it cannot do what is asked for.
     """
     place = choose_device(device)
     exactness = choose_precision(precision, place)
+    code_exactness = choose_code_precision(code_precision, place)
+    if compile:
+        check_compiling(place)
     path, name, notes = _choose_model(str(model), task)
     network = load_codeformer(path, place)
     parses = task != "inpainting"  # there the holes say what is pasted
@@ -340,6 +360,8 @@ def load_pipeline(
         parser=FaceParser(parsing, place) if parsing else None,
         device=place,
         precision=exactness,
+        code_precision=code_exactness,
+        compile=compile,
         model_name=f"{name} ({network.config.image_size} px)",
         notes=notes,
         identity={
@@ -348,6 +370,7 @@ def load_pipeline(
             "threshold": threshold,
             "parser": known_sha256(parsing) if parsing else None,
             "precision": exactness.value,
+            "code_precision": code_exactness.value,
         },
         files={
             "model": path,

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cfrestore.device import Precision, inference, reduced
-from cfrestore.image import from_tensor, match_statistics, to_gray, to_tensor
+from cfrestore.device import Precision, compiled, download, inference, reduced, upload
+from cfrestore.image import from_levels, match_statistics, to_gray, to_levels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 SOFTENED_FROM = 1.25
 """Photograph pixels to one of the crop, from which the loss of detail can be seen."""
+
+FLAWS = (
+    None,
+    "the network's output is one flat colour",
+    "the network's output is not finite",
+)
+"""What may be wrong with what the network paints, by the number that comes with the pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +82,8 @@ class Painter:
         batch_size: int = 4,
         device: str | torch.device = "cpu",
         precision: Precision = Precision.FP32,
+        code_precision: Precision = Precision.FP32,
+        compile: bool = False,
     ) -> None:
         """Nothing is computed yet.
 
@@ -84,14 +93,22 @@ class Painter:
             match_statistics: see `CodeFormer.forward`.
             batch_size: faces in one forward pass.
             device: where the network is.
-            precision: what is painted in; codes are always chosen in float32.
+            precision: what is painted in.
+            code_precision: what codes are chosen in.
+            compile: compiles the network for that batch size, which smaller batches are filled up
+                to.
         """
         self.batch_size = batch_size
         self._network = network
         self._fidelity = fidelity
         self._match_statistics = match_statistics
-        self._device = device
+        self._device = torch.device(device)
         self._precision = precision
+        self._code_precision = code_precision
+        self._fills_up = compile
+        self._predict, self._decode = network.predict_features, network.decode
+        if compile:
+            self._predict, self._decode = compiled(self._predict), compiled(self._decode)
 
     def __call__(self, aligned: Sequence[AlignedFace]) -> tuple[RestoredFace | FailedFace, ...]:
         """Paints each face independently of the others.
@@ -104,38 +121,43 @@ class Painter:
             one value per face, in the same order; FailedFace where the network gave no picture.
         Raises:
             MemoryError: there is too little even for a single face.
+            ConfigError: the network cannot be compiled.
         """
         results: list[RestoredFace | FailedFace] = []
         while len(results) < len(aligned):
             batch = aligned[len(results) :][: self.batch_size]
+            size = self.batch_size if self._fills_up else len(batch)
+            crops = [face.crop for face in batch]
             try:
-                images = self._paint(np.stack([face.crop for face in batch]))
+                painted = self._paint(crops + crops[-1:] * (size - len(batch)))
             except MemoryError:
-                if len(batch) == 1:
+                if size == 1:
                     raise
-                self.batch_size = len(batch) // 2
+                self.batch_size = size // 2
                 continue
             results += (
-                _judge(image, face, self._fidelity)
-                for image, face in zip(images, batch, strict=True)
+                _judge(values, face, self._fidelity)
+                for values, face in zip(painted, batch, strict=False)
             )
         return tuple(results)
 
-    def _paint(self, crops: NDArray[np.uint8]) -> list[Tensor]:
-        """Images (3, S, S), float32, on the CPU; what reduced precision spoils is done again."""
-        network, fidelity = self._network, self._fidelity
+    def _paint(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """See `_pack`, in main memory; what reduced precision spoils is done again."""
         with inference():
-            x = to_tensor(crops).to(self._device)  # (B, 3, S, S)
-            features, skips = network.predict_features(x, self._match_statistics)
-            with reduced(x.device, self._precision):
-                images = list(network.decode(features, skips, fidelity).float().cpu())
+            x = from_levels(upload(crops, self._device))  # (B, 3, S, S)
+            with reduced(self._device, self._code_precision):
+                features, skips = self._predict(x, self._match_statistics)
+            with reduced(self._device, self._precision):
+                images = self._decode(features, skips, self._fidelity)
+            painted = download(_pack(images))
             if self._precision is Precision.FP32:
-                return images
-            for index in (index for index, image in enumerate(images) if _flaw(image)):
+                return painted
+            for index in painted[:, -1].nonzero()[0]:
                 one = slice(index, index + 1)
                 own = {side: skip[one] for side, skip in skips.items()}
-                images[index] = network.decode(features[one], own, fidelity)[0].cpu()
-        return images
+                image = self._network.decode(features[one], own, self._fidelity)
+                painted[one] = download(_pack(image))
+        return painted
 
 
 def restore_faces(
@@ -147,6 +169,8 @@ def restore_faces(
     gray: bool = False,
     device: str | torch.device = "cpu",
     precision: Precision = Precision.FP32,
+    code_precision: Precision = Precision.FP32,
+    compile: bool = False,
 ) -> tuple[RestoredFace | FailedFace, ...]:
     """Restores faces in batches; what becomes of one does not depend on the others.
 
@@ -161,6 +185,8 @@ def restore_faces(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        code_precision=code_precision,
+        compile=compile,
     )
     return tuple(
         correct(face, keeps_colours=network.config.keep_colours, gray=gray)
@@ -170,20 +196,25 @@ def restore_faces(
     )
 
 
-def _judge(image: Tensor, aligned: AlignedFace, fidelity: float) -> RestoredFace | FailedFace:
-    """The network's image (3, S, S) as a result, if it is a picture at all."""
-    if reason := _flaw(image):
+def _pack(images: Tensor) -> Tensor:
+    """What is to be known of images (B, 3, S, S), on their device: (B, S * S * 3 + 1) uint8.
+
+    The pixels of each, then the index of what is wrong with it in FLAWS.
+    """
+    pixels = to_levels(images).flatten(1, 2)  # (B, S * S, 3)
+    flat = (pixels.amax(1) == pixels.amin(1)).all(1)  # (B,)
+    finite = images.isfinite().flatten(1).all(1)
+    flaws = flat.byte().masked_fill(~finite, 2)
+    return torch.cat((pixels.flatten(1), flaws[:, None]), 1)
+
+
+def _judge(
+    values: NDArray[np.uint8], aligned: AlignedFace, fidelity: float
+) -> RestoredFace | FailedFace:
+    """One row of `_pack` as a result, in memory of its own, if it is a picture at all."""
+    if reason := FLAWS[values[-1]]:
         return FailedFace(aligned.face, reason)
-    return RestoredFace(from_tensor(image[None])[0], aligned, fidelity)
-
-
-def _flaw(image: Tensor) -> str | None:
-    """Why the network's image (3, S, S) is no picture, or None."""
-    if not image.isfinite().all():
-        return "the network's output is not finite"
-    if not np.ptp(from_tensor(image[None]), axis=(1, 2)).any():
-        return "the network's output is one flat colour"
-    return None
+    return RestoredFace(values[:-1].reshape(aligned.crop.shape).copy(), aligned, fidelity)
 
 
 def correct(face: RestoredFace, *, keeps_colours: bool, gray: bool) -> RestoredFace:

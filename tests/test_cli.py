@@ -64,9 +64,10 @@ def test_every_option_reaches_the_pipeline(
     monkeypatch.setattr(pipeline, "load_pipeline", load)
     words = "a.png --output out/b.png --w 0.25 --upscale 2 --model m --detector d --device cpu"
     words += " --weights-dir folder --parser p --batch-size 3 --faces 1,0 --min-face 9 --draw-box"
-    words += " --det-threshold 0.4 --precision bf16"
+    words += " --det-threshold 0.4 --precision bf16 --code-precision fp32"
     assert cfrestore_(*words.split(), "--strict").code == 1  # as there is no face 0, nor 1
-    others = {"threshold": 0.4, "precision": "bf16", "task": "restoration"}
+    others = {"threshold": 0.4, "precision": "bf16", "code_precision": "fp32", "compile": False}
+    others["task"] = "restoration"
     assert seen["load"] == ("m", "d", "cpu", Path("p"), others)
     assert seen["home"] == "folder"
     assert seen["options"] == cfrestore.Options(
@@ -247,6 +248,8 @@ def test_nothing_is_downloaded_for_pictures_that_are_not_there(
         ("--detector mobilenet", 4, [("mobilenet", True)]),
         ("--device abacus", 2, []),
         ("--precision fp8", 2, []),
+        ("--device cpu --code-precision tf32", 2, []),
+        ("--device cpu --compile", 2, []),
     ],
 )
 def test_what_must_fail_does_so_before_a_long_download(

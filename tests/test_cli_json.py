@@ -80,6 +80,7 @@ def test_every_input_has_its_record_in_order(
     assert a["output"] == "in.restored/a.png"
     assert set(a["seconds"]) == {"read", "find", "paint", "paste", "write"}
     assert (a["model"], a["detector"], a["precision"]) == ("compact (32 px)", "stub", "fp32")
+    assert a["code_precision"] == "fp32"
     assert a["device"].startswith("cpu")
     assert re.fullmatch("[0-9a-f]{64}", a["weights"])
     first, second, third = a["faces"]

@@ -1,20 +1,28 @@
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from cfrestore import device
 from cfrestore.device import (
     Precision,
     autocast,
     available_devices,
+    check_compiling,
+    choose_code_precision,
     choose_device,
     choose_precision,
     describe,
+    download,
     inference,
     reduced,
+    reuse_memory,
     synchronize,
+    upload,
 )
 from cfrestore.errors import ConfigError
 
@@ -79,7 +87,7 @@ def test_inference_records_no_gradients():
 
 TF32 = """
 import torch
-from cfrestore.device import inference
+from cfrestore.device import Precision, inference, reduced
 
 def switches():
     if hasattr(torch.backends.cudnn, "conv"):  # torch 2.9 and later
@@ -91,6 +99,9 @@ def switches():
 before = switches()
 try:
     with inference():
+        assert switches() in (["ieee", "ieee"], [False, False]), switches()
+        with reduced(torch.device("cuda"), Precision.TF32):
+            assert switches() in (["tf32", "ieee"], [True, False]), switches()
         assert switches() in (["ieee", "ieee"], [False, False]), switches()
         1 / 0
 except ZeroDivisionError:
@@ -120,6 +131,40 @@ def test_float32_is_float32_in_inference_whatever_the_host_program_set(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_small_networks_run_beside_others_and_large_ones_wait(alone: bool) -> None:
+    came = threading.Event()
+
+    def work() -> None:
+        with inference(alone=alone):
+            came.set()
+
+    with inference():
+        other = threading.Thread(target=work)
+        other.start()
+        assert came.wait(0.5) is not alone
+    other.join(10)
+    assert came.is_set()
+
+
+def test_memory_that_is_reused_is_the_c_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Library:
+        def mallopt(self, parameter: int, value: int) -> int:
+            return asked.append((parameter, value)) or 1
+
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Library())
+    reuse_memory()
+    assert asked == [(-3, 256 << 20), (-1, 1 << 30)]
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: object())
+    reuse_memory()  # a C library without that function is left alone
+    monkeypatch.setattr(device.sys, "platform", "win32")
+    monkeypatch.setattr(device.ctypes, "CDLL", None)
+    reuse_memory()
+
+
 def test_auto_is_float32_on_every_device():
     for kind in ("cpu", "cuda:0", "mps"):
         assert choose_precision("auto", torch.device(kind)) is Precision.FP32
@@ -134,10 +179,81 @@ def test_less_is_given_on_request_where_it_is_known_to_work(name):
         choose_precision(name, torch.device("mps"))
 
 
+@pytest.mark.parametrize("choose", [choose_precision, choose_code_precision])
+def test_tf32_is_for_cuda(choose):
+    assert choose("tf32", torch.device("cuda:0")) is Precision.TF32
+    for kind in ("cpu", "mps"):
+        with pytest.raises(ConfigError, match=f"tf32 is not offered on {kind}; choose fp32"):
+            choose("tf32", torch.device(kind))
+
+
 @pytest.mark.parametrize("name", ["", "float32", "FP16", "int8"])
 def test_an_unknown_precision_is_refused(name):
-    with pytest.raises(ConfigError, match="choose one of: auto, fp32, bf16, fp16"):
+    with pytest.raises(ConfigError, match="choose one of: auto, fp32, tf32, bf16, fp16"):
         choose_precision(name, CPU)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16", "fp8"])
+def test_codes_are_chosen_in_float32_or_nearly(name):
+    assert choose_code_precision("auto", torch.device("cuda:0")) is Precision.FP32
+    with pytest.raises(ConfigError, match="choose one of: auto, fp32, tf32$"):
+        choose_code_precision(name, torch.device("cuda:0"))
+
+
+# Compiling
+
+
+def test_compiling_is_for_cuda():
+    with pytest.raises(ConfigError, match="compiling is for CUDA, not for cpu; .* slower"):
+        check_compiling(CPU)
+
+
+@pytest.mark.parametrize(
+    ("triton", "compiler", "variable", "problem"),
+    [
+        (True, "gcc", None, None),
+        (True, "clang", None, None),
+        (True, None, "mycc", None),
+        (True, None, None, "needs a C compiler"),
+        (False, "gcc", None, "needs the package triton"),
+    ],
+)
+def test_what_compiling_needs_is_said_before(monkeypatch, triton, compiler, variable, problem):
+    monkeypatch.setattr(device, "find_spec", lambda name: object() if triton else None)
+    found = lambda name: name if name == compiler else None  # noqa: E731
+    monkeypatch.setattr(device.shutil, "which", found)
+    monkeypatch.delenv("CC", raising=False)
+    if variable:
+        monkeypatch.setenv("CC", variable)
+    if problem is None:
+        check_compiling(torch.device("cuda:0"))
+    else:
+        with pytest.raises(ConfigError, match=problem):
+            check_compiling(torch.device("cuda:0"))
+
+
+def test_what_cannot_be_compiled_is_said_in_a_sentence():
+    def refuse(graph, inputs):
+        raise RuntimeError("this card is too old\nand much else")
+
+    compiled = torch.compile(lambda x: x + 1, backend=refuse, fullgraph=True)
+    with pytest.raises(ConfigError, match=r"cannot be compiled here: .*too old$"), inference():
+        compiled(torch.ones(2))
+
+
+# Copies
+
+
+def test_arrays_go_up_as_they_are_and_bytes_come_back():
+    values = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    values.flags.writeable = False
+    tensor = upload([values, values[::-1], values.transpose(1, 0, 2)], CPU)
+    assert (tensor.shape, tensor.dtype) == ((3, 4, 4, 3), torch.uint8)
+    back = download(tensor)
+    for found, expected in zip(
+        back, (values, values[::-1], values.transpose(1, 0, 2)), strict=True
+    ):
+        assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from stubs import StubDetector, StubNetwork, face_at, picture, save_network, sma
 from cfrestore import pipeline, restore, weights
 from cfrestore.checkpoint import read_checkpoint, read_metadata
 from cfrestore.detect import Face
+from cfrestore.device import Precision
 from cfrestore.errors import ConfigError, WeightsError
 from cfrestore.image import Photo
 from cfrestore.options import Options
@@ -342,14 +343,24 @@ def test_the_precision_reaches_the_painting(
     assert loaded.precision.value == {"auto": "fp32"}.get(name, name)
     asked = []
     monkeypatch.setattr(
-        restore, "reduced", lambda device, precision: asked.append(precision) or nullcontext()
+        restore, "reduced", lambda _, precision: asked.append(precision) or nullcontext()
     )
     loaded = replace(loaded, detector=StubDetector(face_at(4, 4, 32)))
     for task in (loaded, loaded.colorize, loaded.inpaint):
         holed = picture(48, 48)
         holed[20:25, 20:25] = 255
         task(Photo(holed))
-    assert asked == [loaded.precision] * 3
+    assert asked == [loaded.code_precision, loaded.precision] * 3
+
+
+def test_what_codes_are_chosen_in_decides_results(machine: Path) -> None:
+    loaded = load_pipeline(device="cpu")
+    assert loaded.code_precision is Precision.FP32
+    assert not loaded.compile
+    assert loaded.identity["code_precision"] == "fp32"
+    for refused in ({"code_precision": "tf32"}, {"code_precision": "bf16"}, {"compile": True}):
+        with pytest.raises(ConfigError):
+            load_pipeline(device="cpu", **refused)
 
 
 def test_a_path_is_opened(machine: Path) -> None:

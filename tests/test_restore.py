@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from stubs import StubNetwork, face_at, picture, small_network
 from torch import Tensor
 
+from cfrestore import restore
 from cfrestore.align import AlignedFace, align_face
 from cfrestore.device import Precision, available_devices, choose_device, inference, reduced
 from cfrestore.image import read_photo, to_tensor
@@ -251,6 +252,146 @@ def test_a_card_gives_what_the_cpu_gives(shared: Path) -> None:
         assert isinstance(two, RestoredFace)
         near += int(np.abs(one.crop.astype(int) - two.crop).max()) <= 1
     assert near >= 18  # of 20: where two codes are as likely as each other, either may be taken
+
+
+# Copies and compiling
+
+
+def test_bytes_go_up_and_come_back_once_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    up: list[tuple[int, ...]] = []
+    down: list[tuple[int, ...]] = []
+
+    def upload(crops: list[NDArray[np.uint8]], device: torch.device) -> Tensor:
+        tensor = device_upload(crops, device)
+        assert tensor.dtype == torch.uint8
+        up.append(tuple(tensor.shape))
+        return tensor
+
+    def download(values: Tensor) -> NDArray[np.uint8]:
+        assert values.dtype == torch.uint8
+        down.append(tuple(values.shape))
+        return device_download(values)
+
+    device_upload, device_download = restore.upload, restore.download
+    monkeypatch.setattr(restore, "upload", upload)
+    monkeypatch.setattr(restore, "download", download)
+    restore_faces(StubNetwork(), crops(5), fidelity=0.5, batch_size=2)
+    assert up == [(2, 32, 32, 3), (2, 32, 32, 3), (1, 32, 32, 3)]
+    assert down == [(2, 32 * 32 * 3 + 1), (2, 32 * 32 * 3 + 1), (1, 32 * 32 * 3 + 1)]
+
+
+def test_a_result_does_not_hold_its_batch() -> None:
+    for result in restore_faces(StubNetwork(), crops(3), fidelity=0.5):
+        assert isinstance(result, RestoredFace)
+        assert result.crop.base is None or result.crop.base.size == result.crop.size
+
+
+@pytest.mark.parametrize(("precision", "mean"), [(Precision.FP32, 0), (Precision.BF16, 1)])
+def test_what_is_compiled_is_taken_and_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, mean: float
+) -> None:
+    """But for rounding in other places, by which bf16 is off anyway: 1.4 with this network."""
+    graphs: list[tuple[int, ...]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        def call(*values: Tensor) -> object:
+            graphs.append(max((tuple(v.shape) for v in values if v.ndim == 4), key=len))
+            return graph(*values)
+
+        return call
+
+    def compiled(verb: Callable[..., object]) -> Callable[..., object]:
+        return torch.compile(verb, backend=backend, fullgraph=True)
+
+    monkeypatch.setattr(restore, "compiled", compiled)
+    torch._dynamo.reset()
+    network, faces = small_network(), crops(4)
+    for w in (0.5, 0.0):
+        graphs.clear()
+        plain, fused = (
+            restore_faces(
+                network, faces, fidelity=w, precision=precision, batch_size=2, compile=compile
+            )
+            for compile in (False, True)
+        )
+        assert len(graphs) == 2 * 2  # two verbs of two batches, each a single graph
+        for one, two in zip(plain, fused, strict=True):
+            assert isinstance(one, RestoredFace)
+            assert isinstance(two, RestoredFace)
+            assert np.abs(one.crop.astype(int) - two.crop).mean() <= mean
+
+
+@pytest.fixture
+def stub_compiler(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stands for the compiler, and remembers which verbs were called after it."""
+    called: list[str] = []
+
+    def compiled(verb: Callable[..., object]) -> Callable[..., object]:
+        def call(*values: object) -> object:
+            called.append(verb.__name__)
+            return verb(*values)
+
+        return call
+
+    monkeypatch.setattr(restore, "compiled", compiled)
+    return called
+
+
+def test_compiled_batches_are_filled_up(stub_compiler: list[str]) -> None:
+    faces, network = crops(5), StubNetwork()
+    results = restore_faces(network, faces, fidelity=0.5, batch_size=3, compile=True)
+    assert [len(x) for x, _, _ in network.calls] == [3, 3]
+    assert stub_compiler == ["predict_features", "decode"] * 2
+    for face, result in zip(faces, results, strict=True):
+        assert isinstance(result, RestoredFace)
+        assert np.array_equal(result.crop, face.crop)
+
+
+def test_one_face_is_redone_without_compiling(stub_compiler: list[str]) -> None:
+    network = StubNetwork(spoil(1, SPOILS[0]))
+    results = restore_faces(
+        network, crops(2), fidelity=0.5, precision=Precision.BF16, batch_size=2, compile=True
+    )
+    assert [len(x) for x, _, _ in network.calls] == [2, 1]
+    assert stub_compiler == ["predict_features", "decode"]
+    assert all(isinstance(result, RestoredFace) for result in results)
+
+
+def test_batches_that_are_filled_up_are_halved_where_memory_lacks(
+    stub_compiler: list[str],
+) -> None:
+    def paint(x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return x
+
+    network = StubNetwork(paint)
+    results = restore_faces(network, crops(1), fidelity=0.5, batch_size=8, compile=True)
+    assert [len(x) for x, _, _ in network.calls] == [8, 4, 2]
+    assert [type(result) for result in results] == [RestoredFace]
+
+    def refuse(x: Tensor) -> Tensor:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(MemoryError):
+        restore_faces(StubNetwork(refuse), crops(1), fidelity=0.5, batch_size=2, compile=True)
+
+
+@pytest.mark.parametrize("codes", [Precision.FP32, Precision.TF32])
+def test_codes_have_a_precision_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, codes: Precision
+) -> None:
+    asked: list[Precision] = []
+
+    def spy(device: torch.device, precision: Precision) -> object:
+        asked.append(precision)
+        return reduced(device, precision)
+
+    monkeypatch.setattr(restore, "reduced", spy)
+    restore_faces(
+        StubNetwork(), crops(1), fidelity=0.5, precision=Precision.BF16, code_precision=codes
+    )
+    assert asked == [codes, Precision.BF16]
 
 
 # Fidelity, on every device

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 Facts = Mapping[str, "str | None"]
 """What all records of a run have in common."""
 
-UNKNOWN: Facts = dict.fromkeys(("model", "weights", "detector", "device", "precision"))
+UNKNOWN: Facts = dict.fromkeys(
+    ("model", "weights", "detector", "device", "precision", "code_precision")
+)
 """Facts of a run for which nothing was loaded."""
 
 
@@ -30,6 +32,7 @@ def facts_of(pipeline: Pipeline) -> Facts:
         "detector": pipeline.detector.name,
         "device": describe(pipeline.device),
         "precision": pipeline.precision.value,
+        "code_precision": pipeline.code_precision.value,
     }
 
 

@@ -31,14 +31,17 @@ def write_record(record: dict[str, Any], stream: TextIO) -> None:
 
 def introduce(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> None:
     """Says what computes, and which file, if any, had a say in it."""
-    from cfrestore.device import describe
+    from cfrestore.device import Precision, describe
 
     console = make_console()
     if settings is not None:
         console.print(f"settings of {settings}")
+    codes = pipeline.code_precision
     console.print(
         f"model {pipeline.model_name}, detector {pipeline.detector.name}, "
         f"device {describe(pipeline.device)}, {pipeline.precision.value}"
+        f"{'' if codes is Precision.FP32 else f', codes in {codes.value}'}"
+        f"{', compiled' if pipeline.compile else ''}"
     )
     for note in pipeline.notes:
         console.print(f"note: {note}")

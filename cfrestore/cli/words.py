@@ -277,10 +277,27 @@ class Words:
         typer.Option(
             metavar="NAME",
             rich_help_panel=NETWORKS,
-            help="What faces are painted in: fp32 (also auto), bf16 or fp16. The codes of a face "
-            "are always chosen in fp32, and a face that bf16 or fp16 spoils is painted again.",
+            help="What faces are painted in: fp32 (also auto), bf16 or fp16, and on CUDA tf32. A "
+            "face that less than fp32 spoils is painted again.",
         ),
     ] = "auto"
+    code_precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=NETWORKS,
+            help="What the codes of a face are chosen in: fp32 (also auto), or on CUDA tf32, which "
+            "is faster and changes about one code in a thousand, each a patch of the face.",
+        ),
+    ] = "auto"
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            rich_help_panel=NETWORKS,
+            help="Compile the network first, on CUDA only; meant for many faces.",
+        ),
+    ] = False
     batch_size: Annotated[
         str,
         typer.Option(

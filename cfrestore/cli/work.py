@@ -265,7 +265,13 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         CheckpointError, ConfigError: as `load_pipeline`.
     """
     from cfrestore.cli.supply import supply
-    from cfrestore.device import choose_device, choose_precision, reuse_memory
+    from cfrestore.device import (
+        check_compiling,
+        choose_code_precision,
+        choose_device,
+        choose_precision,
+        reuse_memory,
+    )
     from cfrestore.pipeline import TASKS, load_pipeline
     from cfrestore.weights import locate
 
@@ -273,7 +279,11 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
     console = report.make_console()
     network, detector = TASKS[task], words.detector
     # Fails before a long download, not after.
-    choose_precision(words.precision, choose_device(words.device))
+    device = choose_device(words.device)
+    choose_precision(words.precision, device)
+    choose_code_precision(words.code_precision, device)
+    if words.compile:
+        check_compiling(device)
     if detector in ("retinaface", "mobilenet"):
         supply([detector], console, required=True)
     if model in ("auto", "published"):
@@ -295,5 +305,7 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         parser,
         threshold=words.det_threshold,
         precision=words.precision,
+        code_precision=words.code_precision,
+        compile=words.compile,
         task=task,
     )

@@ -141,16 +141,25 @@ def to_tensor(crops: NDArray[np.uint8]) -> torch.Tensor:
     """
     import torch
 
-    values = torch.tensor(np.ascontiguousarray(crops)).permute(0, 3, 1, 2)
-    return (values.float() / 255 - 0.5) / 0.5
+    return from_levels(torch.tensor(np.ascontiguousarray(crops)))
+
+
+def from_levels(values: torch.Tensor) -> torch.Tensor:
+    """The same of crops that are a tensor, on its device."""
+    return (values.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
 def from_tensor(images: torch.Tensor) -> NDArray[np.uint8]:
     """What a network gave, clamped and rounded: (N, 3, S, S) in [-1, 1] to (N, S, S, 3) uint8."""
+    return np.asarray(to_levels(images.detach()).cpu().numpy(), np.uint8)
+
+
+def to_levels(images: torch.Tensor) -> torch.Tensor:
+    """The same as a tensor, on the images' device."""
     import torch
 
-    values = ((images.detach().float().clamp(-1, 1) + 1) / 2 * 255).round().to(torch.uint8)
-    return np.asarray(values.permute(0, 2, 3, 1).contiguous().cpu().numpy(), np.uint8)
+    values = ((images.float().clamp(-1, 1) + 1) / 2 * 255).round().to(torch.uint8)
+    return values.permute(0, 2, 3, 1).contiguous()
 
 
 def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:

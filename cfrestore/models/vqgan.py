@@ -84,7 +84,9 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation whose statistics keep their digits in channels-last memory too.
 
     There torch 2.14 sums a whole map one value after the other, which costs four digits at 512 px;
-    outside training, rows are averaged first, and then their averages.
+    outside training, rows are averaged first, and then their averages. Other devices are spared two
+    reorderings of the map by this, in whatever type; for less than float32 the CPU has a kernel
+    that is ten times as fast.
     """
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -92,14 +94,14 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         last = x.is_contiguous(memory_format=torch.channels_last)
-        if torch.is_grad_enabled() or not last or x.dtype != torch.float32:
+        if torch.is_grad_enabled() or not last or (x.is_cpu and x.dtype != torch.float32):
             return super().forward(x)
-        rows = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+        rows = x.permute(0, 2, 3, 1).float()  # (B, H, W, C)
         mean, power = (self._over_groups(of.mean(2)) for of in (rows, rows.square()))
         # y = (x - mean) / sqrt(variance) * weight + bias
         scale = self.weight * (power - mean.square() + self.eps).rsqrt()  # (B, C)
         shift = self.bias - mean * scale
-        return torch.addcmul(shift[..., None, None], x, scale[..., None, None])
+        return torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
 
     def _over_groups(self, of_rows: Tensor) -> Tensor:
         """(B, H, C) to (B, C), the same for all channels of a group."""

@@ -33,6 +33,9 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
         CheckpointError: it is damaged, or is not a CodeFormer; the first five differing keys of
             each kind are named.
     """
+    import torch
+
+    from cfrestore.device import settle
     from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 
     state, metadata = read_checkpoint(path)
@@ -46,7 +49,8 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
     except (ConfigError, *_MISFIT) as error:
         raise CheckpointError(f"{path} describes no CodeFormer: {error}") from error
     load_strictly(network, state, path, "CodeFormer")
-    return network.to(device).eval()
+    settle(network, torch.device(device))
+    return network.eval()
 
 
 def deduce_config(state: Mapping[str, Tensor]) -> CodeFormerConfig:

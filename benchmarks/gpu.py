@@ -1,0 +1,675 @@
+"""How fast faces are painted on a card, beside the least time that it could take there.
+
+    python benchmarks/gpu.py [--minutes 8] [--json FILE]
+    python benchmarks/gpu.py --floors --card "NVIDIA H200"    # counts only, needs no card
+    python benchmarks/gpu.py --device cpu --small             # tries the script itself
+
+Networks of the published and the compact shape (tiny with --only), with random weights from a seed,
+paint random crops at w = 0.5. `network` is predict_features and decode on what is on the card
+already, `replayed` the same as a CUDA graph, so without the time that launching takes, and
+`Painter` all that the pipeline does with crops: stacking, upload, network, judging, download. Each
+figure is the median of several rounds after a warm-up; the spread is the slowest round's time over
+the fastest's.
+
+The floor of a part counts its operations over the card's peak, and its bytes over the card's
+bandwidth, whichever is more: each convolution and each product outside attention reads operands and
+writes its result once, and everything else is taken for free. Peaks are those of the card's
+datasheet, without sparsity; other cards need --peaks. What a large convolution and a large copy
+reach is measured beside them. Needs torch, numpy, OpenCV, Pillow and safetensors alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from cfrestore.align import AlignedFace, align_face
+from cfrestore.detect import Face
+from cfrestore.device import (
+    Precision,
+    autotune,
+    check_compiling,
+    compiled,
+    describe,
+    inference,
+    reduced,
+    settle,
+    synchronize,
+)
+from cfrestore.errors import ConfigError
+from cfrestore.image import read_photo, to_tensor
+from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig, adaptive_instance_norm
+from cfrestore.models.vqgan import GroupNorm
+from cfrestore.parse import PARSE_SIZE, mask_from_classes
+from cfrestore.paste import paste_faces
+from cfrestore.restore import Painter, RestoredFace
+from cfrestore.weights import load_codeformer, shipped
+
+FP32, TF32, BF16, FP16 = Precision.FP32, Precision.TF32, Precision.BF16, Precision.FP16
+W = 0.5
+SHAPES = {
+    "published": CodeFormerConfig(),
+    "compact": CodeFormerConfig.compact(),
+    "tiny": CodeFormerConfig.tiny(),
+}
+EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
+COMPILING = 150
+"""Seconds that must be left before something is compiled."""
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a card does in a second: 1e12 operations of each kind, 1e12 bytes of its memory."""
+
+    fp32: float
+    tf32: float
+    half: float
+    bandwidth: float
+
+    def of(self, precision: Precision) -> float:
+        return {FP32: self.fp32, TF32: self.tf32}.get(precision, self.half)
+
+
+# NVIDIA's datasheets of these cards, dense; the beginning of the name that torch gives them.
+CARDS = {
+    "NVIDIA H200": Peaks(67, 494.5, 989.5, 4.8),
+    "NVIDIA H100 PCIe": Peaks(51, 378, 756, 2.0),
+    "NVIDIA H100": Peaks(67, 494.5, 989.5, 3.35),
+    "NVIDIA A100": Peaks(19.5, 156, 312, 2.0),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a network is run."""
+
+    codes: Precision
+    painting: Precision
+    batch: int = 16
+    compile: bool = False
+
+    def __str__(self) -> str:
+        kernels = "compiled" if self.compile else "eager"
+        return f"{self.codes.value} | {self.painting.value} | {kernels} | {self.batch}"
+
+
+PLAIN, MIXED, FAST = Setting(FP32, FP32), Setting(FP32, BF16), Setting(TF32, BF16)
+FIRST = (FAST, MIXED, PLAIN, Setting(TF32, TF32), Setting(TF32, FP16))
+COMPILED = tuple(Setting(TF32, BF16, batch, compile=True) for batch in (16, 32))
+BATCHES = tuple(Setting(TF32, BF16, batch) for batch in (1, 4, 8, 32))
+
+
+# Counting
+
+
+@dataclass
+class Work:
+    """Operations, and numbers that must be read or written."""
+
+    convolutions: float = 0
+    products: float = 0
+    numbers: float = 0
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(
+            *(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
+
+    def seconds(self, precision: Precision, peaks: Peaks) -> tuple[float, float]:
+        """The least time for the operations, and for the bytes."""
+        others = FP32 if precision is TF32 else precision  # see device.py
+        operations = self.convolutions / peaks.of(precision) + self.products / peaks.of(others)
+        width = 4 if precision in (FP32, TF32) else 2
+        return operations / 1e12, self.numbers * width / peaks.bandwidth / 1e12
+
+
+class Counting(TorchDispatchMode):
+    """Counts what is done within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work = Work()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket
+        if name in flop_registry:
+            count = flop_registry[name](*args, **(kwargs or {}), out_val=out)
+            if name is torch.ops.aten.convolution:
+                self.work.convolutions += count
+            else:
+                self.work.products += count
+            if name is not torch.ops.aten.bmm:  # attention, whose operands the products around move
+                tensors = [value for value in (*args, out) if isinstance(value, Tensor)]
+                self.work.numbers += sum(tensor.numel() for tensor in tensors)
+        return out
+
+
+Parts = dict[str, Callable[[], object]]
+
+
+def parts_of(network: CodeFormer, x: Tensor) -> Parts:
+    """The network in pieces, each as a call; `generator, fusion` is decode at w = 0.5."""
+    latent, skips = network.encode(x)
+    tokens = network.predict_codes(latent)
+    features = network.lookup(tokens.argmax(-1))
+
+    def transformer() -> Tensor:
+        found = network.lookup(network.predict_codes(latent).argmax(-1))
+        return adaptive_instance_norm(found, latent)
+
+    return {
+        "encoder": lambda: network.encode(x),
+        "transformer": transformer,
+        "generator": lambda: network.decode(features, skips, 0),
+        "generator, fusion": lambda: network.decode(features, skips, W),
+    }
+
+
+def count(config: CodeFormerConfig, batch: int) -> dict[str, Work]:
+    """What each part has to do for a batch."""
+    side = config.image_size
+    found = {}
+    with torch.device("meta"), torch.no_grad():  # in inference mode convolutions have other names
+        network = CodeFormer(config).eval()
+        x = torch.empty(batch, 3, side, side)
+        for name, part in parts_of(network, x).items():
+            with Counting() as counting:
+                part()
+            found[name] = counting.work
+    found["fusion"] = found.pop("generator, fusion") - found["generator"]
+    return found
+
+
+def precision_of(part: str, setting: Setting) -> Precision:
+    return setting.codes if part in ("encoder", "transformer") else setting.painting
+
+
+# Measuring
+
+
+@dataclass
+class Bench:
+    """What is measured on, until when, how thoroughly, and what was found."""
+
+    device: torch.device
+    deadline: float
+    small: bool
+    record: dict[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def has_time(self, what: str, seconds: float = 0) -> bool:
+        if time.monotonic() + seconds < self.deadline:
+            return True
+        self.left_out.append(what)
+        return False
+
+    @contextmanager
+    def surviving(self, what: str) -> Iterator[None]:
+        """Says what went wrong with one measurement, so that the others are done."""
+        try:
+            yield
+        except (ConfigError, MemoryError, RuntimeError) as error:
+            print(f"\n({what} failed: {str(error).splitlines()[0]})\n", flush=True)
+            self.note("failures", what=what, error=str(error))
+
+    def measure(self, call: Callable[[], object]) -> tuple[float, float]:
+        """Median seconds of a call, and the slowest round over the fastest."""
+        warmups, rounds, least = (1, 1, 0.0) if self.small else (3, 5, 0.3)
+        for _ in range(warmups):
+            synchronize(self.device)
+            start = time.perf_counter()
+            call()
+            synchronize(self.device)
+        repeats = max(1, round(least / max(time.perf_counter() - start, 1e-6)))
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            synchronize(self.device)
+            times.append((time.perf_counter() - start) / repeats)
+        return statistics.median(times), max(times) / min(times)
+
+    def save(self, target: Path | None) -> None:
+        if target is not None:
+            target.write_text(json.dumps(self.record, indent=1) + "\n")
+
+    def note(self, table: str, **values: object) -> None:
+        self.record.setdefault(table, []).append(values)
+
+
+def make(config: CodeFormerConfig, device: torch.device) -> CodeFormer:
+    """A random network whose output fills the range, as a trained one's does."""
+    torch.manual_seed(0)
+    network = CodeFormer(config).eval().requires_grad_(False)
+    network.generator.last_weight.mul_(4)
+    settle(network, device)
+    return network
+
+
+def random_faces(side: int, count: int) -> list[AlignedFace]:
+    crops = np.random.default_rng(0).integers(0, 256, (count, side // 8, side // 8, 3), np.uint8)
+    nobody = Face(np.zeros(4, np.float32), 1.0, np.zeros((5, 2), np.float32))
+    return [AlignedFace(enlarged(crop, side), np.eye(2, 3), nobody) for crop in crops]
+
+
+def enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def step_of(network: CodeFormer, x: Tensor, setting: Setting) -> Callable[[], Tensor]:
+    """All that the network does with a batch, to be called within inference."""
+    predict, decode = network.predict_features, network.decode
+    if setting.compile:
+        predict, decode = compiled(predict), compiled(decode)
+    matched = network.config.match_statistics
+
+    def step() -> Tensor:
+        with reduced(x.device, setting.codes):
+            features, skips = predict(x, matched)
+        with reduced(x.device, setting.painting):
+            return decode(features, skips, W)
+
+    return step
+
+
+def measure_replayed(bench: Bench, step: Callable[[], Tensor]) -> float | None:
+    """Seconds of a step whose launches were recorded; None where that cannot be done."""
+    if bench.device.type != "cuda":
+        return None
+    with bench.surviving("recording a CUDA graph"):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return bench.measure(graph.replay)[0]
+    return None
+
+
+def measure_setting(
+    bench: Bench, name: str, network: CodeFormer, setting: Setting, remark: str = ""
+) -> None:
+    """Prints a row of the first table, if there is time."""
+    label = f"{name} | {setting}{remark}"
+    if bench.has_time(label, COMPILING if setting.compile else 0):
+        with bench.surviving(label):
+            show_setting(bench, name, network, setting, remark)
+
+
+def show_setting(
+    bench: Bench, name: str, network: CodeFormer, setting: Setting, remark: str
+) -> None:
+    device, batch, side = bench.device, setting.batch, network.config.image_size
+    faces = random_faces(side, (1 if bench.small else 4) * batch)
+    if setting.compile:
+        torch._dynamo.reset()  # else a second batch size is compiled for any size
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    paint = Painter(
+        network,
+        fidelity=W,
+        match_statistics=network.config.match_statistics,
+        batch_size=batch,
+        device=device,
+        precision=setting.painting,
+        code_precision=setting.codes,
+        compile=setting.compile,
+    )
+    start = time.perf_counter()
+    results = paint(faces[:batch])
+    first = time.perf_counter() - start
+    failed = sum(not isinstance(result, RestoredFace) for result in results)
+    whole, whole_spread = bench.measure(lambda: paint(faces))
+    memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0
+    x = to_tensor(np.stack([face.crop for face in faces[:batch]])).to(device)
+    with inference():
+        step = step_of(network, x, setting)
+        alone, spread = bench.measure(step)
+        replayed = measure_replayed(bench, step)
+    rates = [batch / alone, batch / replayed if replayed else 0, len(faces) / whole]
+    shown = " | ".join(f"{rate:.1f}" if rate else "" for rate in rates)
+    print(
+        f"| {name} | {setting}{remark} | {shown} | {max(spread, whole_spread):.2f} | {memory:.0f} "
+        f"| {first:.1f} | {failed} |",
+        flush=True,
+    )
+    bench.note(
+        "rates",
+        network=name,
+        remark=remark,
+        codes=setting.codes.value,
+        painting=setting.painting.value,
+        compiled=setting.compile,
+        batch=batch,
+        network_faces_per_second=rates[0],
+        replayed_faces_per_second=rates[1],
+        painter_faces_per_second=rates[2],
+        spread=max(spread, whole_spread),
+        peak_mib=memory,
+        first_seconds=first,
+        failed=failed,
+        bytes_up_per_face=side * side * 3,
+        bytes_down_per_face=side * side * 3 + 1,
+    )
+
+
+RATES = (
+    "\n| network | codes | painting | kernels | batch | network, faces/s | replayed, faces/s "
+    "| Painter, faces/s | spread | peak, MiB | first batch, s | no picture |\n|" + "---|" * 12
+)
+
+
+@contextmanager
+def native_normalisation() -> Iterator[None]:
+    """torch's own group normalisation, in place of ours."""
+    own = GroupNorm.forward
+    GroupNorm.forward = nn.GroupNorm.forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        GroupNorm.forward = own  # type: ignore[method-assign]
+
+
+def measure_parts(
+    bench: Bench, name: str, network: CodeFormer, setting: Setting, peaks: Peaks
+) -> None:
+    """Prints the roofline table of a setting: for each part its floor, its time, the share."""
+    label = f"parts of {name} | {setting}"
+    if bench.has_time(label, COMPILING if setting.compile else 0):
+        with bench.surviving(label):
+            times = times_of_parts(bench, network, setting)
+            show_parts(bench, name, setting, peaks, count(network.config, setting.batch), times)
+
+
+def times_of_parts(bench: Bench, network: CodeFormer, setting: Setting) -> dict[str, float]:
+    """Seconds of each part for a batch."""
+    batch, side = setting.batch, network.config.image_size
+    x = to_tensor(np.stack([face.crop for face in random_faces(side, batch)])).to(bench.device)
+    times = {}
+    if setting.compile:
+        torch._dynamo.reset()
+    with inference():
+        for part, call in parts_of(network, x).items():
+            own = compiled(call) if setting.compile else call
+            with reduced(bench.device, precision_of(part, setting)):
+                times[part] = bench.measure(own)[0]
+    times["fusion"] = times.pop("generator, fusion") - times["generator"]
+    return times
+
+
+def show_parts(
+    bench: Bench,
+    name: str,
+    setting: Setting,
+    peaks: Peaks,
+    work: dict[str, Work],
+    times: dict[str, float] | None = None,
+) -> None:
+    """Prints a roofline table, without what was not measured."""
+    batch = setting.batch
+    print(
+        f"\n{name}, codes in {setting.codes.value}, painting in {setting.painting.value}, batch "
+        f"{batch}{', compiled' if setting.compile else ''}\n\n| part | convolutions, GFLOP a face "
+        "| products, GFLOP a face | least traffic, MB a face | floor, ms a face | bound by "
+        "| measured, ms a face | share |\n|" + "---|" * 8
+    )
+    floors = {}
+    for part, own in work.items():
+        precision = precision_of(part, setting)
+        operations, traffic = (1e3 * s / batch for s in own.seconds(precision, peaks))
+        floors[part] = max(operations, traffic)
+        width = 4 if precision in (FP32, TF32) else 2
+        found = 1e3 * times[part] / batch if times else None
+        measured = f"{found:.4f} | {floors[part] / found:.0%}" if found else " | "
+        bound = "operations" if operations >= traffic else "bytes"
+        print(
+            f"| {part} | {own.convolutions / batch / 1e9:.2f} | {own.products / batch / 1e9:.2f} "
+            f"| {own.numbers * width / batch / 1e6:.1f} | {floors[part]:.4f} | {bound} "
+            f"| {measured} |"
+        )
+        values = asdict(setting) | {
+            "codes": setting.codes.value,
+            "painting": setting.painting.value,
+        }
+        bench.note("parts", network=name, part=part, **values, **asdict(own), measured_ms=found)
+    floor = sum(floors.values())
+    found = 1e3 * sum(times.values()) / batch if times else None
+    measured = f"{found:.4f} | {floor / found:.0%}" if found else " | "
+    print(
+        f"| all | | | | {floor:.4f}, so {1e3 / floor:.0f} faces/s | | {measured} |",
+        flush=True,
+    )
+
+
+def measure_ceilings(bench: Bench) -> Peaks:
+    """What a large convolution and a large copy reach, printed and returned."""
+    side, channels, batch = (64, 32, 1) if bench.small else (128, 256, 16)
+    x = torch.randn(batch, channels, side, side, device=bench.device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    layer = nn.Conv2d(channels, channels, 3, padding=1).to(bench.device)
+    layer = layer.to(memory_format=torch.channels_last)
+    operations = 2 * 9 * channels**2 * side**2 * batch
+    rates = []
+    for precision in (FP32, TF32, BF16):
+        kind = torch.bfloat16 if precision is BF16 else torch.float32
+        values, kernel = x.to(kind), layer.to(kind)
+        with inference(), reduced(bench.device, TF32 if precision is TF32 else FP32):
+            rates.append(operations / bench.measure(lambda v=values, k=kernel: k(v))[0] / 1e12)
+    source = torch.zeros(2**24 if bench.small else 2**31, dtype=torch.uint8, device=bench.device)
+    target = torch.empty_like(source)
+    moved = 2 * source.numel() / bench.measure(lambda: target.copy_(source))[0] / 1e12
+    print(
+        f"A 3x3 convolution of {channels} channels reaches {rates[0]:.3g} TFLOP/s in fp32, "
+        f"{rates[1]:.3g} in tf32 and {rates[2]:.3g} in bf16; a copy moves {moved:.3g} TB/s.",
+        flush=True,
+    )
+    found = Peaks(*rates, moved)
+    bench.note("ceilings", **asdict(found))
+    return found
+
+
+def measure_equality(bench: Bench) -> None:
+    """Prints how much the precisions change what the shipped, trained network makes of faces."""
+    if not bench.has_time("equality of results"):
+        return
+    network = load_codeformer(shipped(), bench.device)
+    faces = damaged_faces(network.config.image_size, 2 if bench.small else 64)
+    x = to_tensor(np.stack([face.crop for face in faces])).to(bench.device)
+
+    def codes(precision: Precision) -> Tensor:
+        with inference(), reduced(bench.device, precision):
+            return network.predict_codes(network.encode(x)[0]).argmax(-1)
+
+    share = float((codes(FP32) == codes(TF32)).double().mean())
+    print(f"\nEqual codes in fp32 and tf32, shipped weights, {len(faces)} faces: {share:.4%}\n")
+    print("| codes | painting | mean, levels | largest, levels |\n|---|---|---|---|")
+    bench.note("codes", equal_tf32=share)
+
+    def painted(setting: Setting) -> np.ndarray:
+        paint = Painter(
+            network,
+            fidelity=W,
+            match_statistics=False,
+            batch_size=setting.batch,
+            device=bench.device,
+            precision=setting.painting,
+            code_precision=setting.codes,
+        )
+        results = [face for face in paint(faces) if isinstance(face, RestoredFace)]
+        return np.stack([face.crop for face in results]).astype(int)
+
+    full = painted(PLAIN)
+    pairs = (FP32, TF32), (TF32, FP32), (FP32, BF16), (FP32, FP16), (TF32, BF16)
+    for codes_in, painting in pairs[: 1 if bench.small else None]:
+        difference = np.abs(painted(Setting(codes_in, painting)) - full)
+        shown = f"{difference.mean():.3f} | {difference.max()}"
+        print(f"| {codes_in.value} | {painting.value} | {shown} |", flush=True)
+        bench.note(
+            "differences",
+            codes=codes_in.value,
+            painting=painting.value,
+            mean=float(difference.mean()),
+            largest=int(difference.max()),
+        )
+
+
+def damaged_faces(side: int, count: int) -> list[AlignedFace]:
+    """The example, shifted, darkened and made noisy, no two alike."""
+    random = np.random.default_rng(0)
+    example = enlarged(read_photo(EXAMPLE).pixels, side)
+    faces = random_faces(side, 1) * count
+    for index, face in enumerate(faces):
+        shifted = np.roll(example, random.integers(-side // 14, side // 14, 2), (0, 1))
+        noisy = shifted * random.uniform(0.6, 1) + random.normal(0, index / 6, shifted.shape)
+        faces[index] = AlignedFace(noisy.clip(0, 255).astype(np.uint8), face.to_crop, face.face)
+    return faces
+
+
+def measure_surroundings(bench: Bench) -> None:
+    """Prints what one face costs the processor: cutting out, mask, pasting; one thread each."""
+    if not bench.has_time("cost of alignment and pasting"):
+        return
+    pixels = enlarged(read_photo(EXAMPLE).pixels, 1600)
+    points = np.float32([[620, 700], [960, 700], [790, 930], [650, 1080], [930, 1080]])
+    face = Face(np.float32([400, 300, 1200, 1300]), 1.0, points)
+    classes = np.zeros((PARSE_SIZE, PARSE_SIZE), np.uint8)
+    classes[100:400, 120:390] = 1
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    print("\n| of one face, on the processor, one thread | ms |\n|---|---|")
+    for size in (512, 256):
+        aligned = align_face(pixels, face, size)
+        painted = RestoredFace(aligned.crop, aligned, W)
+        mask = enlarged(mask_from_classes(classes) * 255, size).astype(np.float32) / 255
+        for what, call in {
+            "cutting out": lambda s=size: align_face(pixels, face, s),
+            "pasting into 1600x1600": lambda p=painted: paste_faces(pixels, [p]),
+            "the same with a mask": lambda p=painted, m=mask: paste_faces(pixels, [p], masks=[m]),
+        }.items():
+            seconds, _ = bench.measure(call)
+            print(f"| {what}, {size} px | {1e3 * seconds:.2f} |", flush=True)
+            bench.note("surroundings", what=what, size=size, ms=1e3 * seconds)
+    seconds, _ = bench.measure(lambda: mask_from_classes(classes))
+    print(f"| mask from parsed classes | {1e3 * seconds:.2f} |", flush=True)
+    bench.note("surroundings", what="mask", size=PARSE_SIZE, ms=1e3 * seconds)
+    cv2.setNumThreads(threads)
+
+
+# In order
+
+
+def measure_all(bench: Bench, peaks: Peaks, names: list[str], target: Path | None) -> None:
+    """Everything, the most important first; what there is so far is written in between."""
+    try:
+        check_compiling(bench.device)
+        compiles = True
+    except ConfigError as error:
+        compiles = False
+        print(f"\nNothing is compiled: {error}.")
+    sizes = {name: SHAPES[name] for name in names}
+    networks = {name: make(config, bench.device) for name, config in sizes.items()}
+    fast, first, batches = FAST, FIRST, BATCHES
+    if bench.small:
+        fast, first, batches = Setting(TF32, TF32, 1), (Setting(TF32, TF32, 2),), ()
+    print(RATES)
+    for settings in (first[:2], COMPILED[:1] if compiles else (), first[2:]):
+        for name, network in networks.items():
+            for setting in settings:
+                measure_setting(bench, name, network, setting)
+    bench.save(target)
+    for name, network in networks.items():
+        measure_parts(bench, name, network, fast, peaks)
+        if compiles:
+            measure_parts(bench, name, network, COMPILED[0], peaks)
+    with bench.surviving("equality of results"):
+        measure_equality(bench)
+    measure_surroundings(bench)
+    bench.save(target)
+    print(RATES)
+    for name, network in networks.items():
+        for setting in (*(COMPILED[1:] if compiles else ()), *batches):
+            measure_setting(bench, name, network, setting)
+        with native_normalisation():
+            measure_setting(bench, name, network, fast, ", torch's group norm")
+            if compiles:
+                measure_setting(bench, name, network, COMPILED[0], ", torch's group norm")
+    autotune()
+    for name, network in networks.items():
+        measure_setting(bench, name, network, fast, ", algorithms tried")
+
+
+def peaks_of(name: str, given: list[float] | None) -> Peaks | None:
+    """Those given, else of the card of that name, else None."""
+    if given:
+        return Peaks(*given)
+    return next((peaks for card, peaks in CARDS.items() if name.startswith(card)), None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=8, help="when to stop at the latest")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", nargs="+", choices=SHAPES, default=["published", "compact"])
+    parser.add_argument(
+        "--small", action="store_true", help="the tiny network, and hardly measured"
+    )
+    parser.add_argument("--floors", action="store_true", help="count, and measure nothing")
+    parser.add_argument("--card", default="", help="whose peaks to take; by default this one's")
+    parser.add_argument(
+        "--peaks",
+        nargs=4,
+        type=float,
+        metavar=("FP32", "TF32", "BF16", "BANDWIDTH"),
+        help="of a card, in TFLOP/s and TB/s",
+    )
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    options = parser.parse_args()
+    names = ["tiny"] if options.small else options.only
+    deadline = time.monotonic() + 60 * options.minutes
+    bench = Bench(torch.device("cpu"), deadline, options.small)
+    if options.floors:
+        peaks = peaks_of(options.card, options.peaks)
+        if peaks is None:
+            parser.error(f"--floors needs --peaks, or --card of {', '.join(CARDS)}")
+        for name in names:
+            work = count(SHAPES[name], FAST.batch)
+            for setting in (PLAIN, MIXED, FAST):
+                show_parts(bench, name, setting, peaks, work)
+    else:
+        if options.device.startswith("cuda") and not torch.cuda.is_available():
+            print("There is no CUDA device here, so there is nothing to measure.", file=sys.stderr)
+            return 2
+        bench.device = torch.device(options.device)
+        description = describe(bench.device)
+        print(f"{description}, torch {torch.__version__}\n")
+        bench.note("machine", device=description, torch=torch.__version__)
+        ceilings = measure_ceilings(bench)
+        card = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else ""
+        peaks = peaks_of(options.card or card, options.peaks)
+        if peaks is None:
+            print("The peaks of this device are not known; floors are of what was reached.")
+        measure_all(bench, peaks or ceilings, names, options.json)
+    for what in bench.left_out:
+        print(f"left out for want of time: {what}")
+    bench.save(options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

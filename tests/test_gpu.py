@@ -1,0 +1,208 @@
+"""What a CUDA device must do beyond what other files ask of every device."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from stubs import face_at
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from cfrestore.align import AlignedFace
+from cfrestore.device import Precision, check_compiling, compiled, inference, reduced, settle
+from cfrestore.errors import ConfigError
+from cfrestore.image import read_photo, to_tensor
+from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+from cfrestore.models.vqgan import GroupNorm
+from cfrestore.restore import Painter, RestoredFace
+from cfrestore.weights import load_codeformer, shipped
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def faces(repository_example: np.ndarray) -> list[AlignedFace]:
+    """Forty crops of 128 px, no two alike: one face, shifted, darkened, and made noisy."""
+    random = np.random.default_rng(0)
+    crops = []
+    for index in range(40):
+        shifted = np.roll(repository_example, random.integers(-9, 10, 2), (0, 1))
+        noisy = shifted * random.uniform(0.6, 1) + random.normal(0, index / 4, shifted.shape)
+        crops.append(noisy.clip(0, 255).astype(np.uint8))
+    return [AlignedFace(crop, np.eye(2, 3), face_at(0, 0, 128)) for crop in crops]
+
+
+@pytest.fixture(scope="module")
+def repository_example(repository) -> np.ndarray:
+    pixels = read_photo(repository / "examples/collins.jpg").pixels
+    return cv2.resize(pixels, (128, 128), interpolation=cv2.INTER_AREA)
+
+
+@pytest.fixture(scope="module")
+def network() -> CodeFormer:
+    return load_codeformer(shipped(), CUDA)
+
+
+@pytest.fixture
+def painter(network: CodeFormer) -> Iterator[Callable[..., Painter]]:
+    """Makes painters of the shipped network on the card, in batches of 8 unless said otherwise."""
+    torch._dynamo.reset()
+    yield partial(Painter, network, fidelity=0.5, match_statistics=False, device=CUDA, batch_size=8)
+    torch._dynamo.reset()
+
+
+def levels(paint: Painter, faces: list[AlignedFace]) -> np.ndarray:
+    """(N, S, S, 3) int64."""
+    results = paint(faces)
+    assert all(isinstance(result, RestoredFace) for result in results)
+    return np.stack([result.crop for result in results]).astype(int)  # type: ignore[union-attr]
+
+
+def codes_of(network: CodeFormer, faces: list[AlignedFace], precision: Precision) -> Tensor:
+    """(N, T) on the CPU."""
+    device = network.position_emb.device
+    x = to_tensor(np.stack([face.crop for face in faces])).to(device)
+    with inference(), reduced(device, precision):
+        return network.predict_codes(network.encode(x)[0]).argmax(-1).cpu()
+
+
+def test_codes_in_float32_are_those_of_the_cpu(
+    network: CodeFormer, faces: list[AlignedFace]
+) -> None:
+    on_card = codes_of(network, faces, Precision.FP32)
+    on_cpu = codes_of(load_codeformer(shipped()), faces, Precision.FP32)
+    assert (on_card == on_cpu).double().mean() >= 0.999  # two may be as likely as each other
+
+
+def test_nearly_all_codes_in_tf32_are_those_in_float32(
+    network: CodeFormer, faces: list[AlignedFace]
+) -> None:
+    full, less = (codes_of(network, faces, p) for p in (Precision.FP32, Precision.TF32))
+    assert (full == less).double().mean() > 0.99
+
+
+def test_tf32_rounds_convolutions_and_nothing_else() -> None:
+    if torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("this card has no TF32")
+    generator = torch.Generator(CUDA).manual_seed(0)
+    matrix = torch.randn(256, 256, device=CUDA, generator=generator)
+    maps = torch.randn(1, 64, 32, 32, device=CUDA, generator=generator)
+    kernel = torch.randn(64, 64, 3, 3, device=CUDA, generator=generator)
+
+    def both() -> tuple[Tensor, Tensor]:
+        return matrix @ matrix, torch.nn.functional.conv2d(maps, kernel)
+
+    with inference():
+        product, convolution = both()
+        with reduced(CUDA, Precision.TF32):
+            same, rounded = both()
+    assert torch.equal(product, same)
+    error = (rounded - convolution).norm() / convolution.norm()
+    assert 1e-5 < error < 1e-2
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_each_batch_is_copied_once_each_way_and_pinned(
+    painter: Callable[..., Painter], faces: list[AlignedFace], precision: Precision
+) -> None:
+    paint = painter(precision=precision, code_precision=Precision.TF32)
+    paint(faces[:16])
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as watched:
+        paint(faces[:16])
+    copies = Counter(event.name for event in watched.events() if event.name.startswith("Memcpy"))
+    across = {name: count for name, count in copies.items() if "DtoD" not in name}
+    assert across == {"Memcpy HtoD (Pinned -> Device)": 2, "Memcpy DtoH (Device -> Pinned)": 2}
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_faces_together_are_faces_alone(
+    painter: Callable[..., Painter], faces: list[AlignedFace], precision: Precision
+) -> None:
+    together, alone = (
+        levels(painter(precision=precision, batch_size=size), faces[:16]) for size in (16, 1)
+    )
+    worst = np.abs(together - alone).max((1, 2, 3))
+    allowed = {Precision.FP32: 1, Precision.TF32: 2, Precision.FP16: 3, Precision.BF16: 8}
+    assert (worst <= allowed[precision]).sum() >= 15  # a code may be as likely as another
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_compiled_is_as_plain(
+    painter: Callable[..., Painter], faces: list[AlignedFace], precision: Precision
+) -> None:
+    try:
+        check_compiling(CUDA)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    plain, fused = (
+        levels(painter(precision=precision, compile=compile), faces[:20])
+        for compile in (False, True)
+    )
+    difference = np.abs(plain - fused)
+    assert difference.mean() < (0.02 if precision is Precision.FP32 else 0.3)
+    assert (difference.max((1, 2, 3)) <= (1 if precision is Precision.FP32 else 8)).sum() >= 18
+
+
+@pytest.mark.slow
+def test_the_published_shape_compiles_in_one_piece() -> None:
+    try:
+        check_compiling(CUDA)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    torch.manual_seed(0)
+    network = CodeFormer().eval()
+    settle(network, CUDA)
+    x = torch.rand(2, 3, 512, 512, device=CUDA).contiguous(memory_format=torch.channels_last)
+    with inference():
+        features, skips = network.predict_features(x * 2 - 1, True)
+        with reduced(CUDA, Precision.BF16):
+            plain = network.decode(features, skips, 0.5).float()
+            fused = compiled(network.decode)(features, skips, 0.5).float()
+    assert (plain - fused).norm() < 0.1 * plain.norm()
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_maps_stay_channels_last_on_a_card(precision: Precision) -> None:
+    torch.manual_seed(0)
+    network = CodeFormer(CodeFormerConfig.tiny()).eval()
+    settle(network, CUDA)
+    broken = []
+
+    def check(module: torch.nn.Module, _: object, y: object) -> None:
+        if isinstance(y, Tensor) and y.ndim == 4:
+            last = y.is_contiguous(memory_format=torch.channels_last)
+            broken.extend([] if last else [type(module).__name__])
+
+    for module in network.modules():
+        module.register_forward_hook(check)
+    x = to_tensor(np.zeros((2, 128, 128, 3), np.uint8)).to(CUDA)
+    with inference(), reduced(CUDA, precision):
+        network(x, 0.5)
+    assert broken == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)]
+)
+def test_normalisation_keeps_its_digits_on_a_card(kind: torch.dtype, bound: float) -> None:
+    torch.manual_seed(0)
+    layer = GroupNorm(16, 4).to(CUDA)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    x = (torch.randn(2, 16, 512, 512, device=CUDA) * 2 + 1).to(kind)
+    weight, bias = layer.weight.double(), layer.bias.double()
+    exact = torch.nn.functional.group_norm(x.double(), 4, weight, bias, layer.eps)
+    with inference():
+        found = layer(x.contiguous(memory_format=torch.channels_last))
+    assert found.dtype == kind
+    assert (found - exact).abs().max() < bound * exact.abs().max()
