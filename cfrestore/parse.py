@@ -83,13 +83,13 @@ def mask_from_classes(classes: NDArray[np.integer]) -> NDArray[np.float32]:
         (512, 512) float32 in [0, 1]; 0 within 10 pixels of the sides.
     Source: the published pipeline: two Gaussian blurs, each of sigma 11.
     """
-    mask = np.isin(classes, FACE_CLASSES) * 255.0
+    mask = np.isin(classes, FACE_CLASSES).astype(np.float32)
     for _ in range(2):
-        mask = cv2.GaussianBlur(mask, _BLUR, _SIGMA)
+        mask = np.asarray(cv2.GaussianBlur(mask, _BLUR, _SIGMA), np.float32)
     inner = slice(_FRAME, -_FRAME)
     framed = np.zeros_like(mask)
-    framed[inner, inner] = mask[inner, inner]
-    return np.clip(framed / 255, 0, 1).astype(np.float32)
+    framed[inner, inner] = mask[inner, inner].clip(0, 1)
+    return framed
 
 
 def _load(path: str | Path) -> nn.Module:
