@@ -18,6 +18,9 @@ ORDER = (
     "image",
     "models",
     "weights",
+    "export",
+    "backends",
+    "parity",
     "detect",
     "select",
     "align",
@@ -31,6 +34,7 @@ ORDER = (
     "batch",
     "doctor",
     "train",
+    "quantize",
     "cli",
 )
 HEAVY = (

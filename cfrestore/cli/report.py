@@ -36,9 +36,10 @@ def introduce(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> No
     console = make_console()
     if settings is not None:
         console.print(f"settings of {settings}")
+    by = "" if pipeline.backend == "torch" else f" by {pipeline.backend}"
     console.print(
         f"model {pipeline.model_name}, detector {pipeline.detector.name}, "
-        f"device {describe(pipeline.device)}, {pipeline.precision.value}"
+        f"device {describe(pipeline.device)}, {pipeline.painted_in}{by}"
     )
     for note in pipeline.notes:
         console.print(f"note: {note}")

@@ -281,6 +281,15 @@ class Words:
             "are always chosen in fp32, and a face that bf16 or fp16 spoils is painted again.",
         ),
     ] = "auto"
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=NETWORKS,
+            help="What runs the network that paints faces: torch, or on the CPU onnx or openvino, "
+            "which come as extras and for which weights are exported once.",
+        ),
+    ] = "torch"
     batch_size: Annotated[
         str,
         typer.Option(

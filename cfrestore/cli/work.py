@@ -265,14 +265,13 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         CheckpointError, ConfigError: as `load_pipeline`.
     """
     from cfrestore.cli.supply import supply
-    from cfrestore.device import choose_device, choose_precision
-    from cfrestore.pipeline import TASKS, load_pipeline
+    from cfrestore.pipeline import TASKS, choose_place, load_pipeline
     from cfrestore.weights import locate
 
     console = report.make_console()
     network, detector = TASKS[task], words.detector
     # Fails before a long download, not after.
-    choose_precision(words.precision, choose_device(words.device))
+    choose_place(words.backend, words.device, words.precision)
     if detector in ("retinaface", "mobilenet"):
         supply([detector], console, required=True)
     if model in ("auto", "published"):
@@ -295,4 +294,5 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         threshold=words.det_threshold,
         precision=words.precision,
         task=task,
+        backend=words.backend,
     )

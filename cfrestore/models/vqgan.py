@@ -149,9 +149,13 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.norm(x)
-        q, k, v = (layer(n).flatten(2).mT.contiguous() for layer in (self.q, self.k, self.v))
+        # The axis of the one head is there because torch exports no attention without.
+        q, k, v = (
+            layer(n).flatten(2).mT.contiguous().unsqueeze(1)  # (B, 1, H*W, C)
+            for layer in (self.q, self.k, self.v)
+        )
         # y = x + P(softmax(q kT / sqrt(C)) v)
-        attended = F.scaled_dot_product_attention(q, k, v)  # (B, H*W, C)
+        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x + self.proj_out(to_map(attended, x.shape[-1]))
 
 
@@ -178,8 +182,18 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = _spread(_spread(self.conv.weight, 2), 3).transpose(0, 1)  # (in, out, 4, 4)
-        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, self._kernel(), self.conv.bias, stride=2, padding=1)
+
+    def as_layer(self) -> nn.ConvTranspose2d:
+        """The same with a kernel that is a constant, as exported networks want it."""
+        kernel = self._kernel().detach()
+        layer = nn.ConvTranspose2d(len(kernel), len(kernel), 4, stride=2, padding=1)
+        layer.load_state_dict({**self.conv.state_dict(), "weight": kernel})
+        return layer
+
+    def _kernel(self) -> Tensor:
+        """(in, out, 4, 4)"""
+        return _spread(_spread(self.conv.weight, 2), 3).transpose(0, 1)
 
 
 def _spread(weight: Tensor, axis: int) -> Tensor:
