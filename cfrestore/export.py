@@ -12,7 +12,7 @@ import logging
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -217,14 +217,14 @@ def drafted(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(model.SerializeToString(deterministic=True))
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
         yield temporary
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no folder that it could be in
+            temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,17 +55,21 @@ class Agreement:
     equal_codes: bool
 
 
-def read_faces(folder: Path, side: int) -> NDArray[np.float32]:
+def read_faces(folder: Path, side: int, most: int = MOST_FACES) -> NDArray[np.float32]:
     """Aligned faces of a folder as restoration meets them: one half little damaged, one much.
 
     Args:
         side: S; larger and smaller pictures are resized.
+        most: how many, the first ones.
     Returns:
-        (N,3,S,S) RGB in [-1, 1], N at most MOST_FACES, in the order of their names.
+        (N,3,S,S) RGB in [-1, 1], in the order of their names.
     Raises:
         ConfigError: there are fewer than LEAST_FACES pictures that can be read.
     """
-    faces = [cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA) for face in _read(folder)]
+    faces = [
+        cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
+        for face in islice(_read(folder), most)
+    ]
     if len(faces) < LEAST_FACES:
         raise ConfigError(
             f"{folder} has {len(faces)} pictures, and {LEAST_FACES} aligned faces are the least"
@@ -80,16 +85,12 @@ def read_faces(folder: Path, side: int) -> NDArray[np.float32]:
 def _read(folder: Path) -> Iterator[NDArray[np.uint8]]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder of faces")
-    found = 0
     for path in sorted(folder.iterdir()):
         try:
             pixels = to_uint8(read_photo(path).pixels)
         except ImageError:  # no picture, or none that can be read
             continue
         yield pixels
-        found += 1
-        if found == MOST_FACES:
-            return
 
 
 def quantize(
@@ -105,7 +106,6 @@ def quantize(
         the new graph, whose metadata hold the agreement, and the agreement.
     Raises:
         ConfigError: onnxruntime is not installed.
-        CheckpointError: int8 falls short of LEAST_PSNR, or chooses other codes.
     """
     require("onnxruntime", extra="onnx")
     with tempfile.TemporaryDirectory() as folder:
@@ -114,16 +114,21 @@ def quantize(
         _quantize(model, exact, rounded, faces[0::2])
         agreement = _compare(exact, rounded, faces[1::2], backend)
         result = export.read(rounded)
-    if agreement.psnr < LEAST_PSNR or not agreement.equal_codes:
-        codes = "the same" if agreement.equal_codes else "other"
-        raise CheckpointError(
-            f"int8 is not offered: on {agreement.faces} faces it has {codes} codes and "
-            f"{agreement.psnr:.1f} dB against fp32, at least {LEAST_PSNR:g} are wanted"
-        )
     facts = export.facts_of(model)
     facts |= {"precision": "int8", "psnr": f"{agreement.psnr:.2f}", "faces": str(agreement.faces)}
     export.describe(result, facts)
     return result, agreement
+
+
+def check(agreement: Agreement) -> None:
+    """Raises CheckpointError if int8 falls short of LEAST_PSNR, or chooses other codes."""
+    if agreement.psnr >= LEAST_PSNR and agreement.equal_codes:
+        return
+    codes = "the same" if agreement.equal_codes else "other"
+    raise CheckpointError(
+        f"int8 is not offered: on {agreement.faces} faces it has {codes} codes and "
+        f"{agreement.psnr:.1f} dB against fp32, at least {LEAST_PSNR:g} are wanted"
+    )
 
 
 def _quantize(

@@ -82,6 +82,7 @@ def export(
             assert faces is not None
             side = load_codeformer(path).config.image_size
             graph, agreement = quantize.quantize(graph, quantize.read_faces(faces, side), backend)
+            quantize.check(agreement)
             console.print(
                 f"int8: {agreement.psnr:.1f} dB against fp32 on {agreement.faces} faces that were "
                 "held out, codes equal"
