@@ -62,13 +62,15 @@ class _WholeMapNorm(nn.Module):
     OpenVINO want their channels last: each norm then cost two copies, 6 % of all CPU time.
     """
 
+    weight: Tensor
+    bias: Tensor
     group_of: Tensor
 
     def __init__(self, norm: GroupNorm) -> None:
         super().__init__()
         self.groups, self.eps = norm.num_groups, norm.eps
-        self.weight = nn.Parameter(norm.weight.detach()[:, None, None])  # (C, 1, 1)
-        self.bias = nn.Parameter(norm.bias.detach()[:, None, None])
+        self.register_buffer("weight", norm.weight.detach()[:, None, None])  # (C, 1, 1)
+        self.register_buffer("bias", norm.bias.detach()[:, None, None])
         group_of = torch.arange(norm.num_channels) // (norm.num_channels // norm.num_groups)
         self.register_buffer("group_of", group_of)  # (C,)
 
@@ -272,11 +274,11 @@ def require(*packages: str, extra: str) -> None:
 
 def _for_runtimes(network: CodeFormer) -> CodeFormer:
     """A copy of a network in which runtimes find constant kernels and maps of one shape."""
-    network = copy.deepcopy(network).float().eval()
+    network = copy.deepcopy(network).eval().requires_grad_(False)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Upsample):
-                setattr(parent, name, child.as_layer())
+                setattr(parent, name, child.as_layer().requires_grad_(False))
             elif isinstance(child, GroupNorm):
                 setattr(parent, name, _WholeMapNorm(child))
     return network

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +39,27 @@ def needs(backend: str) -> pytest.MarkDecorator:
 each_backend = pytest.mark.parametrize(
     "backend", [pytest.param(name, marks=needs(name)) for name in ("onnx", "openvino")]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_network_is_exported_once() -> Iterator[None]:
+    """Exporting takes a quarter of a minute even of a small network."""
+    make_, made = export.export, {}
+
+    def export_(
+        network: CodeFormer, *, match_statistics: bool, facts: dict[str, str] | None = None
+    ) -> onnx.ModelProto:
+        weight = network.generator.last_weight.detach().numpy()
+        key = (network.config.to_json(), match_statistics, weight.tobytes())
+        if key not in made:
+            made[key] = make_(network, match_statistics=match_statistics)
+        graph = copy.deepcopy(made[key])
+        export.describe(graph, facts or {})
+        return graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export", export_)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +117,7 @@ def test_kernels_are_constants(folder: Path) -> None:
 def test_exporting_leaves_the_network_as_it_is(network: CodeFormer) -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}
     export.export(network, match_statistics=False)
+    assert all(value.requires_grad for value in network.parameters())
     assert not network.training
     after = network.state_dict()
     assert list(after) == list(before)
