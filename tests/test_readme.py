@@ -63,7 +63,7 @@ def test_the_python_example_runs(
 def test_every_option_is_documented(readme: str, app: typer.Typer) -> None:
     command = typer.main.get_command(app)
     options = {name for parameter in command.params for name in parameter.opts if name[0] == "-"}
-    documented = set(re.findall(r"`(--?[a-z0-]+)`", readme))
+    documented = set(re.findall(r"`(--?[a-z0-9-]+)`", readme))
     assert options - documented - {"--install-completion", "--show-completion"} == set()
 
 
