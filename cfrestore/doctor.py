@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -48,6 +49,9 @@ PACKAGES = {
     "huggingface_hub": "huggingface_hub",
 }
 """Name of a distribution to the name of its module."""
+
+EXTRAS = {"onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+"""The same of packages that are looked at where they are installed, and not missed elsewhere."""
 
 VARIABLES = (
     "CFRESTORE_HOME",
@@ -222,7 +226,8 @@ class Report:
 
 def examine() -> Report:
     """Looks at everything and tries everything once; takes seconds, opens no connection."""
-    packages = tuple(_package(name, module) for name, module in PACKAGES.items())
+    extras = {n: module for n, module in EXTRAS.items() if importlib.util.find_spec(module)}
+    packages = tuple(_package(name, module) for name, module in (PACKAGES | extras).items())
     return Report(
         schema=SCHEMA,
         cfrestore=__version__,

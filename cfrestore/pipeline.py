@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
+from cfrestore.backends import ExportedNetwork, check_backend, exported, exported_facts
 from cfrestore.checkpoint import read_metadata
 from cfrestore.detect import NAMES, Detector, Face, load_detector
 from cfrestore.device import (
@@ -25,6 +26,7 @@ from cfrestore.device import (
     faces_at_once,
 )
 from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
+from cfrestore.export import is_exported
 from cfrestore.holes import enlarge_holes, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, to_uint8
 from cfrestore.options import Options
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 
     from cfrestore.holes import Holes
     from cfrestore.image import Photo, Pixels
-    from cfrestore.models.codeformer import CodeFormer
+    from cfrestore.restore import Network
 
 CPU = torch.device("cpu")
 
@@ -66,6 +68,13 @@ TASKS: dict[Task, str] = {
 }
 """What there are published weights for, and what they are called; restoration has others too."""
 
+MATCHED: dict[Task, bool | None] = {
+    "restoration": None,
+    "inpainting": False,
+    "colorization": True,
+}
+"""Whether a task uses latent AdaIN; None: if the network's configuration says so."""
+
 NOTHING_TO_FILL = "with nothing to fill"
 
 Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
@@ -77,26 +86,28 @@ class Pipeline:
     """Restores, fills or colours the faces of photographs; `load_pipeline` makes one.
 
     Attributes:
-        network: a CodeFormer in evaluation mode, on the device.
+        network: a CodeFormer in evaluation mode, on the device, or an exported one.
         detector: finds the faces.
         parser: limits what is pasted to the face proper; None: all of a soft square is pasted.
         device: where the network runs.
-        precision: what it paints in.
+        precision: what torch is asked to paint in; see `painted_in`.
         code_precision: what it chooses codes in.
         compile: whether it is compiled for whole batches.
+        backend: what runs the network, see `backends.PACKAGES`.
         model_name: what to call the network when speaking to people.
         notes: sentences the user should read about the choice of weights.
         identity: what decides its results beside the options: SHA-256 of weights, and the like.
         files: where its weights were read, by what they are for.
     """
 
-    network: CodeFormer
+    network: Network
     detector: Detector
     parser: FaceParser | None = None
     device: torch.device = CPU
     precision: Precision = Precision.FP32
     code_precision: Precision = Precision.FP32
     compile: bool = False
+    backend: str = "torch"
     model_name: str = "custom"
     notes: tuple[str, ...] = ()
     identity: Mapping[str, object] = field(default_factory=dict)
@@ -106,6 +117,12 @@ class Pipeline:
     def crop_size(self) -> int:
         """S, side of the crops in pixels."""
         return self.network.config.image_size
+
+    @property
+    def painted_in(self) -> str:
+        """The precision that faces are painted in, which an exported network brings with it."""
+        network = self.network
+        return network.precision if isinstance(network, ExportedNetwork) else self.precision.value
 
     def __call__(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
         """Restores the faces of a photograph that the options ask for.
@@ -322,13 +339,14 @@ def load_pipeline(
     code_precision: str = "auto",
     compile: bool = False,
     task: Task = "restoration",
+    backend: str = "torch",
 ) -> Pipeline:
     """A pipeline ready to be called.
 
     Args:
         model: auto (published weights if they are on this machine, else those shipped here),
             published, compact (those shipped here), or the path of a weight file. Only restoration
-            has compact ones.
+            has compact ones. Other backends than torch take exported files as well.
         detector: see `load_detector`.
         device: see `choose_device`.
         parser: a ParseNet file; None: the published one if it is on this machine.
@@ -337,18 +355,19 @@ def load_pipeline(
         code_precision: see `choose_code_precision`.
         compile: compiles the network when it is first used, see `check_compiling`.
         task: what the weights are for.
+        backend: torch, or onnx or openvino, which run on the CPU and have weights exported for them
+            once, see `backends.exported`.
     Raises:
         WeightsError: a weight file is not there, or differs from the published one.
         CheckpointError: a weight file holds something else.
-        ConfigError: a name is unknown, the device is absent, or it cannot do what is asked for.
+        ConfigError: a name is unknown, the device or the backend is absent, or they do not go
+            together.
     """
-    place = choose_device(device)
-    exactness = choose_precision(precision, place)
-    code_exactness = choose_code_precision(code_precision, place)
-    if compile:
-        check_compiling(place)
+    place, exactness, code_exactness = choose_place(
+        backend, device, precision, code_precision, compile=compile
+    )
     path, name, notes = _choose_model(str(model), task)
-    network = load_codeformer(path, place)
+    network = _open(path, backend, task, place)
     parses = task != "inpainting"  # there the holes say what is pasted
     parsing = (parser or locate("parsenet")) if parses else None
     finder = load_detector(detector, place, threshold)
@@ -362,6 +381,7 @@ def load_pipeline(
         precision=exactness,
         code_precision=code_exactness,
         compile=compile,
+        backend=backend,
         model_name=f"{name} ({network.config.image_size} px)",
         notes=notes,
         identity={
@@ -371,6 +391,7 @@ def load_pipeline(
             "parser": known_sha256(parsing) if parsing else None,
             "precision": exactness.value,
             "code_precision": code_exactness.value,
+            "backend": backend,
         },
         files={
             "model": path,
@@ -378,6 +399,66 @@ def load_pipeline(
             **({"parser": parsing} if parsing else {}),
         },
     )
+
+
+def choose_place(
+    backend: str, device: str, precision: str, code_precision: str = "auto", *, compile: bool
+) -> tuple[torch.device, Precision, Precision]:
+    """The device and the precisions of those names; other backends than torch have the CPU only.
+
+    Raises:
+        ConfigError: a name is unknown, the backend or the device is absent, or they do not go
+            together.
+    """
+    check_backend(backend)
+    if backend == "torch":
+        place = choose_device(device)
+        if compile:
+            check_compiling(place)
+        codes = choose_code_precision(code_precision, place)
+        return place, choose_precision(precision, place), codes
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"the backend {backend} runs on the CPU, not on {device}")
+    for name in (precision, code_precision):
+        if name not in ("auto", "fp32"):
+            raise ConfigError(
+                f"the backend {backend} computes in fp32, or paints in int8 if it is given a file "
+                f"that was exported so, not in {name}"
+            )
+    if compile:
+        raise ConfigError(f"--compile is torch's; the backend {backend} always compiles")
+    return CPU, Precision.FP32, Precision.FP32
+
+
+def _open(path: Path, backend: str, task: Task, device: torch.device) -> Network:
+    """The network of a file, for other backends than torch an exported one.
+
+    Raises:
+        ConfigError: an exported file and the backend or the task do not go together.
+        WeightsError, CheckpointError, OutputError: as `load_codeformer` and `exported`.
+    """
+    ready = is_exported(path)
+    if backend == "torch":
+        if ready:
+            raise ConfigError(f"{path} is an exported network; --backend openvino or onnx runs it")
+        return load_codeformer(path, device)
+    matched = MATCHED[task]
+    network = ExportedNetwork(path if ready else exported(path, match_statistics=matched), backend)
+    network.check(network.config.match_statistics if matched is None else matched)
+    return network
+
+
+def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
+    """Path of the weights for restoration that a name means, their name, and remarks on both.
+
+    Raises:
+        WeightsError, CheckpointError: as `load_pipeline`.
+        ConfigError: the path is one of an exported file.
+    """
+    path, name, notes = _choose_model(model, "restoration")
+    if is_exported(path):
+        raise ConfigError(f"{path} is an exported network already")
+    return path, name, notes
 
 
 def _choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
@@ -388,7 +469,8 @@ def _choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
     if model == "compact":
         return shipped(), "compact", ()
     if model not in ("auto", "published"):
-        licence = read_metadata(model).get("licence")
+        said = exported_facts(Path(model)) if is_exported(model) else read_metadata(model)
+        licence = said.get("licence")
         notes = (f"{model} says of its licence: {licence}.",) if licence else ()
         return Path(model), Path(model).name, notes
     row = weight_file(TASKS[task])

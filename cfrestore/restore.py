@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cfrestore.align import AlignedFace
     from cfrestore.detect import Face
-    from cfrestore.models.codeformer import CodeFormer
+    from cfrestore.models.codeformer import CodeFormerConfig
 
 SOFTENED_FROM = 1.25
 """Photograph pixels to one of the crop, from which the loss of detail can be seen."""
@@ -66,6 +66,24 @@ class FailedFace:
     reason: str
 
 
+class Network(Protocol):
+    """What paints faces: a CodeFormer, or one exported to another runtime.
+
+    Attributes:
+        config: the shape of the network.
+    """
+
+    config: CodeFormerConfig
+
+    def predict_features(
+        self, x: Tensor, match_statistics: bool
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Images (B,3,S,S) to whatever `decode` takes, which does not depend on w."""
+
+    def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
+        """The painted images (B,3,S,S)."""
+
+
 class Painter:
     """A network and how it is to paint: aligned faces to what it makes of them.
 
@@ -75,7 +93,7 @@ class Painter:
 
     def __init__(
         self,
-        network: CodeFormer,
+        network: Network,
         *,
         fidelity: float,
         match_statistics: bool,
@@ -161,7 +179,7 @@ class Painter:
 
 
 def restore_faces(
-    network: CodeFormer,
+    network: Network,
     aligned: Sequence[AlignedFace],
     *,
     fidelity: float,

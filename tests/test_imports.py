@@ -18,6 +18,9 @@ ORDER = (
     "image",
     "models",
     "weights",
+    "export",
+    "backends",
+    "parity",
     "detect",
     "select",
     "align",
@@ -31,6 +34,7 @@ ORDER = (
     "batch",
     "doctor",
     "train",
+    "quantize",
     "cli",
 )
 HEAVY = (
@@ -152,6 +156,8 @@ def loaded_by(*words: str) -> set[str]:
         "from cfrestore.cli import main; main(['colorize', '--help'])",
         "from cfrestore.cli import main; main(['inpaint', 'photo.jpg', '--batch-size', '0'])",
         "from cfrestore.cli import main; main(['weights', '--help'])",
+        "from cfrestore.cli import main; main(['export', '--help'])",
+        "from cfrestore.cli import main; main(['export', 'a.pth'])",
         "from cfrestore.cli import main; main(['weights', 'list'])",
         "from cfrestore.cli import main; main([])",
         "from cfrestore.cli import main; main(['photo.jpg', '--upscale', '3'])",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from cfrestore.cli import colorize, inpaint, main, restore
+from cfrestore.cli import colorize, export, inpaint, main, restore
 from cfrestore.cli.published import ABSENT, FLAGS, INPUTS, VALUED
 from cfrestore.image import read_photo
 
@@ -59,11 +59,11 @@ def test_the_python_example_runs(
     assert (elsewhere / "collins.png").is_file()
 
 
-@pytest.mark.parametrize("app", [restore.app, inpaint.app, colorize.app])
+@pytest.mark.parametrize("app", [restore.app, inpaint.app, colorize.app, export.app])
 def test_every_option_is_documented(readme: str, app: typer.Typer) -> None:
     command = typer.main.get_command(app)
     options = {name for parameter in command.params for name in parameter.opts if name[0] == "-"}
-    documented = set(re.findall(r"`(--?[a-z0-]+)`", readme))
+    documented = set(re.findall(r"`(--?[a-z0-9-]+)`", readme))
     assert options - documented - {"--install-completion", "--show-completion"} == set()
 
 

@@ -16,7 +16,7 @@ Facts = Mapping[str, "str | None"]
 """What all records of a run have in common."""
 
 UNKNOWN: Facts = dict.fromkeys(
-    ("model", "weights", "detector", "device", "precision", "code_precision")
+    ("model", "weights", "detector", "device", "precision", "code_precision", "backend")
 )
 """Facts of a run for which nothing was loaded."""
 
@@ -31,8 +31,9 @@ def facts_of(pipeline: Pipeline) -> Facts:
         "weights": None if weights is None else str(weights),
         "detector": pipeline.detector.name,
         "device": describe(pipeline.device),
-        "precision": pipeline.precision.value,
+        "precision": pipeline.painted_in,
         "code_precision": pipeline.code_precision.value,
+        "backend": pipeline.backend,
     }
 
 
@@ -55,6 +56,7 @@ def provenance_of(pipeline: Pipeline, procedure: Procedure) -> dict[str, str]:
         "task": procedure.settings.get("task"),
         "model": pipeline.model_name,
         "weights": pipeline.identity.get("model"),
+        "backend": pipeline.backend,
         "fidelity": procedure.settings.get("fidelity"),
     }
     return {name: str(value) for name, value in facts.items() if value is not None}

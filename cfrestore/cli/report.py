@@ -39,9 +39,10 @@ def introduce(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> No
     codes = pipeline.code_precision
     console.print(
         f"model {pipeline.model_name}, detector {pipeline.detector.name}, "
-        f"device {describe(pipeline.device)}, {pipeline.precision.value}"
+        f"device {describe(pipeline.device)}, {pipeline.painted_in}"
         f"{'' if codes is Precision.FP32 else f', codes in {codes.value}'}"
         f"{', compiled' if pipeline.compile else ''}"
+        f"{'' if pipeline.backend == 'torch' else f' by {pipeline.backend}'}"
     )
     for note in pipeline.notes:
         console.print(f"note: {note}")

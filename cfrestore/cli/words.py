@@ -298,6 +298,15 @@ class Words:
             help="Compile the network first, on CUDA only; meant for many faces.",
         ),
     ] = False
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=NETWORKS,
+            help="What runs the network that paints faces: torch, or on the CPU onnx or openvino, "
+            "which come as extras and for which weights are exported once.",
+        ),
+    ] = "torch"
     batch_size: Annotated[
         str,
         typer.Option(

@@ -265,25 +265,17 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         CheckpointError, ConfigError: as `load_pipeline`.
     """
     from cfrestore.cli.supply import supply
-    from cfrestore.device import (
-        check_compiling,
-        choose_code_precision,
-        choose_device,
-        choose_precision,
-        reuse_memory,
-    )
-    from cfrestore.pipeline import TASKS, load_pipeline
+    from cfrestore.device import reuse_memory
+    from cfrestore.pipeline import TASKS, choose_place, load_pipeline
     from cfrestore.weights import locate
 
     reuse_memory()
     console = report.make_console()
     network, detector = TASKS[task], words.detector
     # Fails before a long download, not after.
-    device = choose_device(words.device)
-    choose_precision(words.precision, device)
-    choose_code_precision(words.code_precision, device)
-    if words.compile:
-        check_compiling(device)
+    choose_place(
+        words.backend, words.device, words.precision, words.code_precision, compile=words.compile
+    )
     if detector in ("retinaface", "mobilenet"):
         supply([detector], console, required=True)
     if model in ("auto", "published"):
@@ -308,4 +300,5 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         code_precision=words.code_precision,
         compile=words.compile,
         task=task,
+        backend=words.backend,
     )

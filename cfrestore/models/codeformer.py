@@ -195,7 +195,9 @@ class ControllableFeatureTransform(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1),
         )
 
-    def forward(self, encoder_feature: Tensor, decoder_feature: Tensor, w: float) -> Tensor:
+    def forward(
+        self, encoder_feature: Tensor, decoder_feature: Tensor, w: float | Tensor
+    ) -> Tensor:
         """Both features (B,C,side,side); returns the decoder feature, transformed."""
         fused = self.encode_enc(torch.cat((encoder_feature, decoder_feature), dim=1))
         # F_d <- F_d + w (F_d * alpha + beta)
@@ -277,21 +279,23 @@ class CodeFormer(nn.Module):
             quantized = adaptive_instance_norm(quantized, latent)
         return quantized, skips
 
-    def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float) -> Tensor:
+    def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float | Tensor) -> Tensor:
         """Paints the faces.
 
         Args:
             quantized: (B,d,s,s).
             skips: encoder features by side, from `encode`; never read when w is 0.
-            w: fidelity, usually in [0, 1]; training has used up to 1.3.
+            w: fidelity, usually in [0, 1]; training has used up to 1.3. As a tensor () it is an
+                input like the others, whose value decides nothing here: fusion always runs.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """
+        fuses = isinstance(w, Tensor) or w > 0
         fuse_after = {self.generator.taps[side]: side for side in self.config.connect}
         x = quantized
         for index, block in enumerate(self.generator.blocks):
             x = block(x)
-            if w > 0 and index in fuse_after:
+            if fuses and index in fuse_after:
                 side = fuse_after[index]
                 x = self.fuse_convs_dict[str(side)](skips[side], x, w)
         return x

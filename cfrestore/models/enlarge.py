@@ -25,11 +25,15 @@ def enlarge(
     Returns:
         (B,D,2h,2w).
     """
-    kernel = _spread(_spread(weight, 2), 3).transpose(0, 1)  # (C, D, 4, 4)
-    padding = 1
+    kernel, padding = enlarging_kernel(weight), 1
     if border == "edge":
         x, padding = F.pad(x, (1, 1, 1, 1), mode="replicate"), 3
     return F.conv_transpose2d(x, kernel, bias, stride=2, padding=padding)
+
+
+def enlarging_kernel(weight: Tensor) -> Tensor:
+    """The convolution's weight (D,C,3,3) as that of the transposed convolution, (C,D,4,4)."""
+    return _spread(_spread(weight, 2), 3).transpose(0, 1)
 
 
 def _spread(weight: Tensor, axis: int) -> Tensor:

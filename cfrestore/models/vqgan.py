@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfrestore.errors import ConfigError
-from cfrestore.models.enlarge import enlarge
+from cfrestore.models.enlarge import enlarge, enlarging_kernel
 
 NORM_EPS = 1e-6
 
@@ -152,9 +152,13 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.norm(x)
-        q, k, v = (layer(n).flatten(2).mT.contiguous() for layer in (self.q, self.k, self.v))
+        # The axis of the one head is there because torch exports no attention without.
+        q, k, v = (
+            layer(n).flatten(2).mT.contiguous().unsqueeze(1)  # (B, 1, H*W, C)
+            for layer in (self.q, self.k, self.v)
+        )
         # y = x + P(softmax(q kT / sqrt(C)) v)
-        attended = F.scaled_dot_product_attention(q, k, v)  # (B, H*W, C)
+        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         return x + self.proj_out(to_map(attended, x.shape[-1]))
 
 
@@ -178,6 +182,13 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return enlarge(x, self.conv.weight, self.conv.bias)
+
+    def as_layer(self) -> nn.ConvTranspose2d:
+        """The same with a kernel that is a constant, as exported networks want it."""
+        kernel = enlarging_kernel(self.conv.weight).detach()
+        layer = nn.ConvTranspose2d(len(kernel), len(kernel), 4, stride=2, padding=1)
+        layer.load_state_dict({**self.conv.state_dict(), "weight": kernel})
+        return layer
 
 
 class Encoder(nn.Module):

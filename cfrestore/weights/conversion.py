@@ -44,7 +44,7 @@ def convert(source: str | Path, target: str | Path, *, overwrite: bool = False) 
     try:
         # Separate copies, because tensors of a torch file may share memory and have any strides.
         state = {key: state.pop(key).clone().contiguous() for key in list(state)}
-        save_file(state, temporary, metadata={**_origin(source), **metadata})
+        save_file(state, temporary, metadata={**origin_of(source), **metadata})
         shutil.copymode(source, temporary)  # else it could be only its owner's
         temporary.replace(target)
     except (OSError, SafetensorError) as error:
@@ -56,7 +56,8 @@ def convert(source: str | Path, target: str | Path, *, overwrite: bool = False) 
         temporary.unlink(missing_ok=True)
 
 
-def _origin(source: Path) -> dict[str, str]:
+def origin_of(source: Path) -> dict[str, str]:
+    """The SHA-256 of a weight file, and its licence if it is a published one."""
     digest = sha256_of(source)
     licences = {row.sha256: row.licence for row in table.WEIGHT_FILES if row.sha256 is not None}
     licence = {"licence": licences[digest]} if digest in licences else {}

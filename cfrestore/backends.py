@@ -1,0 +1,224 @@
+"""What runs exported networks: ONNX Runtime and OpenVINO, imported only when asked for.
+
+Both are given float32 to compute in, where OpenVINO would take bfloat16 wherever the processor has
+it, and both give the same bits whenever they are given the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from cfrestore import export
+from cfrestore.checkpoint import read_metadata
+from cfrestore.errors import CheckpointError, ConfigError
+from cfrestore.export import CODES, FIDELITY, IMAGE, RESTORED, config_of, facts_of, require
+from cfrestore.weights import load_codeformer
+from cfrestore.weights.conversion import origin_of
+from cfrestore.weights.digests import known_sha256
+from cfrestore.weights.environment import cache_folder
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from cfrestore.models.codeformer import CodeFormerConfig
+
+PACKAGES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
+"""Names of backends to the packages that they are."""
+
+
+class Painted(NamedTuple):
+    """What an exported network gives."""
+
+    restored: NDArray[np.float32]  # (B,3,S,S), nominally in [-1, 1]
+    codes: NDArray[np.int64]  # (B,T)
+
+
+def check_backend(name: str) -> None:
+    """Raises ConfigError if there is no such backend, or not on this machine."""
+    if name not in PACKAGES:
+        raise ConfigError(f"backend {name!r} is unknown; choose one of: {', '.join(PACKAGES)}")
+    require(PACKAGES[name], extra=name)
+
+
+def installed() -> str:
+    """The backend beside torch that is on this machine, the faster one if both are.
+
+    Raises:
+        ConfigError: none is.
+    """
+    for name in ("openvino", "onnx"):
+        if importlib.util.find_spec(PACKAGES[name]):
+            check_backend(name)
+            return name
+    raise ConfigError(
+        'neither openvino nor onnxruntime is installed; pip install "cfrestore[openvino]" or '
+        '"cfrestore[onnx]" brings one'
+    )
+
+
+class ExportedNetwork:
+    """A CodeFormer in another runtime, in the place of one in torch, on the CPU.
+
+    Attributes:
+        config: the shape of the network.
+        facts: what the file says of itself.
+    """
+
+    def __init__(self, path: Path, backend: str, threads: int | None = None) -> None:
+        """Nothing is compiled yet: for that w has to be known, and with OpenVINO the batch size.
+
+        Args:
+            path: written by `export`.
+            backend: onnx or openvino.
+            threads: None: as many as the processor has cores.
+        Raises:
+            ConfigError: the backend, or the package onnx, is not installed.
+            WeightsError, CheckpointError: the file cannot be read, or is something else.
+        """
+        check_backend(backend)
+        model = export.read(path)
+        self.facts = facts_of(model)
+        self.config: CodeFormerConfig = config_of(self.facts, path)
+        self._path, self._backend, self._threads = path, backend, threads
+        self._compiled: dict[tuple[bool, int], Callable[[Mapping[str, Any]], Painted]] = {}
+
+    def check(self, match_statistics: bool) -> None:
+        """Raises ConfigError if latent AdaIN is wanted and not part of the graph, or vice versa."""
+        if match_statistics != self.match_statistics:
+            raise ConfigError(
+                f"{self._path} was exported {'with' if self.match_statistics else 'without'} "
+                "latent AdaIN, which this task does otherwise"
+            )
+
+    @property
+    def match_statistics(self) -> bool:
+        """Whether latent AdaIN is part of the graph."""
+        return self.facts["match_statistics"] == "true"
+
+    @property
+    def precision(self) -> str:
+        """What the graph paints in: fp32 or int8."""
+        return self.facts["precision"]
+
+    def __call__(self, images: NDArray[np.float32], w: float) -> Painted:
+        """Restores faces (B,3,S,S), RGB in [-1, 1]; at w = 0 nothing is fused, as in torch."""
+        inputs = {IMAGE: images} | ({FIDELITY: np.array(w, np.float32)} if w > 0 else {})
+        key = (w > 0, len(images))
+        if key not in self._compiled:
+            self._compiled = {key: self._compile(*key)}  # one at a time, for its memory
+        return self._compiled[key](inputs)
+
+    def predict_features(
+        self, x: Tensor, match_statistics: bool
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The images themselves: a graph does all at once, and `decode` is where it is run.
+
+        Raises:
+            ConfigError: the graph is for a task that treats statistics differently.
+        """
+        self.check(match_statistics)
+        return x, {}
+
+    def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
+        """The restored images (B,3,S,S) of what `predict_features` gave."""
+        return torch.from_numpy(self(quantized.numpy(), w).restored)
+
+    def _compile(self, fuses: bool, batch: int) -> Callable[[Mapping[str, Any]], Painted]:
+        model: Path | bytes = self._path
+        if not fuses:
+            graph = export.read(self._path)
+            export.without_fusion(graph)
+            model = graph.SerializeToString()
+        compile_ = _compile_onnx if self._backend == "onnx" else _compile_openvino
+        try:
+            return compile_(model, batch, self._threads)
+        except RuntimeError as error:  # of which both have their own kinds
+            raise CheckpointError(f"{self._path} cannot be compiled: {error}") from error
+
+
+def _compile_onnx(
+    model: Path | bytes, batch: int, threads: int | None
+) -> Callable[[Mapping[str, Any]], Painted]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+    return lambda inputs: Painted(*session.run([RESTORED, CODES], dict(inputs)))
+
+
+def _compile_openvino(
+    model: Path | bytes, batch: int, threads: int | None
+) -> Callable[[Mapping[str, Any]], Painted]:
+    """With shapes that are known, because OpenVINO then fuses more: 6 % of the CPU time."""
+    import openvino
+
+    core = openvino.Core()
+    graph = core.read_model(model)
+    shape = list(graph.input(IMAGE).partial_shape)[1:]
+    graph.reshape({IMAGE: [batch, *shape]})
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+    }
+    compiled = core.compile_model(graph, "CPU", settings)
+
+    def run(inputs: Mapping[str, Any]) -> Painted:
+        results = compiled(dict(inputs))
+        return Painted(results[RESTORED].copy(), results[CODES].copy())
+
+    return run
+
+
+def exported(weights: Path, *, match_statistics: bool | None = None) -> Path:
+    """The path of a weight file's graph, exported to the user's cache once.
+
+    Two processes at once both export, and the second replaces a file by an equal one.
+
+    Args:
+        match_statistics: whether latent AdaIN is part of it; None: if the weights say so.
+    Raises:
+        WeightsError, CheckpointError: the weights cannot be read, or are something else.
+        ConfigError: a package that exporting needs is not installed.
+        OutputError: the cache cannot be written to.
+    """
+    digest = known_sha256(weights)
+    kind = {None: "own", True: "matched", False: "unmatched"}[match_statistics]
+    path = cache_folder() / "exported" / f"{digest}-{kind}-{export.LAYOUT}.onnx"
+    if not path.is_file():
+        export.write(export_file(weights, match_statistics=match_statistics), path)
+    return path
+
+
+def exported_facts(path: Path) -> dict[str, str]:
+    """What an exported file says of itself; raises as `export.read` does."""
+    return facts_of(export.read(path))
+
+
+def export_file(weights: Path, *, match_statistics: bool | None = None) -> onnx.ModelProto:
+    """The graph of a weight file, which says whose it is and under which licence.
+
+    Args:
+        match_statistics: as in `exported`; raises as that does.
+    """
+    network = load_codeformer(weights)
+    matches = network.config.match_statistics if match_statistics is None else match_statistics
+    own = read_metadata(weights)
+    licence = {"licence": own["licence"]} if "licence" in own else {}
+    facts = {**origin_of(weights), **licence}
+    return export.export(network, match_statistics=matches, facts=facts)

@@ -1,0 +1,113 @@
+"""cfrestore export: weights to a file that ONNX Runtime and OpenVINO run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cfrestore.cli.report import make_console
+from cfrestore.cli.words import NETWORKS, Offline, WeightsDir
+from cfrestore.cli.work import set_up
+from cfrestore.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from cfrestore.parity import Row
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def export(
+    target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="What to write.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH",
+            rich_help_panel=NETWORKS,
+            help="Weights: auto, published, compact or a file; auto downloads the published ones "
+            "once, and takes the compact ones that come with cfrestore if it cannot.",
+        ),
+    ] = "auto",
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Paint in 8 bits, faster and less exact; refused below 35 dB.",
+        ),
+    ] = False,
+    faces: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures of aligned faces, of which --int8 uses up to 64: half to calibrate, "
+            "half to measure.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
+    weights_dir: WeightsDir = None,
+    offline: Offline = False,
+) -> None:
+    """Writes a network as ONNX, with the batch and w as inputs, and compares it with torch.
+
+    The file is kept only if it gives the same codes, and the same values to a thousandth; a table
+    says how close it came. --backend onnx or openvino uses it.
+    """
+    _check(target, int8, faces, overwrite)
+    set_up(weights_dir, offline)
+    from cfrestore import parity
+    from cfrestore.backends import export_file, installed
+    from cfrestore.cli.supply import supply
+    from cfrestore.export import drafted, facts_of
+    from cfrestore.pipeline import choose_weights
+    from cfrestore.weights import load_codeformer
+
+    backend, console = installed(), make_console()
+    if model in ("auto", "published"):
+        supply(["codeformer"], console, required=model == "published")
+    path, name, notes = choose_weights(model)
+    for note in notes:
+        console.print(f"note: {note}")
+    graph = export_file(path)
+    with drafted(graph, target) as draft:
+        rows = []
+        for row in parity.compare(load_codeformer(path), draft, backend):
+            console.print(_line(row, backend))
+            rows.append(row)
+        parity.check(tuple(rows), target)
+        if int8:
+            from cfrestore import quantize
+
+            assert faces is not None
+            side = load_codeformer(path).config.image_size
+            graph, agreement = quantize.quantize(graph, quantize.read_faces(faces, side), backend)
+            quantize.check(agreement)
+            console.print(
+                f"int8: {agreement.psnr:.1f} dB against fp32 on {agreement.faces} faces that were "
+                "held out, codes equal"
+            )
+            draft.write_bytes(graph.SerializeToString())
+    licence = facts_of(graph).get("licence", "not on record")
+    console.print(f"{name} -> {target}  ({facts_of(graph)['precision']}, licence: {licence})")
+
+
+def _check(target: Path, int8: bool, faces: Path | None, overwrite: bool) -> None:
+    """Raises ConfigError or OutputError if the words contradict each other or the folder."""
+    if target.suffix != ".onnx":
+        raise ConfigError(f"{target} should end in .onnx")
+    if int8 != (faces is not None):
+        raise ConfigError("--int8 and --faces are said together: real faces are calibrated on")
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists; only --overwrite replaces it")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target} is no file")
+
+
+def _line(row: Row, backend: str) -> str:
+    """A row of the table."""
+    codes = "equal" if row.equal_codes else "not equal"
+    return (
+        f"{backend} against torch: w {row.w:g}, {row.batch} face{'s' * (row.batch > 1)}: "
+        f"largest difference {row.difference:.1e}, codes {codes}"
+    )

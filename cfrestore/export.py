@@ -1,0 +1,307 @@
+"""A CodeFormer as an ONNX graph: image and w in, restored image and codes out.
+
+The package onnx, and onnxscript, which torch exports with, are extras, so they are imported where
+they are needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import secrets
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cfrestore import __version__
+from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
+from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig, adaptive_instance_norm
+from cfrestore.models.vqgan import GroupNorm, Upsample
+
+if TYPE_CHECKING:
+    import onnx
+
+LAYOUT = 1
+"""Version of what an exported file holds; one that is newer than this is refused."""
+
+OPSET = 18
+IMAGE, FIDELITY, RESTORED, CODES = "image", "w", "restored", "codes"
+
+PAINTING = ("network.generator.", "network.fuse_convs_dict.")
+"""What the names of weights that paint begin with; the others decide which codes are chosen."""
+
+
+class _Graph(nn.Module):
+    """What is exported; w is an input, so the fusion is always part of it."""
+
+    def __init__(self, network: CodeFormer, match_statistics: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.match_statistics = match_statistics
+
+    def forward(self, image: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """image (B,3,S,S) in [-1, 1] and w () to restored (B,3,S,S) and codes (B,T) int64."""
+        latent, skips = self.network.encode(image)
+        codes = self.network.predict_codes(latent).argmax(-1)
+        quantized = self.network.lookup(codes)
+        if self.match_statistics:
+            quantized = adaptive_instance_norm(quantized, latent)
+        return self.network.decode(quantized, skips, w), codes
+
+
+class _WholeMapNorm(nn.Module):
+    """Group normalisation that never gives a map another shape.
+
+    Flattened to groups, as exporters write it, maps have to be NCHW, where the convolutions of
+    OpenVINO want their channels last: each norm then cost two copies, 6 % of all CPU time.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    group_of: Tensor
+
+    def __init__(self, norm: GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.register_buffer("weight", norm.weight.detach()[:, None, None])  # (C, 1, 1)
+        self.register_buffer("bias", norm.bias.detach()[:, None, None])
+        group_of = torch.arange(norm.num_channels) // (norm.num_channels // norm.num_groups)
+        self.register_buffer("group_of", group_of)  # (C,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self._over_groups(x.mean((2, 3), keepdim=True))
+        variance = self._over_groups((x - mean).square().mean((2, 3), keepdim=True))
+        # y = (x - mean) / sqrt(variance) * weight + bias
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return x * scale + (self.bias - mean * scale)
+
+    def _over_groups(self, of_maps: Tensor) -> Tensor:
+        """(B, C, 1, 1) to the same shape, the same for all channels of a group."""
+        means = of_maps.reshape(-1, self.groups, len(self.group_of) // self.groups).mean(2)
+        return means.index_select(1, self.group_of)[..., None, None]
+
+
+def export(
+    network: CodeFormer, *, match_statistics: bool, facts: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """The graph of a network, of whatever batch size and w.
+
+    Inputs are image (B,3,S,S) float32 RGB in [-1, 1] and w () float32; outputs are restored
+    (B,3,S,S) float32, nominally in [-1, 1], and codes (B,T) int64. The metadata hold the network's
+    configuration, so that the file needs nothing beside it.
+
+    Args:
+        network: on the CPU, in evaluation mode; it is left as it is.
+        match_statistics: see `CodeFormer.forward`; fixed in the graph.
+        facts: what else the metadata are to say, such as licence and SHA-256 of the weights.
+    Raises:
+        ConfigError: a package that this needs is not installed.
+    """
+    require("onnx", "onnxscript", extra="onnx")
+    graph = _Graph(_for_runtimes(network), match_statistics)
+    side = network.config.image_size
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    with quiet(), torch.enable_grad():  # without gradients SiLU is done in place
+        program = torch.onnx.export(
+            graph,
+            (torch.zeros(2, 3, side, side), torch.tensor(0.5)),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[IMAGE, FIDELITY],
+            output_names=[RESTORED, CODES],
+            dynamic_shapes={IMAGE: {0: batch}, FIDELITY: None},
+            optimize=False,  # it takes minutes, and runtimes do as much in seconds
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    _forget_origin(model)
+    describe(
+        model,
+        {
+            "layout": str(LAYOUT),
+            "cfrestore": __version__,
+            "config": network.config.to_json(),
+            "match_statistics": json.dumps(match_statistics),
+            "precision": "fp32",
+            **(facts or {}),
+        },
+    )
+    return model
+
+
+def describe(model: onnx.ModelProto, facts: Mapping[str, str]) -> None:
+    """Adds facts to the metadata of a graph, in place of those of the same names."""
+    known = {**facts_of(model), **facts}
+    del model.metadata_props[:]
+    for key, value in known.items():
+        model.metadata_props.add(key=key, value=value)
+
+
+def facts_of(model: onnx.ModelProto) -> dict[str, str]:
+    """The metadata of a graph."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def config_of(facts: Mapping[str, str], path: Path) -> CodeFormerConfig:
+    """The configuration that an exported file's metadata hold.
+
+    Raises:
+        CheckpointError: they do not describe a CodeFormer, or in a layout of the future.
+    """
+    try:
+        if int(facts["layout"]) > LAYOUT:
+            raise CheckpointError(f"{path} was exported by a later cfrestore, {facts['cfrestore']}")
+        return CodeFormerConfig.from_json(facts["config"])
+    except (KeyError, ValueError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path} was not exported by cfrestore: {error!r}") from error
+
+
+def without_fusion(model: onnx.ModelProto) -> None:
+    """Leaves of the graph what w = 0 needs, a quarter less: x + w * change becomes x.
+
+    Raises:
+        CheckpointError: the graph is not one of `export`.
+    """
+    nodes = model.graph.node
+    scaled = {node.output[0] for node in nodes if FIDELITY in node.input}
+    plain: dict[str, str] = {}
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = plain.get(name, name)
+        if node.op_type == "Add" and len(scaled & set(node.input)) == 1:
+            (plain[node.output[0]],) = set(node.input) - scaled
+    if len(plain) != len(scaled):
+        raise CheckpointError("the exported graph does not scale by w what it adds")
+    _keep_reachable(model)
+
+
+def _keep_reachable(model: onnx.ModelProto) -> None:
+    """Removes the nodes, weights and inputs that no output depends on."""
+    graph = model.graph
+    wanted = {output.name for output in graph.output}
+    for node in reversed(graph.node):  # which are in topological order
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+    kept = [node for node in graph.node if wanted & set(node.output)]
+    for field, names in (
+        (graph.node, kept),
+        (graph.initializer, [value for value in graph.initializer if value.name in wanted]),
+        (graph.input, [value for value in graph.input if value.name in wanted]),
+    ):
+        del field[:]
+        field.extend(names)
+
+
+def write(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph in one step: what is under the name is whole.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with drafted(model, path):
+        pass
+
+
+@contextmanager
+def drafted(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
+    """A graph in a file beside path, which becomes path at the end, or vanishes after an error.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # there may be no folder that it could be in
+            temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """An exported file as a graph.
+
+    Raises:
+        ConfigError: onnx is not installed.
+        WeightsError, CheckpointError: the file cannot be read, or is no graph.
+    """
+    require("onnx", extra="onnx")
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load_from_string(path.read_bytes())
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a file is an ONNX graph rather than one of tensors; false if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    # Field 1, the version, comes first; a safetensors file may begin so too, but then has its "{".
+    return head[:1] == b"\x08" and head[8:] != b"{"
+
+
+def require(*packages: str, extra: str) -> None:
+    """Imports packages of an extra; raises ConfigError, which says how to get it, without them."""
+    import importlib
+
+    try:
+        for package in packages:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f'{package} cannot be imported ({error}); pip install "cfrestore[{extra}]" brings it'
+        ) from error
+
+
+def _for_runtimes(network: CodeFormer) -> CodeFormer:
+    """A copy of a network in which runtimes find constant kernels and maps of one shape."""
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Upsample):
+                setattr(parent, name, child.as_layer().requires_grad_(False))
+            elif isinstance(child, GroupNorm):
+                setattr(parent, name, _WholeMapNorm(child))
+    return network
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Removes what torch records of its caller: names, lines and folders of the code."""
+    graph = model.graph
+    for thing in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        thing.doc_string = ""
+        if thing is not model:
+            del thing.metadata_props[:]
+    del graph.value_info[:]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the exporter's remarks, which are none of the user's business, from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,189 @@
+"""An exported network whose painting is computed in 8 bits, calibrated on real faces.
+
+Encoder and transformer stay in float32, so that the codes of a face are the same.
+Source: static quantisation of onnxruntime; an int8 weight for each output channel, uint8 inputs of
+convolutions, between the smallest and the largest value that calibration met.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+
+from cfrestore import export
+from cfrestore.backends import ExportedNetwork
+from cfrestore.errors import CheckpointError, ConfigError, ImageError
+from cfrestore.export import FIDELITY, IMAGE, PAINTING, require
+from cfrestore.image import read_photo, to_uint8
+from cfrestore.train.config import LARGE, SMALL
+from cfrestore.train.degrade import degrade
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+LEAST_PSNR = 35.0
+"""dB of int8 against fp32 below which a file is not offered."""
+
+LEAST_FACES = 4
+MOST_FACES = 64
+"""Of a folder: half are calibrated on, and the others held out to measure."""
+
+FIDELITIES = (0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How faces that were held out come out of int8, against fp32.
+
+    Attributes:
+        faces: how many there were.
+        psnr: dB over all of them, values clamped to [-1, 1], at the w where it is lowest.
+        equal_codes: whether int8 chose every code that fp32 did.
+    """
+
+    faces: int
+    psnr: float
+    equal_codes: bool
+
+
+def read_faces(folder: Path, side: int, most: int = MOST_FACES) -> NDArray[np.float32]:
+    """Aligned faces of a folder as restoration meets them: one half little damaged, one much.
+
+    Args:
+        side: S; larger and smaller pictures are resized.
+        most: how many, the first ones.
+    Returns:
+        (N,3,S,S) RGB in [-1, 1], in the order of their names.
+    Raises:
+        ConfigError: there are fewer than LEAST_FACES pictures that can be read.
+    """
+    faces = [
+        cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
+        for face in islice(_read(folder), most)
+    ]
+    if len(faces) < LEAST_FACES:
+        raise ConfigError(
+            f"{folder} has {len(faces)} pictures, and {LEAST_FACES} aligned faces are the least"
+        )
+    clean = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 255
+    generator = torch.Generator().manual_seed(0)
+    # Every other one: halves of the folder would not have both kinds of damage.
+    kinds = (clean[0::2], SMALL.scaled(side)), (clean[1::2], LARGE.scaled(side))
+    damaged = [degrade(images, damage, generator) for images, damage in kinds]
+    return (torch.cat(damaged) * 2 - 1).numpy()
+
+
+def _read(folder: Path) -> Iterator[NDArray[np.uint8]]:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder of faces")
+    for path in sorted(folder.iterdir()):
+        try:
+            pixels = to_uint8(read_photo(path).pixels)
+        except ImageError:  # no picture, or none that can be read
+            continue
+        yield pixels
+
+
+def quantize(
+    model: onnx.ModelProto, faces: NDArray[np.float32], backend: str
+) -> tuple[onnx.ModelProto, Agreement]:
+    """The graph with convolutions of generator and fusion in int8, and how well it agrees.
+
+    Args:
+        model: of `export`; it is left as it is.
+        faces: of `read_faces`; every other one is held out and measured on.
+        backend: what measures, onnx or openvino.
+    Returns:
+        the new graph, whose metadata hold the agreement, and the agreement.
+    Raises:
+        ConfigError: onnxruntime is not installed.
+    """
+    require("onnxruntime", extra="onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        exact, rounded = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+        export.write(model, exact)
+        _quantize(model, exact, rounded, faces[0::2])
+        agreement = _compare(exact, rounded, faces[1::2], backend)
+        result = export.read(rounded)
+    facts = export.facts_of(model)
+    facts |= {"precision": "int8", "psnr": f"{agreement.psnr:.2f}", "faces": str(agreement.faces)}
+    export.describe(result, facts)
+    return result, agreement
+
+
+def check(agreement: Agreement) -> None:
+    """Raises CheckpointError if int8 falls short of LEAST_PSNR, or chooses other codes."""
+    if agreement.psnr >= LEAST_PSNR and agreement.equal_codes:
+        return
+    codes = "the same" if agreement.equal_codes else "other"
+    raise CheckpointError(
+        f"int8 is not offered: on {agreement.faces} faces it has {codes} codes and "
+        f"{agreement.psnr:.1f} dB against fp32, at least {LEAST_PSNR:g} are wanted"
+    )
+
+
+def _quantize(
+    model: onnx.ModelProto, source: Path, target: Path, faces: NDArray[np.float32]
+) -> None:
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    kinds = ["Conv", "ConvTranspose"]
+    nodes = [
+        node.name
+        for node in model.graph.node
+        if node.op_type in kinds and node.input[1].startswith(PAINTING)
+    ]
+    with export.quiet():
+        quantize_static(
+            source,
+            target,
+            _Feed(faces),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=kinds,
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"OpTypesToExcludeOutputQuantization": kinds},
+        )
+
+
+class _Feed:
+    """Faces one by one, each with the next w, as onnxruntime asks for them."""
+
+    def __init__(self, faces: NDArray[np.float32]) -> None:
+        self._inputs = iter(
+            {
+                IMAGE: face[None],
+                FIDELITY: np.array(FIDELITIES[index % len(FIDELITIES)], np.float32),
+            }
+            for index, face in enumerate(faces)
+        )
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._inputs, None)
+
+
+def _compare(exact: Path, rounded: Path, faces: NDArray[np.float32], backend: str) -> Agreement:
+    networks = [ExportedNetwork(path, backend) for path in (exact, rounded)]
+    worst, equal = np.inf, True
+    for w in FIDELITIES:
+        squares = []
+        for face in faces:
+            one, other = (network(face[None], w) for network in networks)
+            difference = one.restored.clip(-1, 1) - other.restored.clip(-1, 1)
+            squares.append(float(np.square(difference / 2, dtype=np.float64).mean()))
+            equal &= bool((one.codes == other.codes).all())
+        mean = float(np.mean(squares))
+        worst = min(worst, -10 * np.log10(mean) if mean else np.inf)
+    return Agreement(len(faces), float(worst), equal)
