@@ -164,7 +164,7 @@ def _compile_onnx(
 def _compile_openvino(
     model: Path | bytes, batch: int, threads: int | None
 ) -> Callable[[Mapping[str, Any]], Painted]:
-    """With shapes that are known, because OpenVINO then fuses more: 6 % of the CPU time."""
+    """With shapes that are known, because OpenVINO then fuses more."""
     import openvino
 
     core = openvino.Core()
