@@ -67,7 +67,7 @@ def test_every_option_reaches_the_pipeline(
     words += " --det-threshold 0.4 --precision bf16 --code-precision fp32"
     assert cfrestore_(*words.split(), "--strict").code == 1  # as there is no face 0, nor 1
     others = {"threshold": 0.4, "precision": "bf16", "code_precision": "fp32", "compile": False}
-    others["task"] = "restoration"
+    others |= {"task": "restoration", "backend": "torch"}
     assert seen["load"] == ("m", "d", "cpu", Path("p"), others)
     assert seen["home"] == "folder"
     assert seen["options"] == cfrestore.Options(
