@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from stopwatch import peak
 
 from cfrestore.image import Photo, read_photo, write_photo
 
@@ -144,15 +144,6 @@ def measure(step: str, path: str) -> str:
         target = Path(path)
         write_photo(photo, target.with_name(f"result{target.suffix}"), provenance={"model": "m"})
     return json.dumps([peak(), restored])
-
-
-def peak() -> int:
-    """The most memory, in bytes, that this process ever had resident."""
-    status = Path("/proc/self/status")  # of this program; getrusage tells of its parent's, too
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def work(size: str, how: str, w: str, folder: str) -> None:
         plain = PlainCodeFormer(state, config)
         plain(warm, fidelity, match)
         images: list[torch.Tensor] = []
-        spent = stopwatch.time_of(lambda: images.append(plain(face, fidelity, match)))
+        stopwatch.tell(*stopwatch.time_of(lambda: images.append(plain(face, fidelity, match))))
         codes = plain.codes(face)
     else:
         network = load_codeformer(path)
@@ -142,10 +142,11 @@ def work(size: str, how: str, w: str, folder: str) -> None:
         with inference():
             network(warm, fidelity, match)
             images = []
-            spent = stopwatch.time_of(lambda: images.append(network(face, fidelity, match)))
+            stopwatch.tell(
+                *stopwatch.time_of(lambda: images.append(network(face, fidelity, match)))
+            )
             codes = network.predict_codes(network.encode(face)[0]).argmax(-1)
     image = images[0].clamp(-1, 1).numpy()
-    stopwatch.tell(*spent)
     np.savez(f"{folder}/{size} {how} {fidelity}.npz", image=image, codes=codes.numpy())
 
 

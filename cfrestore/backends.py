@@ -110,7 +110,9 @@ class ExportedNetwork:
 
     def __call__(self, images: NDArray[np.float32], w: float) -> Painted:
         """Restores faces (B,3,S,S), RGB in [-1, 1]; at w = 0 nothing is fused, as in torch."""
-        inputs = {IMAGE: images} | ({FIDELITY: np.array(w, np.float32)} if w > 0 else {})
+        inputs = {IMAGE: np.ascontiguousarray(images)} | (
+            {FIDELITY: np.array(w, np.float32)} if w > 0 else {}
+        )
         key = (w > 0, len(images))
         if key not in self._compiled:
             self._compiled = {key: self._compile(*key)}  # one at a time, for its memory

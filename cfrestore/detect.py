@@ -117,8 +117,8 @@ class RetinaFaceDetector:
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]:
         import torch
-        from torchvision.ops import nms
 
+        from cfrestore.cascade import suppress
         from cfrestore.device import inference
 
         scale, resized = _resize(pixels, short_side=640, enlarge=True)
@@ -135,7 +135,7 @@ class RetinaFaceDetector:
         )
         unit = np.array(resized.shape[1::-1], np.float32)
         boxes, landmarks, scores = boxes * np.tile(unit, 2), landmarks * unit, scores[likely]
-        keep = nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.4).numpy()
+        keep = suppress(boxes, scores, 0.4)
         return _to_faces(boxes[keep] / scale, scores[keep], landmarks[keep] / scale)
 
 
@@ -146,7 +146,7 @@ class MTCNNDetector:
     LONG_SIDE; faces below 20 px there are not found. It runs on the CPU whatever device the rest
     uses: its networks are tiny, and the area pooling it relies on is missing on some devices.
 
-    Source: facenet-pytorch (MIT). A doubtful face (score 0.7 to 0.9) counts only if it is large,
+    Source: `cascade`. A doubtful face (score 0.7 to 0.9) counts only if it is large,
     a degraded portrait's only face rather than an ear or a pattern: on 40 old photographs, 102
     portraits and 25 pictures without faces this kept every face and dropped every false one.
     A threshold of the caller's replaces both of these, whatever the size.
@@ -155,24 +155,20 @@ class MTCNNDetector:
     name = "mtcnn"
 
     def __init__(self, threshold: float | None = None) -> None:
-        from facenet_pytorch import MTCNN
+        from cfrestore.cascade import Cascade
 
         doubtful, sure = (0.7, 0.9) if threshold is None else (threshold, threshold)
-        self._network = MTCNN(keep_all=True, min_face_size=20, thresholds=[0.6, 0.7, doubtful])
-        self._sure = sure
+        self._cascade = Cascade()
+        self._doubtful, self._sure = doubtful, sure
 
     def __call__(self, pixels: NDArray[np.uint8]) -> tuple[Face, ...]:
         from cfrestore.device import inference
 
         scale, resized = _resize(pixels, short_side=1024, enlarge=False)
-        # The package fails on crops beyond the border, and on pictures smaller than a face.
-        margin = 32
+        margin = 32  # px, so that faces cut by the border are seen whole
         padded = np.pad(resized, ((margin, margin), (margin, margin), (0, 0)), constant_values=127)
         with inference(alone=False):
-            found = self._network.detect(padded, landmarks=True)
-        if found[0] is None:
-            return ()
-        boxes, scores, landmarks = (np.asarray(values, np.float32) for values in found)
+            boxes, scores, landmarks = self._cascade(padded, 20, self._doubtful)
         heights = boxes[:, 3] - boxes[:, 1]
         sure = (scores >= self._sure) | (heights >= min(resized.shape[:2]) / 4)
         boxes, landmarks = (boxes - margin) / scale, (landmarks - margin) / scale

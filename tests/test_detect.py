@@ -238,6 +238,63 @@ def test_names_tell_the_backbone(mtcnn, mobilenet):
     assert mobilenet.name == "retinaface-mobilenet0.25"
 
 
+def test_the_cascade_s_result_is_that_of_facenet_pytorch(shared):
+    from facenet_pytorch import MTCNN
+
+    from cfrestore.cascade import Cascade
+
+    theirs, ours, faces = MTCNN(keep_all=True, thresholds=[0.6, 0.7, 0.7]), Cascade(), 0
+    paths = sorted((shared / "faces/old-photos").iterdir())[:6]
+    pictures = [read(path) for path in paths]
+    height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
+    group = np.full((height, width * len(pictures), 3), 127, np.uint8)
+    for index, picture in enumerate(pictures):
+        group[: picture.shape[0], index * width : index * width + picture.shape[1]] = picture
+    for pixels in (*pictures, group):
+        padded = np.pad(pixels, ((32, 32), (32, 32), (0, 0)), constant_values=127)
+        with torch.inference_mode():
+            boxes, scores, points = theirs.detect(padded, landmarks=True)
+            found = ours(padded, 20, 0.7)
+        expected = np.argsort(-np.asarray(scores, np.float32), kind="stable")
+        order = np.argsort(-found.scores, kind="stable")
+        faces += len(order)
+        for values, of in ((boxes, found.boxes), (points, found.landmarks)):
+            assert np.allclose(np.asarray(values, np.float32)[expected], of[order], atol=0.02)
+    assert faces >= 12
+
+
+@pytest.mark.parametrize("size", [(1, 1), (11, 400), (30, 30)])
+def test_the_cascade_finds_nothing_in_next_to_nothing(size):
+    from cfrestore.cascade import Cascade
+
+    found = Cascade()(np.zeros((*size, 3), np.uint8), 20, 0.7)
+    assert found.boxes.shape == (0, 4)
+    assert found.scores.shape == (0,)
+    assert found.landmarks.shape == (0, 5, 2)
+
+
+def test_weights_of_a_package_that_is_absent_are_named(monkeypatch):
+    monkeypatch.setattr("cfrestore.cascade.find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match="facenet-pytorch"):
+        load_detector("mtcnn")
+
+
+def test_overlapping_boxes_are_suppressed_as_torchvision_does():
+    from torchvision.ops import nms
+
+    from cfrestore.cascade import suppress
+
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 100, (300, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(1, 40, (300, 2))], 1)
+    boxes, scores = boxes.astype(np.float32), random.random(300).astype(np.float32)
+    expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.4).numpy()
+    assert suppress(boxes, scores, 0.4).tolist() == expected.tolist()
+    inner = np.float32([[0, 0, 99, 99], [10, 10, 39, 39]])
+    assert suppress(inner, np.float32([0.9, 0.8]), 0.7).tolist() == [0, 1]
+    assert suppress(inner, np.float32([0.9, 0.8]), 0.7, of_smaller=True).tolist() == [0]
+
+
 def test_auto_takes_the_best_detector_whose_weights_are_there(monkeypatch, shared):
     here = {"mobilenet": shared / MOBILENET}
     monkeypatch.setattr(weights, "locate", here.get)

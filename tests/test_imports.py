@@ -21,6 +21,7 @@ ORDER = (
     "export",
     "backends",
     "parity",
+    "cascade",
     "detect",
     "select",
     "align",
@@ -166,6 +167,20 @@ def loaded_by(*words: str) -> set[str]:
 )
 def test_what_needs_no_torch_loads_none(words: str) -> None:
     assert loaded_by(words) == set()
+
+
+def test_restoring_a_photograph_imports_no_compiler_and_no_torchvision() -> None:
+    code = (
+        "import sys, cfrestore\n"
+        "pipeline = cfrestore.load_pipeline('compact', 'mtcnn', 'cpu')\n"
+        "pipeline(cfrestore.read_photo('examples/collins.jpg'))\n"
+        "names = ('torchvision', 'facenet_pytorch', 'facexlib', 'torch._dynamo', 'sympy', 'onnx')\n"
+        "print(*[name for name in names if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
 
 
 def test_planning_needs_no_torch() -> None:

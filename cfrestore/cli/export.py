@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cfrestore.cli.report import make_console
-from cfrestore.cli.words import NETWORKS, Offline, WeightsDir
+from cfrestore.cli.words import Model, Offline, WeightsDir
 from cfrestore.cli.work import set_up
 from cfrestore.errors import ConfigError, OutputError
 
@@ -21,15 +21,7 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 @app.command()
 def export(
     target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="What to write.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|PATH",
-            rich_help_panel=NETWORKS,
-            help="Weights: auto, published, compact or a file; auto downloads the published ones "
-            "once, and takes the compact ones that come with cfrestore if it cannot.",
-        ),
-    ] = "auto",
+    model: Model = "auto",
     int8: Annotated[
         bool,
         typer.Option(

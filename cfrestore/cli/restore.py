@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cfrestore import __version__
-from cfrestore.cli.words import DEFAULTS, NETWORKS, Parser, PictureCommand, Words, with_words
+from cfrestore.cli.words import DEFAULTS, Model, Parser, PictureCommand, Words, with_words
 from cfrestore.cli.work import work
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -50,15 +50,7 @@ def restore(
         bool, typer.Option("--draw-box", help="Draw a green frame around what was pasted.")
     ] = DEFAULTS.draw_box,
     parser: Parser = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|PATH",
-            rich_help_panel=NETWORKS,
-            help="Weights: auto, published, compact or a file; auto downloads the published ones "
-            "once, and takes the compact ones that come with cfrestore if it cannot.",
-        ),
-    ] = "auto",
+    model: Model = "auto",
     version: Annotated[
         bool,
         typer.Option(

@@ -55,6 +55,15 @@ Parser = Annotated[
         "one if it is on this machine.",
     ),
 ]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        rich_help_panel=NETWORKS,
+        help="Weights: auto, published, compact or a file; auto downloads the published ones "
+        "once, and takes the compact ones that come with cfrestore if it cannot.",
+    ),
+]
 TaskModel = Annotated[
     str,
     typer.Option(

@@ -1,0 +1,190 @@
+"""MTCNN: boxes of faces proposed on a pyramid of sizes, refined, and decided on, in three stages.
+
+The weights come with the package facenet-pytorch, which is not imported: it would bring torchvision
+and with that torch's compiler, two CPU seconds that nothing here uses.
+Source: Zhang et al. (2016), with the thresholds and roundings of facenet-pytorch (MIT), whose faces
+these are; a test holds it.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
+from cfrestore.errors import WeightsError
+from cfrestore.models.mtcnn import ONet, PNet, RNet
+
+Floats = NDArray[np.float32]
+
+CELL, STRIDE = 12, 2
+"""Side of the boxes that the first network proposes, and their distance, in pixels it sees."""
+
+SHRINKAGE = 0.709
+"""Side of a level of the pyramid over that of the level before."""
+
+LIKELY, LIKELIER = 0.6, 0.7
+"""Scores that the first two stages let pass."""
+
+AT_ONCE = 512
+"""Boxes that a network sees at a time, which bounds memory."""
+
+
+class Detected(NamedTuple):
+    """What the cascade found."""
+
+    boxes: Floats  # (N, 4) x0 y0 x1 y1, px
+    scores: Floats  # (N,)
+    landmarks: Floats  # (N, 5, 2) x then y, px; order as in Face
+
+
+def _nothing() -> Detected:
+    return Detected(*(np.zeros((0, *shape), np.float32) for shape in ((4,), (), (5, 2))))
+
+
+class Cascade:
+    """The three networks with their weights, on the CPU."""
+
+    def __init__(self) -> None:
+        """Opens the weights.
+
+        Raises:
+            WeightsError: the package that they come with is not installed.
+            CheckpointError: they are damaged.
+        """
+        spec = find_spec("facenet_pytorch")
+        if spec is None or not spec.submodule_search_locations:
+            raise WeightsError("MTCNN's weights come with facenet-pytorch, which is not installed")
+        folder = Path(spec.submodule_search_locations[0]) / "data"
+        with unfilled():
+            self.propose, self.refine, self.decide = PNet(), RNet(), ONet()
+        for network in (self.propose, self.refine, self.decide):
+            name = type(network).__name__
+            path = folder / f"{name.lower()}.pt"
+            load_strictly(network, read_checkpoint(path)[0], path, name)
+            network.eval().requires_grad_(False)
+
+    def __call__(self, pixels: NDArray[np.uint8], least: int, threshold: float) -> Detected:
+        """Finds faces.
+
+        Args:
+            pixels: (H, W, 3) uint8 RGB.
+            least: side of the smallest faces, px.
+            threshold: score above which the last stage lets a face pass.
+        """
+        picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float()
+        boxes = self._proposed(picture, least)
+        boxes, seen = _looked_at(picture, _squared(boxes), 24)
+        if not len(boxes):
+            return _nothing()
+        scores, offsets = _in_parts(self.refine, seen)
+        passed = scores > LIKELIER
+        boxes, scores, offsets = boxes[passed], scores[passed], offsets[passed]
+        kept = suppress(boxes, scores, 0.7)
+        boxes = _squared(_moved(boxes[kept], offsets[kept]))
+        boxes, seen = _looked_at(picture, boxes, 48)
+        if not len(boxes):
+            return _nothing()
+        scores, offsets, points = _in_parts(self.decide, seen)
+        passed = scores > threshold
+        boxes, scores, offsets, points = (x[passed] for x in (boxes, scores, offsets, points))
+        corner, sides = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2] + 1)[:, None]
+        landmarks = corner + sides * points - 1
+        boxes = _moved(boxes, offsets)
+        kept = suppress(boxes, scores, 0.7, of_smaller=True)
+        return Detected(boxes[kept], scores[kept], landmarks[kept])
+
+    def _proposed(self, picture: Tensor, least: int) -> Floats:
+        """Boxes (N, 4) that the first network finds likely, at all sizes from least upwards."""
+        height, width = picture.shape[2:]
+        scale = CELL / least
+        found: list[tuple[Floats, Floats, Floats]] = []
+        while min(height, width) * scale >= CELL:
+            size = int(height * scale + 1), int(width * scale + 1)
+            scores, offsets = self.propose(_normalised(F.interpolate(picture, size, mode="area")))
+            found.append(_cells(scores.numpy(), offsets.numpy(), np.float32(scale)))
+            scale *= SHRINKAGE
+        if not found:
+            return np.zeros((0, 4), np.float32)
+        boxes, scores_, offsets_ = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        kept = suppress(boxes, scores_, 0.7)
+        boxes, offsets_ = boxes[kept], offsets_[kept]
+        return boxes + offsets_ * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+
+
+def suppress(
+    boxes: Floats, scores: Floats, most: float, *, of_smaller: bool = False
+) -> NDArray[np.intp]:
+    """Indices of the boxes that no better one overlaps, best first (non-maximum suppression).
+
+    Args:
+        boxes: (N, 4) x0 y0 x1 y1.
+        scores: (N,).
+        most: overlap that is still accepted, as a share of the union.
+        of_smaller: as a share of the smaller box instead, whose last pixel then counts.
+    """
+    rim = 1 if of_smaller else 0
+    low, high = boxes[:, :2], boxes[:, 2:]
+    areas = (high - low + rim).prod(1)
+    kept, rest = [], np.argsort(-scores, kind="stable")
+    while len(rest):
+        best, rest = rest[0], rest[1:]
+        kept.append(best)
+        sides = np.minimum(high[best], high[rest]) - np.maximum(low[best], low[rest]) + rim
+        shared = sides.clip(0).prod(1)
+        smaller, union = np.minimum(areas[best], areas[rest]), areas[best] + areas[rest] - shared
+        rest = rest[shared <= most * (smaller if of_smaller else union)]
+    return np.array(kept, np.intp)
+
+
+def _cells(scores: Floats, offsets: Floats, scale: np.float32) -> tuple[Floats, Floats, Floats]:
+    """Boxes (N, 4) px, scores and offsets of the likely cells of one level, without doubles."""
+    rows, columns = np.nonzero(scores >= LIKELY)
+    corners = np.stack([columns, rows], 1).astype(np.float32) * STRIDE
+    boxes = np.floor(np.concatenate([(corners + 1) / scale, (corners + CELL) / scale], 1))
+    scores, offsets = scores[rows, columns], offsets[rows, columns]
+    kept = suppress(boxes, scores, 0.5)
+    return boxes[kept], scores[kept], offsets[kept]
+
+
+def _squared(boxes: Floats) -> Floats:
+    """The boxes as squares of the longer side about the same centres."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    longer = sides.max(1, keepdims=True)
+    low = boxes[:, :2] + sides / 2 - longer / 2
+    return np.concatenate([low, low + longer], 1)
+
+
+def _moved(boxes: Floats, offsets: Floats) -> Floats:
+    return boxes + offsets * np.tile(boxes[:, 2:] - boxes[:, :2] + 1, 2)
+
+
+def _looked_at(picture: Tensor, boxes: Floats, side: int) -> tuple[Floats, Tensor]:
+    """What of the boxes lies in the picture, and that brought to one size, (N,3,side,side)."""
+    height, width = picture.shape[2:]
+    corners = np.trunc(boxes).astype(int)
+    low, high = np.maximum(corners[:, :2], 1) - 1, np.minimum(corners[:, 2:], (width, height))
+    inside = (high > low).all(1)
+    parts = [
+        F.interpolate(picture[..., y0:y1, x0:x1], (side, side), mode="area")
+        for (x0, y0), (x1, y1) in zip(low[inside], high[inside], strict=True)
+    ]
+    seen = torch.cat(parts) if parts else picture.new_zeros(0, 3, side, side)
+    return boxes[inside], _normalised(seen)
+
+
+def _in_parts(network: torch.nn.Module, seen: Tensor) -> list[Floats]:
+    """What the network makes of the pictures, some at a time."""
+    outputs = [network(part) for part in seen.split(AT_ONCE)]
+    return [torch.cat(values).numpy() for values in zip(*outputs, strict=True)]
+
+
+def _normalised(picture: Tensor) -> Tensor:
+    return (picture - 127.5) / 128
