@@ -127,14 +127,14 @@ def chart(path: Path, title: str, ratios: Mapping[str, float], limit: float | No
     """Bars of ratios to the yardstick, which is 1, with the target as a line."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 0.5 + 0.4 * len(ratios)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 0.5 + 0.4 * len(ratios)), layout="constrained")
     names = list(ratios)[::-1]
     bars = axes.barh(names, [ratios[name] for name in names], color="#4878a8")
     axes.bar_label(bars, fmt="%.3g", padding=3)
     axes.axvline(1, color="#888888", linewidth=1)
     if limit is not None:
         axes.axvline(limit, color="#c04040", linewidth=1, linestyle="--")
-    axes.set_title(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=100)
