@@ -153,7 +153,8 @@ def test_a_missing_package_is_a_finding(
 ) -> None:
     monkeypatch.setitem(sys.modules, doctor.PACKAGES[name], None)
     report = examine()
-    assert report.exit_code == 1
+    # MTCNN's weights come with facenet-pytorch, and with 4 weights are missing.
+    assert report.exit_code == (4 if name == "facenet-pytorch" else 1)
     (package,) = (package for package in report.packages if package.error)
     assert package.name == name
     assert any(problem.text.startswith(f"{name} cannot be imported") for problem in report.problems)
