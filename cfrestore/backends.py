@@ -17,7 +17,8 @@ import torch
 from cfrestore import export
 from cfrestore.checkpoint import read_metadata
 from cfrestore.errors import CheckpointError, ConfigError
-from cfrestore.export import CODES, FIDELITY, IMAGE, RESTORED, config_of, facts_of, require
+from cfrestore.export import CODES, FIDELITY, IMAGE, RESTORED, config_of, facts_of
+from cfrestore.extras import load_package, require
 from cfrestore.weights import load_codeformer
 from cfrestore.weights.conversion import origin_of
 from cfrestore.weights.digests import known_sha256
@@ -167,9 +168,7 @@ def _compile_openvino(
     model: Path | bytes, batch: int, threads: int | None
 ) -> Callable[[Mapping[str, Any]], Painted]:
     """With shapes that are known, because OpenVINO then fuses more."""
-    import openvino
-
-    core = openvino.Core()
+    core = load_package("openvino").Core()
     graph = core.read_model(model)
     shape = list(graph.input(IMAGE).partial_shape)[1:]
     graph.reshape({IMAGE: [batch, *shape]})

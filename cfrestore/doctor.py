@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from cfrestore import __version__
 from cfrestore.errors import CFRestoreError, CheckpointError, WeightsError
+from cfrestore.extras import load_package
 from cfrestore.weights import (
     COMPACT,
     WEIGHT_FILES,
@@ -252,7 +253,7 @@ def _package(name: str, module: str) -> Package:
     except importlib.metadata.PackageNotFoundError:
         version = None
     try:
-        loaded = importlib.import_module(module)
+        loaded = load_package(module)
     except BROKEN as error:
         return Package(name, version, _reason(error))
     # Its own word comes first: OpenCV comes in several distributions, torch names its CUDA.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cfrestore import __version__
 from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
+from cfrestore.extras import require
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig, adaptive_instance_norm
 from cfrestore.models.vqgan import GroupNorm, Upsample
 
@@ -257,19 +258,6 @@ def is_exported(path: str | Path) -> bool:
         return False
     # Field 1, the version, comes first; a safetensors file may begin so too, but then has its "{".
     return head[:1] == b"\x08" and head[8:] != b"{"
-
-
-def require(*packages: str, extra: str) -> None:
-    """Imports packages of an extra; raises ConfigError, which says how to get it, without them."""
-    import importlib
-
-    try:
-        for package in packages:
-            importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f'{package} cannot be imported ({error}); pip install "cfrestore[{extra}]" brings it'
-        ) from error
 
 
 def _for_runtimes(network: CodeFormer) -> CodeFormer:

@@ -21,7 +21,8 @@ import torch
 from cfrestore import export
 from cfrestore.backends import ExportedNetwork
 from cfrestore.errors import CheckpointError, ConfigError, ImageError
-from cfrestore.export import FIDELITY, IMAGE, PAINTING, require
+from cfrestore.export import FIDELITY, IMAGE, PAINTING
+from cfrestore.extras import require
 from cfrestore.image import read_photo, to_uint8
 from cfrestore.train.config import LARGE, SMALL
 from cfrestore.train.degrade import degrade

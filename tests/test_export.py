@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -435,7 +437,7 @@ def test_what_does_not_go_together_is_told(
 def test_a_backend_that_is_absent_says_how_to_get_it(
     cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, backends.PACKAGES[backend], None)
+    monkeypatch.setitem(sys.modules, backends.PACKAGES[backend], None)
     make("a.png")
     result = cfrestore_("a.png", "--backend", backend)
     assert result.code == 2
@@ -446,3 +448,16 @@ def test_a_backend_that_is_absent_says_how_to_get_it(
 def test_a_graph_for_another_task_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="was exported with latent AdaIN"):
         load_pipeline(folder / "small.onnx", "mtcnn", task="inpainting", backend="onnx")
+
+
+def test_openvino_reports_nothing_to_its_makers() -> None:
+    pytest.importorskip("openvino")
+    code = (
+        "import sys, socket, threading\n"
+        "socket.socket.connect = lambda *a: sys.exit('a connection was opened')\n"
+        "from cfrestore.backends import check_backend\n"
+        "check_backend('openvino')\n"
+        "print(sys.modules['openvino_telemetry'], threading.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "1"]

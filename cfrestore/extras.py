@@ -1,0 +1,30 @@
+"""Packages that are not always there, imported when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+from cfrestore.errors import ConfigError
+
+
+def require(*packages: str, extra: str) -> None:
+    """Imports packages of an extra; raises ConfigError, which says how to get it, without them."""
+    try:
+        for package in packages:
+            load_package(package)
+    except ImportError as error:
+        raise ConfigError(
+            f'{package} cannot be imported ({error}); pip install "cfrestore[{extra}]" brings it'
+        ) from error
+
+
+def load_package(name: str) -> ModuleType:
+    """Imports a package; openvino without its report of each import to its makers.
+
+    It does without by itself where the package that reports cannot be imported.
+    """
+    if name == "openvino":
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return importlib.import_module(name)
