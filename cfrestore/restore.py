@@ -155,7 +155,7 @@ class Painter:
                 continue
             results += (
                 _judge(values, face, self._fidelity)
-                for values, face in zip(painted, batch, strict=False)
+                for values, face in zip(painted[: len(batch)], batch, strict=True)
             )
         return tuple(results)
 
