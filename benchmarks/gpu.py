@@ -68,7 +68,7 @@ SHAPES = {
     "tiny": CodeFormerConfig.tiny(),
 }
 EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
-COMPILING = 150
+COMPILING = 75
 """Seconds that must be left before something is compiled."""
 
 

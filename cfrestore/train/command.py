@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from cfrestore.train.config import Recipe
     from cfrestore.train.stages import Stage
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
+
+SHARES = {"autoencoder": 0.5, "codes": 0.22, "fusion": 0.28}
+"""Parts of the time of all stages: what the generator cannot paint, no later stage can repair."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one training command; its exit code: 0 done, 1 failed, 2 usage."""
+    """Runs one training command; its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     from cfrestore.errors import CFRestoreError, ConfigError
 
     try:
-        return export(arguments) if arguments.stage == "export" else train(arguments)
+        verbs = {"export": export, "compact": course}
+        return verbs.get(arguments.stage, train)(arguments)
     except ConfigError as error:
         _say(f"error: {error}")
         return EXIT_USAGE
@@ -39,27 +43,42 @@ def _parser() -> argparse.ArgumentParser:
         prog="cfrestore train", description="Trains the restoration network in three stages."
     )
     stages = parser.add_subparsers(dest="stage", required=True)
+    whole = stages.add_parser("compact", help="all stages and the export: from pictures to weights")
     auto = stages.add_parser("autoencoder", help="I: autoencoder and codebook, on clean faces")
     codes = stages.add_parser("codes", help="II: predict codes from degraded faces")
     fusion = stages.add_parser("fusion", help="III: fuse the input's detail")
-    for stage in (auto, codes, fusion):
+    for stage in (auto, codes, fusion, whole):
         stage.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH")
         stage.add_argument("--output", type=Path, required=True, metavar="FOLDER")
         stage.add_argument("--preset", default="compact", help="recipe (default: compact)")
-        stage.add_argument("--iterations", type=_positive, help="instead of the recipe's")
+        length = stage.add_mutually_exclusive_group()
+        length.add_argument(
+            "--iterations",
+            type=_positive,
+            nargs=3 if stage is whole else None,
+            metavar=("I", "II", "III") if stage is whole else None,
+            help="instead of the recipe's",
+        )
+        length.add_argument("--minutes", type=float, help="as many iterations as take this long")
         stage.add_argument("--batch-size", type=_positive, help="over all processes")
         stage.add_argument("--learning-rate", type=float)
         stage.add_argument("--device", default="auto")
         stage.add_argument("--seed", type=int, default=0)
         stage.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
-        stage.add_argument("--max-minutes", type=float, help="stop with a checkpoint after this")
-        stage.add_argument("--bf16", action="store_true", help="mixed precision (CUDA)")
-        stage.add_argument("--compile", action="store_true", help="torch.compile")
+        if stage is whole:
+            stage.set_defaults(max_minutes=None)
+        else:
+            stage.add_argument("--max-minutes", type=float, help="stop, with a checkpoint, then")
+        for name, what in {
+            "--bf16": "mixed precision, on CUDA alone",
+            "--compile": "fused kernels; a minute's wait at the beginning",
+        }.items():
+            stage.add_argument(name, action=argparse.BooleanOptionalAction, help=what)
         stage.add_argument("--log-every", type=_positive, default=50)
         stage.add_argument("--save-every", type=_positive, default=1000)
         stage.add_argument("--samples-every", type=_positive, default=1000)
         stage.add_argument("--shard-mb", type=_positive, help="split checkpoints into files")
-    for stage in (auto, fusion):
+    for stage in (auto, fusion, whole):
         stage.add_argument("--perceptual", choices=("lpips", "retinaface", "none"))
         stage.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
         stage.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
@@ -70,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     out = stages.add_parser("export", help="averaged weights of a stage III checkpoint, in fp16")
     out.add_argument("checkpoint", type=Path)
     out.add_argument("output", type=Path, metavar="OUT.safetensors")
-    out.add_argument("--licence", default="unstated", help="terms to write into the file")
+    for verb in (out, whole):
+        verb.add_argument("--licence", default="unstated", help="terms to write into the file")
     return parser
 
 
@@ -91,34 +111,62 @@ def _say_nothing(line: str) -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Builds the stage the words describe and runs it."""
+    """Builds the stage the words describe and runs it; the exit code.
+
+    Mixed precision and compiling are what the words say, else on where there is CUDA.
+    """
+    import time
+
     from cfrestore.device import autotune, choose_device, reuse_memory
     from cfrestore.train import distributed
 
+    began = time.monotonic()
     autotune()
     reuse_memory()
     device, rank, world = distributed.start(choose_device(arguments.device))
+    for name in ("bf16", "compile"):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, device.type == "cuda")
     try:
-        _run(arguments, device, rank, world)
+        done = _run(arguments, device, rank, world, began)
     finally:
         distributed.stop()
-    return 0
+    return 0 if done or arguments.max_minutes else EXIT_STOPPED
 
 
-def _run(arguments: argparse.Namespace, device: torch.device, rank: int, world: int) -> None:
+def _run(
+    arguments: argparse.Namespace, device: torch.device, rank: int, world: int, began: float
+) -> bool:
+    """Whether the stage has been completed."""
+    import time
+
     import torch
 
     from cfrestore.device import describe
+    from cfrestore.train.config import with_iterations
     from cfrestore.train.data import Sampler, load_faces
-    from cfrestore.train.loop import Schedule
+    from cfrestore.train.loop import Schedule, fitting
     from cfrestore.train.loop import train as loop
 
+    def build(recipe: Recipe) -> Stage:
+        torch.manual_seed(arguments.seed)
+        return _stage(arguments, recipe, device)
+
     recipe = _recipe(arguments, world)
-    torch.manual_seed(arguments.seed)
-    stage = _stage(arguments, recipe, device)
+    stage = build(recipe)
     faces = load_faces(arguments.data, recipe.model.image_size, device)
     batch_size = recipe.optimisation.batch_size
     sampler = Sampler(faces, recipe.augmentation, batch_size // world, arguments.seed, rank, world)
+    say = _say if rank == 0 else _say_nothing
+    say(
+        f"stage {stage.name}, preset {arguments.preset}: {len(faces.names)} faces of "
+        f"{recipe.model.image_size} px, batch {batch_size}, {describe(device)}"
+    )
+    if arguments.minutes:
+        deadline = began + 60 * arguments.minutes
+        iterations = fitting(stage, sampler, lambda: deadline - time.monotonic())
+        stage = build(with_iterations(recipe, iterations))
+        say(f"{iterations} iterations fit into {arguments.minutes:.1f} minutes")
     schedule = Schedule(
         arguments.log_every,
         arguments.save_every,
@@ -126,12 +174,39 @@ def _run(arguments: argparse.Namespace, device: torch.device, rank: int, world: 
         arguments.max_minutes,
         arguments.shard_mb,
     )
-    say = _say if rank == 0 else _say_nothing
-    say(
-        f"stage {stage.name}, preset {arguments.preset}: {len(faces.names)} faces of "
-        f"{recipe.model.image_size} px, batch {batch_size}, {describe(device)}"
-    )
-    loop(stage, sampler, arguments.output, schedule, say, arguments.resume)
+    return loop(stage, sampler, arguments.output, schedule, say, arguments.resume)
+
+
+def course(arguments: argparse.Namespace) -> int:
+    """All three stages and the export, as their own commands would do them; the exit code.
+
+    Stages that are complete are not done again when resuming; with --minutes, one that was begun
+    keeps the number of iterations it was begun with.
+    """
+    import time
+
+    from cfrestore.train import checkpoint
+    from cfrestore.train.loop import iterations_of
+
+    began, whole = time.monotonic(), arguments.output
+    files = {name: whole / name / "last.pt" for name in SHARES}
+    for index, (name, file) in enumerate(files.items()):
+        words = vars(arguments) | {"stage": name, "output": file.parent}
+        words |= {"autoencoder": files["autoencoder"], "codes": files["codes"]}
+        if arguments.iterations:
+            words["iterations"] = arguments.iterations[index]
+        if arguments.minutes:
+            if arguments.resume and checkpoint.exists(file):
+                words |= {"iterations": iterations_of(file), "minutes": None}
+            else:
+                left = arguments.minutes - (time.monotonic() - began) / 60
+                words["minutes"] = left * SHARES[name] / sum([*SHARES.values()][index:])
+        code = train(argparse.Namespace(**words))
+        if code:
+            return code
+    target = whole / f"{arguments.preset}.safetensors"
+    words = {"checkpoint": files["fusion"], "output": target, "licence": arguments.licence}
+    return export(argparse.Namespace(**words))
 
 
 def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
@@ -157,12 +232,9 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
 
 def _stage(arguments: argparse.Namespace, recipe: Recipe, device: torch.device) -> Stage:
     """The stage with everything it starts from."""
-    import torch
-    import torch._functorch.config as functorch
-
     from cfrestore.train.config import AutoencoderRecipe, CodesRecipe
     from cfrestore.train.perceptual import build_perceptual
-    from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
+    from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, compile_blocks
 
     stage: Stage
     if isinstance(recipe, CodesRecipe):
@@ -177,11 +249,7 @@ def _stage(arguments: argparse.Namespace, recipe: Recipe, device: torch.device) 
             start = arguments.codes, arguments.autoencoder
             stage = Fusion(recipe, *start, perceptual, device, arguments.bf16)
     if arguments.compile:
-        # The adaptive weight differentiates through the same graph more than once.
-        functorch.donated_buffer = False
-        for verb in ("encode", "predict_codes", "decode"):
-            if hasattr(stage.network, verb):
-                setattr(stage.network, verb, torch.compile(getattr(stage.network, verb)))
+        compile_blocks(stage.network)
     return stage
 
 

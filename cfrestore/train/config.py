@@ -313,7 +313,7 @@ AUTOENCODER: dict[str, AutoencoderRecipe] = {
         ),
         codebook=_HEALTHY_CODES,
         perceptual=_FACE_FEATURES,
-        adversary=Adversary(start=8_000, scale=0.1, learning_rate=2e-4, lead=500, layers=3),
+        adversary=Adversary(start=6_000, scale=0.25, learning_rate=2e-4, lead=500, layers=3),
         augmentation=_VARIED,
     ),
     "tiny": AutoencoderRecipe(
@@ -375,7 +375,7 @@ FUSION: dict[str, FusionRecipe] = {
         _COMPACT,
         Optimisation(6_000, 32, 5e-4, 1e-5, warm_up=100, ema_decay=0.999, ema_warm_up=True),
         phases=(Phase(6_000, (3, 4)),),
-        perceptual=_FACE_FEATURES,
+        perceptual=replace(_FACE_FEATURES, weight=0.5),
         adversary=Adversary(start=2_000, scale=0.1, learning_rate=2e-4, lead=300, layers=3),
         zero_start=True,
         augmentation=_VARIED,

@@ -25,6 +25,9 @@ from cfrestore.train.stages import Stage
 
 SAMPLES = 8
 
+PARTS, EACH = 5, 4
+"""Where in a schedule, and how many times running, iterations are tried to tell their cost."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -111,6 +114,33 @@ def train(
     return True
 
 
+def fitting(stage: Stage, sampler: Sampler, left: Callable[[], float]) -> int:
+    """How many iterations fit into the time that is left; at least one.
+
+    Some of each part of the schedule are tried, twice, the first time to warm up, so that the stage
+    is of no use afterwards. A fiftieth of the time is kept for checkpoints and sample sheets.
+
+    Args:
+        left: tells the seconds that are left.
+    """
+    total = stage.recipe.optimisation.iterations
+    tried = {
+        min(total, round(total * (part + 0.5) / PARTS) + n)
+        for part in range(PARTS)
+        for n in range(EACH)
+    }
+    started = 0.0
+    for _ in range(2):
+        synchronize(stage.device)
+        started = time.monotonic()
+        for t in sorted(tried):
+            clean = sampler.batch(t, stage.device)
+            stage.step(t, clean, sampler.generator(t, 2, stage.device))
+    synchronize(stage.device)
+    seconds = (time.monotonic() - started) / len(tried)
+    return max(1, int(0.98 * left() / seconds))
+
+
 def samples(stage: Stage, sampler: Sampler) -> list[Tensor]:
     """The same few faces each time, in the columns the stage shows."""
     picked = sampler.faces.images[:SAMPLES].to(stage.device).float() / 255
@@ -147,6 +177,15 @@ def read_state(path: Path) -> dict[str, Any]:
     if "iteration" not in content:
         raise CheckpointError(f"{path} is no training checkpoint")
     return content
+
+
+def iterations_of(path: Path) -> int:
+    """How many iterations the recipe of a checkpoint has.
+
+    Raises:
+        CheckpointError: as `read_state`.
+    """
+    return int(json.loads(read_state(path)["recipe"])["optimisation"]["iterations"])
 
 
 def load_state(path: Path, stage: Stage) -> int:

@@ -16,12 +16,24 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cfrestore.checkpoint import load_strictly
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
-from cfrestore.models.codeformer import CodeFormer
-from cfrestore.models.vqgan import VQGAN, PatchDiscriminator, VectorQuantizer, perplexity
+from cfrestore.models.codeformer import (
+    CodeFormer,
+    ControllableFeatureTransform,
+    TransformerLayer,
+)
+from cfrestore.models.vqgan import (
+    VQGAN,
+    AttentionBlock,
+    PatchDiscriminator,
+    ResidualBlock,
+    VectorQuantizer,
+    perplexity,
+)
 from cfrestore.train import checkpoint, losses
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.config import (
@@ -39,6 +51,8 @@ from cfrestore.train.distributed import average_gradients
 
 KMEANS_LATENTS = 50
 """Latents collected for each code before k-means."""
+
+BLOCKS = (ResidualBlock, AttentionBlock, ControllableFeatureTransform, TransformerLayer)
 
 Report = dict[str, Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -69,9 +83,8 @@ class Learner(Generic[Network]):
     @torch.no_grad()
     def follow(self, t: int) -> None:
         """Moves the averaged weights toward the network's."""
-        share = 1 - self.how.decay(t)
-        for average, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            average.lerp_(new, share)
+        move = get_ema_multi_avg_fn(self.how.decay(t))  # all in a few launches
+        move(list(self.average.parameters()), list(self.network.parameters()), t)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -467,6 +480,20 @@ def predict(
     accuracy = (logits.argmax(-1) == targets).float().mean()
     report = {"feature": feature, "code": code, "accuracy": accuracy, "logits": logits}
     return feature_weight * feature + code_weight * code, report
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Has torch compile the network's blocks, each once for each shape, when it first sees it.
+
+    What is between convolutions is then done in one pass instead of six. Compiling the network as a
+    whole takes several times as long, and gives little more.
+    """
+    # The adaptive weight differentiates through the same graph more than once.
+    torch._functorch.config.donated_buffer = False
+    torch._dynamo.config.recompile_limit = 64  # shapes of a block
+    for block in network.modules():
+        if isinstance(block, BLOCKS):
+            block.compile(dynamic=False)
 
 
 def zero_fusion(network: CodeFormer) -> None:
