@@ -176,7 +176,7 @@ def test_presets_are_found_by_name_and_stretch() -> None:
         recipe("codes", "nonsense")
     compact = with_iterations(AUTOENCODER["compact"], 1200)
     assert isinstance(compact, AutoencoderRecipe)
-    assert (compact.codebook.kmeans_after, compact.optimisation.warm_up) == (20, 20)
+    assert (compact.codebook.kmeans_after, compact.optimisation.warm_up) == (60, 40)
     short = with_iterations(FUSION["published"], 1500)
     assert isinstance(short, FusionRecipe)
     assert [p.until for p in short.phases] == [400, 800, 1200, 1500]

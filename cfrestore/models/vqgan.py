@@ -12,6 +12,8 @@ convolutions around the quantiser.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -93,6 +95,8 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_fused(x):
+            return self.fused(x, silu=False)
         last = x.is_contiguous(memory_format=torch.channels_last)
         if torch.is_grad_enabled() or not last or (x.is_cpu and x.dtype != torch.float32):
             return super().forward(x)
@@ -104,15 +108,37 @@ class GroupNorm(nn.GroupNorm):
         shift = self.bias - mean * scale
         return torch.addcmul(shift[..., None, None], x, scale[..., None, None]).to(x.dtype)
 
+    @staticmethod
+    def is_fused(x: Tensor) -> bool:
+        """Whether x is where, and lies as, the kernels of `fused` want it."""
+        last = x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
+        return last and not torch.compiler.is_compiling() and has_triton()
+
+    def fused(self, x: Tensor, *, silu: bool) -> Tensor:
+        from cfrestore.models.fused import group_norm
+
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=silu)
+
     def _over_groups(self, of_rows: Tensor) -> Tensor:
         """(B, H, C) to (B, C), the same for all channels of a group."""
         groups = of_rows.mean(1).unflatten(1, (self.num_groups, -1))
         return groups.mean(2, keepdim=True).expand_as(groups).flatten(1)
 
 
-def silu(x: Tensor) -> Tensor:
-    """SiLU; outside training in place, as nothing else there looks at what was normalised."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+@cache
+def has_triton() -> bool:
+    """Whether kernels for CUDA can be written here in Triton."""
+    return find_spec("triton") is not None
+
+
+def activated(norm: nn.Module, x: Tensor) -> Tensor:
+    """SiLU of the normalised x.
+
+    Outside training in place, as nothing else there looks at what was normalised; on CUDA in one.
+    """
+    if isinstance(norm, GroupNorm) and norm.is_fused(x):
+        return norm.fused(x, silu=True)
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
 
 
 def to_map(tokens: Tensor, side: int) -> Tensor:
@@ -134,8 +160,8 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.conv1(silu(self.norm1(x)))
-        residual = self.conv2(silu(self.norm2(residual)))
+        residual = self.conv1(activated(self.norm1, x))
+        residual = self.conv2(activated(self.norm2, residual))
         residual += x if self.conv_out is None else self.conv_out(x)
         return residual
 
@@ -380,7 +406,15 @@ class PatchDiscriminator(nn.Module):
         return self.main(x)
 
 
+def histogram(codes: Tensor, codebook_size: int) -> Tensor:
+    """How often each code is there, (K,) float32; unlike torch's bincount, no wait for a GPU."""
+    counts = torch.zeros(codebook_size, device=codes.device)
+    return counts.index_add_(
+        0, codes.flatten(), torch.ones_like(codes.flatten(), dtype=torch.float)
+    )
+
+
 def perplexity(codes: Tensor, codebook_size: int) -> Tensor:
     """Effective number of codes in use, in [1, K]: exp of the entropy of the code histogram."""
-    p = torch.bincount(codes.flatten(), minlength=codebook_size) / codes.numel()
+    p = histogram(codes, codebook_size) / codes.numel()
     return torch.exp(-(p * torch.log(p + 1e-10)).sum())

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfrestore.models.vqgan import histogram
 from cfrestore.train.config import Codebook
 from cfrestore.train.distributed import all_sum, from_first
 
@@ -92,6 +93,6 @@ class MovingCodebook:
 
 
 def _tally(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    counts = torch.bincount(codes, minlength=size).float()
+    counts = histogram(codes, size)
     sums = points.new_zeros(size, points.shape[1]).index_add_(0, codes, points)
     return counts, sums

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from cfrestore.train.config import Recipe
+    from cfrestore.train.data import Faces
     from cfrestore.train.stages import Stage
 
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
@@ -69,11 +71,12 @@ def _parser() -> argparse.ArgumentParser:
             stage.set_defaults(max_minutes=None)
         else:
             stage.add_argument("--max-minutes", type=float, help="stop, with a checkpoint, then")
-        for name, what in {
-            "--bf16": "mixed precision, on CUDA alone",
-            "--compile": "fused kernels; a minute's wait at the beginning",
-        }.items():
-            stage.add_argument(name, action=argparse.BooleanOptionalAction, help=what)
+        stage.add_argument(
+            "--bf16",
+            action=argparse.BooleanOptionalAction,
+            help="mixed precision, on CUDA alone; the default there",
+        )
+        stage.add_argument("--compile", action="store_true", help="torch.compile")
         stage.add_argument("--log-every", type=_positive, default=50)
         stage.add_argument("--save-every", type=_positive, default=1000)
         stage.add_argument("--samples-every", type=_positive, default=1000)
@@ -113,7 +116,7 @@ def _say_nothing(line: str) -> None:
 def train(arguments: argparse.Namespace) -> int:
     """Builds the stage the words describe and runs it; the exit code.
 
-    Mixed precision and compiling are what the words say, else on where there is CUDA.
+    Mixed precision is what the words say, else on where there is CUDA.
     """
     import time
 
@@ -124,9 +127,8 @@ def train(arguments: argparse.Namespace) -> int:
     autotune()
     reuse_memory()
     device, rank, world = distributed.start(choose_device(arguments.device))
-    for name in ("bf16", "compile"):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, device.type == "cuda")
+    if arguments.bf16 is None:
+        arguments.bf16 = device.type == "cuda"
     try:
         done = _run(arguments, device, rank, world, began)
     finally:
@@ -144,7 +146,7 @@ def _run(
 
     from cfrestore.device import describe
     from cfrestore.train.config import with_iterations
-    from cfrestore.train.data import Sampler, load_faces
+    from cfrestore.train.data import Sampler
     from cfrestore.train.loop import Schedule, fitting
     from cfrestore.train.loop import train as loop
 
@@ -154,7 +156,7 @@ def _run(
 
     recipe = _recipe(arguments, world)
     stage = build(recipe)
-    faces = load_faces(arguments.data, recipe.model.image_size, device)
+    faces = _faces(tuple(arguments.data), recipe.model.image_size, device)
     batch_size = recipe.optimisation.batch_size
     sampler = Sampler(faces, recipe.augmentation, batch_size // world, arguments.seed, rank, world)
     say = _say if rank == 0 else _say_nothing
@@ -175,6 +177,14 @@ def _run(
         arguments.shard_mb,
     )
     return loop(stage, sampler, arguments.output, schedule, say, arguments.resume)
+
+
+@lru_cache(maxsize=1)
+def _faces(sources: tuple[Path, ...], size: int, device: torch.device) -> Faces:
+    """The same faces for one stage after the other."""
+    from cfrestore.train.data import load_faces
+
+    return load_faces(sources, size, device)
 
 
 def course(arguments: argparse.Namespace) -> int:

@@ -147,7 +147,9 @@ class Sampler:
     def batch(self, t: int, device: torch.device) -> Tensor:
         """Clean faces of iteration t, augmented: (B,3,S,S) float32 in [0, 1] on the device."""
         images = self.faces.images
-        picked = images[self.indices(t).to(images.device)].to(device).float() / 255
+        picked = (
+            images[self.indices(t).to(images.device, non_blocking=True)].to(device).float() / 255
+        )
         return augment(picked, self.augmentation, self.generator(t, 1, device))
 
     def generator(self, t: int, purpose: int, device: torch.device) -> torch.Generator:
@@ -173,7 +175,8 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Te
         rows = (dy[:, None] + steps)[:, None, :, None].expand(-1, 3, -1, padded.shape[-1])
         columns = (dx[:, None] + steps)[:, None, None].expand(-1, 3, size, -1)
         x = padded.gather(2, rows).gather(3, columns)
-    luma = (x * x.new_tensor((0.299, 0.587, 0.114))[:, None, None]).sum(1, keepdim=True)
+    red, green, blue = x.unbind(1)
+    luma = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
     saturation = torch.where(draw(1) < how.gray, 0.0, around(how.saturation))
     x = luma + saturation * (x - luma)
     # A tint would put colour back into gray faces.

@@ -7,6 +7,7 @@ writing each bilinear resize as a matrix product, so that nothing here loops ove
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ _TO_YCBCR = (
     (-0.168736, -0.331264, 0.5),
     (0.5, -0.418688, -0.081312),
 )
+_TO_RGB = tuple(map(tuple, torch.linalg.inv(torch.tensor(_TO_YCBCR)).tolist()))
 _BLOCK = 16  # two 8x8 blocks: chroma is stored at half size
 
 
@@ -61,7 +63,8 @@ def degrade(images: Tensor, damage: Degradation, generator: torch.Generator) -> 
 
     x = blur(images, gaussian_kernels(damage, batch, generator, device))
     sides = (size / draw(damage.downsample)).long().clamp_(1, size)  # (B,)
-    canvas = -(-int(sides.max()) // _BLOCK) * _BLOCK
+    largest = min(size, int(size / damage.downsample[0]))  # asking `sides` would wait for a GPU
+    canvas = -(-largest // _BLOCK) * _BLOCK
     shrink = resize_matrix(torch.full_like(sides, size), sides, size, canvas)
     x = _resize(x, shrink)
 
@@ -142,20 +145,25 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
         (B,3,H,W) in [0, 1], multiples of 1/255.
     """
     device = images.device
-    to_ycbcr = torch.tensor(_TO_YCBCR, device=device)
+    to_ycbcr = _constant(_TO_YCBCR, device)
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None]
 
     def table(values: tuple[tuple[int, ...], ...]) -> Tensor:
-        base = torch.tensor(values, device=device, dtype=torch.float32)
-        return ((base * scale + 50) / 100).floor().clamp_(1, 255)
+        return ((_constant(values, device) * scale + 50) / 100).floor().clamp_(1, 255)
 
     ycbcr = torch.einsum("ij,bjhw->bihw", to_ycbcr, (images * 255).round())
     luma = _quantise_blocks(ycbcr[:, :1] - 128, table(_LUMA_TABLE)) + 128
     chroma = _quantise_blocks(F.avg_pool2d(ycbcr[:, 1:], 2).round(), table(_CHROMA_TABLE))
     chroma = F.interpolate(chroma, scale_factor=2.0, mode="bilinear", align_corners=False)
     decoded = torch.cat((luma, chroma), dim=1)
-    rgb = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(to_ycbcr), decoded)
+    rgb = torch.einsum("ij,bjhw->bihw", _constant(_TO_RGB, device), decoded)
     return rgb.round().clamp(0, 255) / 255
+
+
+@cache
+def _constant(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """The values on the device; moving them there anew would wait for a GPU each time."""
+    return torch.tensor(values, device=device, dtype=torch.float32)
 
 
 def _quantise_blocks(planes: Tensor, table: Tensor) -> Tensor:
