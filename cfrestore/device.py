@@ -278,9 +278,8 @@ def download(values: Tensor) -> NDArray[np.uint8]:
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
-    """The context of mixed training: bfloat16 on CUDA when enabled, else float32 throughout."""
-    mixed = enabled and device.type == "cuda"
-    return reduced(device, Precision.BF16 if mixed else Precision.FP32)
+    """The context of mixed training: bfloat16 when enabled, else float32 throughout."""
+    return reduced(device, Precision.BF16 if enabled else Precision.FP32)
 
 
 def synchronize(device: torch.device) -> None:

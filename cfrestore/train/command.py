@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     auto = stages.add_parser("autoencoder", help="I: autoencoder and codebook, on clean faces")
     codes = stages.add_parser("codes", help="II: predict codes from degraded faces")
     fusion = stages.add_parser("fusion", help="III: fuse the input's detail")
-    for stage in (auto, codes, fusion, whole):
+    polish = stages.add_parser("polish", help="after III: generator and fusion, on fixed codes")
+    for stage in (auto, codes, fusion, polish, whole):
         stage.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH")
         stage.add_argument("--output", type=Path, required=True, metavar="FOLDER")
         stage.add_argument("--preset", default="compact", help="recipe (default: compact)")
@@ -74,22 +75,25 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument(
             "--bf16",
             action=argparse.BooleanOptionalAction,
-            help="mixed precision, on CUDA alone; the default there",
+            help="mixed precision; on CUDA the default",
         )
-        stage.add_argument("--compile", action="store_true", help="torch.compile")
+        stage.add_argument(
+            "--compile", action="store_true", help="blocks by torch.compile, for the CPU"
+        )
         stage.add_argument("--log-every", type=_positive, default=50)
         stage.add_argument("--save-every", type=_positive, default=1000)
         stage.add_argument("--samples-every", type=_positive, default=1000)
         stage.add_argument("--shard-mb", type=_positive, help="split checkpoints into files")
-    for stage in (auto, fusion, whole):
+    for stage in (auto, fusion, polish, whole):
         stage.add_argument("--perceptual", choices=("lpips", "retinaface", "none"))
         stage.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
         stage.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
         stage.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
-    for stage in (codes, fusion):
+    for stage in (codes, fusion, polish):
         stage.add_argument("--autoencoder", type=Path, required=True, metavar="CHECKPOINT")
     fusion.add_argument("--codes", type=Path, required=True, metavar="CHECKPOINT")
-    out = stages.add_parser("export", help="averaged weights of a stage III checkpoint, in fp16")
+    polish.add_argument("--fusion", type=Path, required=True, metavar="CHECKPOINT")
+    out = stages.add_parser("export", help="averaged weights of the last stage, in fp16")
     out.add_argument("checkpoint", type=Path)
     out.add_argument("output", type=Path, metavar="OUT.safetensors")
     for verb in (out, whole):
@@ -242,9 +246,9 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
 
 def _stage(arguments: argparse.Namespace, recipe: Recipe, device: torch.device) -> Stage:
     """The stage with everything it starts from."""
-    from cfrestore.train.config import AutoencoderRecipe, CodesRecipe
+    from cfrestore.train.config import AutoencoderRecipe, CodesRecipe, PolishRecipe
     from cfrestore.train.perceptual import build_perceptual
-    from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, compile_blocks
+    from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, Polish, compile_blocks
 
     stage: Stage
     if isinstance(recipe, CodesRecipe):
@@ -255,6 +259,9 @@ def _stage(arguments: argparse.Namespace, recipe: Recipe, device: torch.device) 
         )
         if isinstance(recipe, AutoencoderRecipe):
             stage = Autoencoder(recipe, perceptual, device, arguments.bf16)
+        elif isinstance(recipe, PolishRecipe):
+            start = arguments.fusion, arguments.autoencoder
+            stage = Polish(recipe, *start, perceptual, device, arguments.bf16)
         else:
             start = arguments.codes, arguments.autoencoder
             stage = Fusion(recipe, *start, perceptual, device, arguments.bf16)
@@ -272,17 +279,18 @@ def export(arguments: argparse.Namespace) -> int:
     from cfrestore.train.loop import read_state
 
     content = read_state(arguments.checkpoint)
-    if content["stage"] != "fusion":
+    if content["stage"] not in ("fusion", "polish"):
         raise CheckpointError(
-            f"{arguments.checkpoint} is of stage {content['stage']}; only stage fusion has a whole "
-            "network"
+            f"{arguments.checkpoint} is of stage {content['stage']}; only fusion and polish have a "
+            "whole network"
         )
     weights = {k: v.to(torch.float16).contiguous() for k, v in content["params_ema"].items()}
     metadata = {
         "format": "pt",
         "config": content["config"],
         "recipe": json.dumps(
-            {"stage": "fusion", "iteration": content["iteration"]} | json.loads(content["recipe"])
+            {"stage": content["stage"], "iteration": content["iteration"]}
+            | json.loads(content["recipe"])
         ),
         "licence": arguments.licence,
     }

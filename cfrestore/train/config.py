@@ -250,7 +250,22 @@ class FusionRecipe:
         return phase.w if -t % n < m else None
 
 
-Recipe = AutoencoderRecipe | CodesRecipe | FusionRecipe
+@dataclass(frozen=True)
+class PolishRecipe:
+    """After stage III: the generator learns once more, with the fusion, on fixed codes.
+
+    Half of each batch are clean faces painted from their own codes, the others slightly degraded
+    ones fused at w = 1. No discriminator, so that what it has left of stripes goes.
+    """
+
+    model: CodeFormerConfig
+    optimisation: Optimisation
+    damage: Degradation = SMALL
+    perceptual: Perceptual = field(default_factory=Perceptual)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+Recipe = AutoencoderRecipe | CodesRecipe | FusionRecipe | PolishRecipe
 
 _PUBLISHED = CodeFormerConfig()
 _COMPACT = CodeFormerConfig.compact()
@@ -390,12 +405,27 @@ FUSION: dict[str, FusionRecipe] = {
     ),
 }
 
-PRESETS: dict[str, dict[str, AutoencoderRecipe] | dict[str, CodesRecipe] | dict[str, FusionRecipe]]
-PRESETS = {"autoencoder": AUTOENCODER, "codes": CODES, "fusion": FUSION}
+POLISH: dict[str, PolishRecipe] = {
+    "compact": PolishRecipe(
+        _COMPACT,
+        Optimisation(600, 8, 3e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
+        perceptual=replace(_FACE_FEATURES, weight=0.3),
+        augmentation=_VARIED,
+    ),
+}
+
+PRESETS: dict[
+    str,
+    dict[str, AutoencoderRecipe]
+    | dict[str, CodesRecipe]
+    | dict[str, FusionRecipe]
+    | dict[str, PolishRecipe],
+]
+PRESETS = {"autoencoder": AUTOENCODER, "codes": CODES, "fusion": FUSION, "polish": POLISH}
 
 
 def recipe(stage: str, preset: str) -> Recipe:
-    """The preset of a stage ("autoencoder", "codes", "fusion").
+    """The preset of a stage ("autoencoder", "codes", "fusion", "polish").
 
     Raises:
         ConfigError: the stage has no preset of that name.
@@ -419,7 +449,7 @@ def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
         milestones=tuple(scaled(m) for m in recipe.optimisation.milestones),
         warm_up=scaled(recipe.optimisation.warm_up),
     )
-    if isinstance(recipe, CodesRecipe):
+    if isinstance(recipe, CodesRecipe | PolishRecipe):
         return replace(recipe, optimisation=optimisation)
     adversary = recipe.adversary and replace(
         recipe.adversary, start=scaled(recipe.adversary.start), lead=scaled(recipe.adversary.lead)

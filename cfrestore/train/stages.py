@@ -3,6 +3,7 @@
     I   Autoencoder    encoder, codebook and generator learn to reproduce clean faces
     II  CodePrediction encoder and transformer learn the clean face's codes from a degraded one
     III Fusion         the fusion learns how much of the degraded face's detail to keep
+        Polish         generator and fusion learn once more together, on fixed codes
 
 A stage holds networks and optimisers; the loop that feeds it knows nothing else about it.
 Images are (B,3,S,S); clean faces come in [0, 1], networks see [-1, 1].
@@ -45,6 +46,7 @@ from cfrestore.train.config import (
     Degradation,
     FusionRecipe,
     Optimisation,
+    PolishRecipe,
 )
 from cfrestore.train.degrade import degrade
 from cfrestore.train.distributed import average_gradients
@@ -454,7 +456,74 @@ class Fusion:
             self.critic.load(state["critic"])
 
 
-Stage = Autoencoder | CodePrediction | Fusion
+class Polish:
+    """After stage III: generator and fusion together, on fixed codes.
+
+    Args:
+        recipe: the knobs.
+        fusion: path of stage III's checkpoint, whose averaged weights start the network.
+        autoencoder: path of stage I's checkpoint: the codes of clean faces.
+        perceptual, device, mixed: as in stage I.
+    """
+
+    name = "polish"
+
+    def __init__(
+        self,
+        recipe: PolishRecipe,
+        fusion: Path,
+        autoencoder: Path,
+        perceptual: nn.Module | None,
+        device: torch.device,
+        mixed: bool = False,
+    ) -> None:
+        self.recipe, self.device, self.mixed = recipe, device, mixed
+        self.perceptual = perceptual and perceptual.to(device)
+        self.network = CodeFormer(recipe.model)
+        load_strictly(self.network, checkpoint.averaged(fusion), fusion, "CodeFormer")
+        self.network.requires_grad_(False)
+        for part in (self.network.generator, self.network.fuse_convs_dict):
+            part.requires_grad_(True)
+        self.teacher = Teacher(autoencoder, self.network).to(device)
+        self.learner = Learner(self.network.to(device), recipe.optimisation)
+
+    def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
+        """Iteration t on clean faces; the losses it saw."""
+        x = _to_network(clean)
+        half = len(x) // 2
+        with torch.no_grad():
+            codes = self.teacher.codes(x[:half])
+            damaged = degrade(clean[half:], self.recipe.damage.scaled(x.shape[-1]), generator)
+        with autocast(self.device, self.mixed):
+            with torch.no_grad():
+                latent, skips = self.network.encode(_to_network(damaged))
+                predicted = self.network.predict_codes(latent).argmax(-1)
+            kept = {side: skip.requires_grad_() for side, skip in skips.items()}  # see Fusion
+            fakes = (
+                self.network.decode(self.network.lookup(codes), {}, 0),
+                self.network.decode(self.network.lookup(predicted), kept, 1),
+            )
+        total, report = image_losses(
+            torch.cat(fakes), x, self.perceptual, self.recipe.perceptual.weight
+        )
+        self.learner.update(total, t)
+        self.learner.follow(t)
+        return _detached(report)
+
+    @torch.no_grad()
+    def pictures(self, clean: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Columns of a sample sheet, as in stage III."""
+        average = self.learner.average
+        return [clean, *_restored(average, clean, (LARGE, SMALL), (0.0, 0.5, 1.0), generator)]
+
+    def state(self) -> dict[str, Any]:
+        return self.learner.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.learner.load(state)
+
+
+Stage = Autoencoder | CodePrediction | Fusion | Polish
 
 
 def image_losses(
