@@ -8,7 +8,8 @@
 thread. `group` is a picture of 20 MP with that many faces, from file to file, on all cores. Both
 have random weights of the published sizes; faces lie where they are said to, since random weights
 find none. `folder` is a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three
-faces, with the shipped weights, found by MTCNN in both; here `ours` is the batch engine. The plain
+faces, with the shipped weights; here `ours` is the batch engine, and the plain pipeline finds faces
+with facenet-pytorch's own MTCNN, for which the picture is made as small as ours makes it. The plain
 pipeline reads, finds, paints, parses (but in `folder`, where there is no parser), pastes and writes
 one picture after the other.
 
@@ -37,7 +38,7 @@ from torch import Tensor
 from cfrestore.align import FFHQ_TEMPLATE
 from cfrestore.batch import plan, run
 from cfrestore.checkpoint import read_checkpoint, unfilled
-from cfrestore.detect import Face, MTCNNDetector
+from cfrestore.detect import Face
 from cfrestore.device import reuse_memory
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.models.codeformer import CodeFormerConfig
@@ -100,10 +101,12 @@ def show(found: dict[str, stopwatch.Measured]) -> None:
                 f"{times.seconds[0] / times.wall[0] / cores:.0%}",
             ]
         )
+        rows[-1] += [str(times.said["faces"])] if "faces" in times.said else []
         rows[-1] += [f"{seconds:.2f}" for seconds in times.said.get("stages", {}).values()]
     stages = list(plain.said.get("stages", {}))
     head = ["how", "CPU s (range)", "ratio", "s that passed", "ratio", "peak MB", "network busy"]
-    print(stopwatch.table([*head, "cores busy", *(f"{stage}, CPU s" for stage in stages)], rows))
+    head += ["cores busy", *(["faces"] if "faces" in plain.said else [])]
+    print(stopwatch.table([*head, *(f"{stage}, CPU s" for stage in stages)], rows))
 
 
 # ---- one picture with faces at known places, networks of random weights
@@ -156,6 +159,21 @@ def random_parser() -> dict[str, Tensor]:
         else:
             state[key] = n / value[0].numel() ** 0.5
     return state
+
+
+def plain_detector() -> Callable[[NDArray[np.uint8]], list[Points]]:
+    """facenet-pytorch's, RGB to landmarks; in full-size pictures it would take times as long."""
+    from facenet_pytorch import MTCNN
+
+    network = MTCNN(keep_all=True, thresholds=[0.6, 0.7, 0.9])
+
+    def find(pixels: NDArray[np.uint8]) -> list[Points]:
+        scale = min(1, 1024 / min(pixels.shape[:2]))
+        small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        _, _, landmarks = network.detect(small, landmarks=True)
+        return [] if landmarks is None else list(np.asarray(landmarks, np.float32) / scale)
+
+    return find
 
 
 def plain_parser(path: Path) -> Callable[[Tensor], Tensor]:
@@ -277,27 +295,30 @@ def work_folder(how: str, folder: Path) -> None:
     if how == "ours":
         reuse_memory()
         pipeline = load_pipeline("compact", "mtcnn", "cpu")
-        jobs, painting = plan([source], target), 0.0
+        jobs, painting, faces = plan([source], target), 0.0, 0
 
         def engine() -> None:
-            nonlocal painting
+            nonlocal painting, faces
             for outcome in run(jobs, pipeline.restoring()):
                 assert outcome.error is None, outcome.error
                 painting += outcome.seconds.get("paint", 0)
+                faces += len(outcome.faces)
 
         spent = stopwatch.time_of(engine)
-        stopwatch.tell(*spent, painting=painting)
+        stopwatch.tell(*spent, painting=painting, faces=faces)
         return
     state = {key: value.float() for key, value in read_checkpoint(shipped())[0].items()}
     config = CodeFormerConfig.tiny()
-    network, detector, clock = baseline.PlainCodeFormer(state, config), MTCNNDetector(), Clock()
-    paint = clock.timed("network", lambda x: network(x, 0.5, False))
+    network, find, clock = baseline.PlainCodeFormer(state, config), plain_detector(), Clock()
+    paint, faces = clock.timed("network", lambda x: network(x, 0.5, False)), 0
 
     def one_by_one() -> None:
+        nonlocal faces
         target.mkdir()
         for path in sorted(source.iterdir()):
             bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-            points = [face.landmarks for face in detector(np.ascontiguousarray(bgr[..., ::-1]))]
+            points = find(np.ascontiguousarray(bgr[..., ::-1]))
+            faces += len(points)
             side = config.image_size
             values = baseline.restore(bgr, points, paint, side=side).values  # type: ignore[arg-type]
             result = values.clip(0, 255).astype(np.uint8)
@@ -307,7 +328,7 @@ def work_folder(how: str, folder: Path) -> None:
             )
 
     spent = stopwatch.time_of(one_by_one)
-    stopwatch.tell(*spent, painting=clock.wall["network"])
+    stopwatch.tell(*spent, painting=clock.wall["network"], faces=faces)
 
 
 if __name__ == "__main__":
