@@ -1,15 +1,18 @@
 """What whole photographs cost, against the published pipeline run plainly.
 
-    python benchmarks/pipeline.py one [--rounds 3]
+    python benchmarks/pipeline.py one [--rounds 3] [--openvino FACES]
     python benchmarks/pipeline.py group [--faces 40] [--rounds 1]
     python benchmarks/pipeline.py folder [--pictures 200] [--rounds 1]
 
 `one` is the network, parsing and pasting of one face of 600 px in a picture of 12 MP, on one
-thread. `group` is a picture of 20 MP with that many faces, from file to file, on all cores. Both
-have random weights of the published sizes; faces lie where they are said to, since random weights
-find none. `folder` is a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three
-faces, with the shipped weights; here `ours` is the batch engine, and the plain pipeline finds faces
-with facenet-pytorch's own MTCNN, for which the picture is made as small as ours makes it. The plain
+thread; with FACES, a folder of aligned faces, OpenVINO runs the network too, in fp32 and in int8
+calibrated on them, exported before; parsing is torch's in all rows. `group` is a picture of 20 MP
+with that many faces, from file to file, on all cores. Both have random weights of the published
+sizes; faces lie where they are said to, since random weights find none.
+
+`folder` is a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three faces, with
+the shipped weights; here `ours` is the batch engine, and the plain pipeline finds faces with
+facenet-pytorch's own MTCNN, for which the picture is made as small as ours makes it. The plain
 pipeline reads, finds, paints, parses (but in `folder`, where there is no parser), pastes and writes
 one picture after the other.
 
@@ -35,7 +38,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cfrestore import export, quantize
 from cfrestore.align import FFHQ_TEMPLATE
+from cfrestore.backends import ExportedNetwork, export_file
 from cfrestore.batch import plan, run
 from cfrestore.checkpoint import read_checkpoint, unfilled
 from cfrestore.detect import Face
@@ -45,6 +50,7 @@ from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.parsenet import ParseNet
 from cfrestore.parse import FaceParser
 from cfrestore.pipeline import Pipeline, load_pipeline
+from cfrestore.restore import Network
 from cfrestore.weights import load_codeformer, shipped
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
@@ -60,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--faces", type=int, default=40)
     parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--openvino", type=Path, metavar="FACES")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     faces = 1 if options.what == "one" else options.faces
@@ -75,12 +82,13 @@ def main() -> None:
         make_folder(Path(folder), options.pictures) if options.what == "folder" else make_picture(
             Path(folder), options.what, faces
         )
+        hows = ["plain", "ours"]
+        if options.what == "one" and options.openvino:
+            hows += export_network(Path(folder), options.openvino)
         words = [__file__, options.what, "--faces", str(faces), "--worker"]
         rounds = options.rounds or (3 if options.what == "one" else 1)
         environment = stopwatch.ONE_THREAD if options.what == "one" else {}
-        found = stopwatch.in_turn(
-            {how: [*words, how, folder] for how in ("plain", "ours")}, rounds, environment
-        )
+        found = stopwatch.in_turn({how: [*words, how, folder] for how in hows}, rounds, environment)
     show(found)
 
 
@@ -141,6 +149,15 @@ def make_picture(folder: Path, what: str, faces: int) -> None:
         baseline.random_state(config), folder / "net.safetensors", {"config": config.to_json()}
     )
     torch.save(random_parser(), folder / "parsenet.pth")
+
+
+def export_network(folder: Path, faces: Path) -> list[str]:
+    """Writes the network for OpenVINO, in both precisions; returns the names of the rows."""
+    graph = export_file(folder / "net.safetensors")
+    export.write(graph, folder / "fp32.onnx")
+    seen = quantize.read_faces(faces, CodeFormerConfig().image_size, most=16)
+    export.write(quantize.quantize(graph, seen, "openvino")[0], folder / "int8.onnx")
+    return ["ours, openvino fp32", "ours, openvino int8"]
 
 
 def random_parser() -> dict[str, Tensor]:
@@ -224,7 +241,7 @@ def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
     if what == "one":
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
-    if how == "ours":
+    if how != "plain":
         reuse_memory()
     landmarks, clock = place_faces(what, faces), Clock()
     weights, parsing = folder / "net.safetensors", folder / "parsenet.pth"
@@ -247,7 +264,12 @@ def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
 
         work = (lambda: plainly(pixels)) if what == "one" else from_file_to_file
     else:
-        pipeline = Pipeline(load_codeformer(weights), Known(landmarks), FaceParser(parsing))
+        if how == "ours":
+            painter: Network = load_codeformer(weights)
+        else:
+            painter = exported = ExportedNetwork(folder / f"{how.split()[-1]}.onnx", "openvino", 1)
+            exported(baseline.random_face(exported.config.image_size).numpy(), 0.5)  # compiles it
+        pipeline = Pipeline(painter, Known(landmarks), FaceParser(parsing))
         pipeline.network.decode = clock.timed("network", pipeline.network.decode)  # type: ignore[method-assign, assignment]
         pipeline.network.predict_features = clock.timed(  # type: ignore[method-assign, assignment]
             "network", pipeline.network.predict_features
