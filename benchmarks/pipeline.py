@@ -6,9 +6,9 @@
 
 `one` is the network, parsing and pasting of one face of 600 px in a picture of 12 MP, on one
 thread; with FACES, a folder of aligned faces, OpenVINO runs the network too, in fp32 and in int8
-calibrated on them, exported before; parsing is torch's in all rows. `group` is a picture of 20 MP
-with that many faces, from file to file, on all cores. Both have random weights of the published
-sizes; faces lie where they are said to, since random weights find none.
+calibrated on them, both exported before, which takes minutes; parsing is torch's. `group` is a
+picture of 20 MP with that many faces, from file to file, on all cores. Both have random weights of
+the published sizes; faces lie where they are said to, since random weights find none.
 
 `folder` is a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three faces, with
 the shipped weights; here `ours` is the batch engine, and the plain pipeline finds faces with
@@ -155,7 +155,7 @@ def export_network(folder: Path, faces: Path) -> list[str]:
     """Writes the network for OpenVINO, in both precisions; returns the names of the rows."""
     graph = export_file(folder / "net.safetensors")
     export.write(graph, folder / "fp32.onnx")
-    seen = quantize.read_faces(faces, CodeFormerConfig().image_size, most=16)
+    seen = quantize.read_faces(faces, CodeFormerConfig().image_size, most=8)
     export.write(quantize.quantize(graph, seen, "openvino")[0], folder / "int8.onnx")
     return ["ours, openvino fp32", "ours, openvino int8"]
 
