@@ -1,14 +1,18 @@
 """What whole photographs cost, against the published pipeline run plainly.
 
-    python benchmarks/pipeline.py one [--rounds 3]
+    python benchmarks/pipeline.py one [--rounds 3] [--openvino FACES]
     python benchmarks/pipeline.py group [--faces 40] [--rounds 1]
     python benchmarks/pipeline.py folder [--pictures 200] [--rounds 1]
 
 `one` is the network, parsing and pasting of one face of 600 px in a picture of 12 MP, on one
-thread. `group` is a picture of 20 MP with that many faces, from file to file, on all cores. Both
-have random weights of the published sizes; faces lie where they are said to, since random weights
-find none. `folder` is a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three
-faces, with the shipped weights, found by MTCNN in both; here `ours` is the batch engine. The plain
+thread; with FACES, a folder of aligned faces, OpenVINO runs the network too, in fp32 and in int8
+calibrated on them, both exported before, which takes minutes; parsing is torch's. `group` is a
+picture of 20 MP with that many faces, from file to file, on all cores. Both have random weights of
+the published sizes; faces lie where they are said to, since random weights find none.
+
+`folder` is a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three faces, with
+the shipped weights; here `ours` is the batch engine, and the plain pipeline finds faces with
+facenet-pytorch's own MTCNN, for which the picture is made as small as ours makes it. The plain
 pipeline reads, finds, paints, parses (but in `folder`, where there is no parser), pastes and writes
 one picture after the other.
 
@@ -34,16 +38,19 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cfrestore import export, quantize
 from cfrestore.align import FFHQ_TEMPLATE
+from cfrestore.backends import ExportedNetwork, export_file
 from cfrestore.batch import plan, run
 from cfrestore.checkpoint import read_checkpoint, unfilled
-from cfrestore.detect import Face, MTCNNDetector
+from cfrestore.detect import Face
 from cfrestore.device import reuse_memory
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.parsenet import ParseNet
 from cfrestore.parse import FaceParser
 from cfrestore.pipeline import Pipeline, load_pipeline
+from cfrestore.restore import Network
 from cfrestore.weights import load_codeformer, shipped
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
@@ -59,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--faces", type=int, default=40)
     parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--openvino", type=Path, metavar="FACES")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     faces = 1 if options.what == "one" else options.faces
@@ -74,12 +82,13 @@ def main() -> None:
         make_folder(Path(folder), options.pictures) if options.what == "folder" else make_picture(
             Path(folder), options.what, faces
         )
+        hows = ["plain", "ours"]
+        if options.what == "one" and options.openvino:
+            hows += export_network(Path(folder), options.openvino)
         words = [__file__, options.what, "--faces", str(faces), "--worker"]
         rounds = options.rounds or (3 if options.what == "one" else 1)
         environment = stopwatch.ONE_THREAD if options.what == "one" else {}
-        found = stopwatch.in_turn(
-            {how: [*words, how, folder] for how in ("plain", "ours")}, rounds, environment
-        )
+        found = stopwatch.in_turn({how: [*words, how, folder] for how in hows}, rounds, environment)
     show(found)
 
 
@@ -100,10 +109,12 @@ def show(found: dict[str, stopwatch.Measured]) -> None:
                 f"{times.seconds[0] / times.wall[0] / cores:.0%}",
             ]
         )
+        rows[-1] += [str(times.said["faces"])] if "faces" in times.said else []
         rows[-1] += [f"{seconds:.2f}" for seconds in times.said.get("stages", {}).values()]
     stages = list(plain.said.get("stages", {}))
     head = ["how", "CPU s (range)", "ratio", "s that passed", "ratio", "peak MB", "network busy"]
-    print(stopwatch.table([*head, "cores busy", *(f"{stage}, CPU s" for stage in stages)], rows))
+    head += ["cores busy", *(["faces"] if "faces" in plain.said else [])]
+    print(stopwatch.table([*head, *(f"{stage}, CPU s" for stage in stages)], rows))
 
 
 # ---- one picture with faces at known places, networks of random weights
@@ -140,6 +151,15 @@ def make_picture(folder: Path, what: str, faces: int) -> None:
     torch.save(random_parser(), folder / "parsenet.pth")
 
 
+def export_network(folder: Path, faces: Path) -> list[str]:
+    """Writes the network for OpenVINO, in both precisions; returns the names of the rows."""
+    graph = export_file(folder / "net.safetensors")
+    export.write(graph, folder / "fp32.onnx")
+    seen = quantize.read_faces(faces, CodeFormerConfig().image_size, most=8)
+    export.write(quantize.quantize(graph, seen, "openvino")[0], folder / "int8.onnx")
+    return ["ours, openvino fp32", "ours, openvino int8"]
+
+
 def random_parser() -> dict[str, Tensor]:
     """Weights of ParseNet with which values stay of one size from layer to layer."""
     with unfilled():
@@ -156,6 +176,21 @@ def random_parser() -> dict[str, Tensor]:
         else:
             state[key] = n / value[0].numel() ** 0.5
     return state
+
+
+def plain_detector() -> Callable[[NDArray[np.uint8]], list[Points]]:
+    """facenet-pytorch's, RGB to landmarks; in full-size pictures it would take times as long."""
+    from facenet_pytorch import MTCNN
+
+    network = MTCNN(keep_all=True, thresholds=[0.6, 0.7, 0.9])
+
+    def find(pixels: NDArray[np.uint8]) -> list[Points]:
+        scale = min(1, 1024 / min(pixels.shape[:2]))
+        small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        _, _, landmarks = network.detect(small, landmarks=True)
+        return [] if landmarks is None else list(np.asarray(landmarks, np.float32) / scale)
+
+    return find
 
 
 def plain_parser(path: Path) -> Callable[[Tensor], Tensor]:
@@ -206,7 +241,7 @@ def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
     if what == "one":
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
-    if how == "ours":
+    if how != "plain":
         reuse_memory()
     landmarks, clock = place_faces(what, faces), Clock()
     weights, parsing = folder / "net.safetensors", folder / "parsenet.pth"
@@ -229,7 +264,12 @@ def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
 
         work = (lambda: plainly(pixels)) if what == "one" else from_file_to_file
     else:
-        pipeline = Pipeline(load_codeformer(weights), Known(landmarks), FaceParser(parsing))
+        if how == "ours":
+            painter: Network = load_codeformer(weights)
+        else:
+            painter = exported = ExportedNetwork(folder / f"{how.split()[-1]}.onnx", "openvino", 1)
+            exported(baseline.random_face(exported.config.image_size).numpy(), 0.5)  # compiles it
+        pipeline = Pipeline(painter, Known(landmarks), FaceParser(parsing))
         pipeline.network.decode = clock.timed("network", pipeline.network.decode)  # type: ignore[method-assign, assignment]
         pipeline.network.predict_features = clock.timed(  # type: ignore[method-assign, assignment]
             "network", pipeline.network.predict_features
@@ -277,27 +317,30 @@ def work_folder(how: str, folder: Path) -> None:
     if how == "ours":
         reuse_memory()
         pipeline = load_pipeline("compact", "mtcnn", "cpu")
-        jobs, painting = plan([source], target), 0.0
+        jobs, painting, faces = plan([source], target), 0.0, 0
 
         def engine() -> None:
-            nonlocal painting
+            nonlocal painting, faces
             for outcome in run(jobs, pipeline.restoring()):
                 assert outcome.error is None, outcome.error
                 painting += outcome.seconds.get("paint", 0)
+                faces += len(outcome.faces)
 
         spent = stopwatch.time_of(engine)
-        stopwatch.tell(*spent, painting=painting)
+        stopwatch.tell(*spent, painting=painting, faces=faces)
         return
     state = {key: value.float() for key, value in read_checkpoint(shipped())[0].items()}
     config = CodeFormerConfig.tiny()
-    network, detector, clock = baseline.PlainCodeFormer(state, config), MTCNNDetector(), Clock()
-    paint = clock.timed("network", lambda x: network(x, 0.5, False))
+    network, find, clock = baseline.PlainCodeFormer(state, config), plain_detector(), Clock()
+    paint, faces = clock.timed("network", lambda x: network(x, 0.5, False)), 0
 
     def one_by_one() -> None:
+        nonlocal faces
         target.mkdir()
         for path in sorted(source.iterdir()):
             bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-            points = [face.landmarks for face in detector(np.ascontiguousarray(bgr[..., ::-1]))]
+            points = find(np.ascontiguousarray(bgr[..., ::-1]))
+            faces += len(points)
             side = config.image_size
             values = baseline.restore(bgr, points, paint, side=side).values  # type: ignore[arg-type]
             result = values.clip(0, 255).astype(np.uint8)
@@ -307,7 +350,7 @@ def work_folder(how: str, folder: Path) -> None:
             )
 
     spent = stopwatch.time_of(one_by_one)
-    stopwatch.tell(*spent, painting=clock.wall["network"])
+    stopwatch.tell(*spent, painting=clock.wall["network"], faces=faces)
 
 
 if __name__ == "__main__":

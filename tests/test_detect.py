@@ -7,7 +7,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from group_photo import TEMPLATE, compose_group
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cfrestore import detect, weights
@@ -261,6 +264,46 @@ def test_the_cascade_s_result_is_that_of_facenet_pytorch(shared):
         for values, of in ((boxes, found.boxes), (points, found.landmarks)):
             assert np.allclose(np.asarray(values, np.float32)[expected], of[order], atol=0.02)
     assert faces >= 12
+
+
+@settings(deadline=None)
+@given(
+    picture=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    seed=st.integers(0, 99),
+)
+def test_sums_from_a_table_average_as_torch_does(picture, size, seed):
+    from cfrestore.cascade import _averaged
+
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (*picture, 3), dtype=np.uint8)
+    low = random.integers(0, picture[::-1], (5, 2))
+    high = random.integers(low + 1, np.array(picture[::-1]) + 1)
+    seen = _averaged(cv2.integral(pixels, sdepth=cv2.CV_32S), np.hstack([low, high]), size)
+    whole = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    for part, (x0, y0), (x1, y1) in zip(seen, low, high, strict=True):
+        expected = F.interpolate(whole[..., y0:y1, x0:x1], size, mode="area")[0]
+        assert (part * 128 + 127.5 - expected).abs().max() < 1e-4
+
+
+def test_the_table_holds_the_sums_of_the_largest_picture_that_is_searched():
+    from cfrestore.cascade import Cascade, _averaged
+
+    sides = (1024 + 64, detect.LONG_SIDE + 64)
+    table = cv2.integral(np.full((*sides, 3), 255, np.uint8), sdepth=cv2.CV_32S)
+    whole = np.array([[0, 0, *sides[::-1]]])
+    assert (_averaged(table, whole, (3, 7)) == (255 - 127.5) / 128).all()
+    assert Cascade()(np.full((*sides, 3), 255, np.uint8), 400, 0.7).boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 8), (6, 9), (7, 9), (1, 1)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_pooling_pairs_is_pooling(size, order):
+    from cfrestore.models.mtcnn import _pool, _pool_pairs
+
+    x = torch.randn(2, 10, *size, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=order)
+    assert torch.equal(_pool_pairs(x), _pool(x, 2))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (11, 400), (30, 30)])

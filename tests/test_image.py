@@ -27,6 +27,7 @@ from cfrestore.image import (
     FORMATS,
     Photo,
     Pixels,
+    equal_channels,
     from_tensor,
     is_gray,
     match_statistics,
@@ -240,6 +241,14 @@ def test_gray_stays_gray(format: str) -> None:
     back = read_photo(data)
     assert back.gray
     assert np.abs(back.pixels.astype(int) - photo.pixels).max() <= (9 if format == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("channel", range(3))
+def test_one_value_of_one_channel_makes_a_picture_coloured(channel: int) -> None:
+    pixels = np.repeat(picture()[..., :1], 3, axis=2)
+    assert equal_channels(pixels)
+    pixels[-1, -1, channel] ^= 1
+    assert not equal_channels(pixels)
 
 
 def test_a_gray_photo_that_gained_colour_is_written_in_colour_without_its_gray_profile() -> None:

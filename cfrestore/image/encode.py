@@ -35,6 +35,9 @@ Quality: TypeAlias = int | Literal["keep"]
 QUALITIES = {"JPEG": 95, "WEBP": 95, "AVIF": 90, "HEIF": 90}
 """What is taken where no quality is asked for and the input says nothing better."""
 
+_PNG_LEVEL = 3
+"""Of zlib; its own, 6, takes twice the time for files that are 4 to 14 per cent smaller."""
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
 _ENCODER_ERRORS = (
@@ -172,6 +175,7 @@ def _settings(photo: Photo, format: str, quality: Quality | None) -> dict[str, A
     settings: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
     level = quality if isinstance(quality, int) else QUALITIES.get(format, 0)
     if format == "PNG":
+        settings["compress_level"] = _PNG_LEVEL
         info = settings["pnginfo"] = PngImagePlugin.PngInfo()
         xmp = [xmp_chunk(photo.xmp)] if photo.xmp is not None else []
         for kind, content in (*photo.colours, *photo.texts, *xmp):

