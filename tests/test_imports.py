@@ -37,6 +37,7 @@ ORDER = (
     "doctor",
     "train",
     "quantize",
+    "evaluate",
     "cli",
 )
 HEAVY = (
