@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,19 +85,18 @@ def degrade(
     check_free(json_file, [job.source for job in jobs], overwrite=overwrite)
     work = partial(_degrade, source, preset, seed, size)
     console, failed, files = make_console(), [], []
-    with (
-        one_thread(),
-        ThreadPoolExecutor(workers or WORKERS) as pool,
-        closing(pool.map(partial(_tried, work), jobs)) as running,  # interrupted, begins no more
-        progress(len(jobs), console, shown=True) as advance,
-    ):
-        for job, done in zip(jobs, running, strict=True):
-            advance(1)
-            if isinstance(done, CFRestoreError):
-                console.print(f"error: {done}")
-                failed.append({"file": str(job.source), "error": str(done)})
-            else:
-                files.append(done)
+    pool = ThreadPoolExecutor(workers or WORKERS)
+    try:
+        with one_thread(), progress(len(jobs), console, shown=True) as advance:
+            for job, done in zip(jobs, pool.map(partial(_tried, work), jobs), strict=True):
+                advance(1)
+                if isinstance(done, CFRestoreError):
+                    console.print(f"error: {done}")
+                    failed.append({"file": str(job.source), "error": str(done)})
+                else:
+                    files.append(done)
+    finally:
+        pool.shutdown(cancel_futures=True)
     console.print(f"{len(files)} of {len(jobs)} faces degraded, {preset}, seed {seed}")
     if json_file is not None:
         from dataclasses import asdict
@@ -114,17 +112,17 @@ def _named(source: Path, target: str) -> bool:
     return not (source.is_dir() or Path(target).is_dir() or target.endswith(("/", os.sep)))
 
 
-def _tried(work: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any] | CFRestoreError:
+def _tried(work: Callable[[Job], dict[str, str]], job: Job) -> dict[str, str] | CFRestoreError:
     try:
         return work(job)
     except CFRestoreError as error:
         return error
 
 
-def _degrade(root: Path, preset: str, seed: int, size: int | None, job: Job) -> dict[str, Any]:
+def _degrade(root: Path, preset: str, seed: int, size: int | None, job: Job) -> dict[str, str]:
     """One face read, damaged and written; what is recorded of it."""
     from cfrestore.batch.drafts import put
-    from cfrestore.evaluate import damage, read_face, seeds_of
+    from cfrestore.evaluate import damage, read_face
     from cfrestore.image import Photo, write_photo
 
     assert isinstance(job.source, Path) and isinstance(job.target, Path)
@@ -132,8 +130,7 @@ def _degrade(root: Path, preset: str, seed: int, size: int | None, job: Job) -> 
     face = read_face(job.source, size)
     damaged = Photo(damage(face, preset, seed, inner))
     put([(job.target, damaged)], job, write_photo, lambda prints, notes: None)
-    seeds = list(seeds_of(seed, inner))
-    return {"source": inner.as_posix(), "target": str(job.target), "seeds": seeds}
+    return {"source": inner.as_posix(), "target": str(job.target)}
 
 
 def check_free(file: Path | None, inputs: Sequence[object], *, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from cfrestore.evaluate import Evaluation, Judge, MetricFiles, Restorer, Sample
+    from cfrestore.evaluate import Evaluation, MetricFiles, Restorer, Sample
     from cfrestore.pipeline import Pipeline
 
 FIDELITIES = "0,0.5,1"
@@ -298,16 +299,15 @@ def _measure(
 ) -> tuple[dict[str, Any], list[list[Any]]]:
     """What was measured, as a record, and the columns of the sheet."""
     from cfrestore.device import choose_device, describe
-    from cfrestore.evaluate import Judge, Restorer, as_record, evaluate, read_pair
+    from cfrestore.evaluate import Judge, Restorer, as_record, evaluate
 
     place = choose_device(device)
     pipeline = None if words.data is None else _load(words, device, console)
     judge = Judge(files, place)
+    make: Callable[[str], Sample]
     if pipeline is None:
         side = None
-
-        def make(name: str) -> Sample:
-            return read_pair(*found.pairs[name])
+        make = partial(_pair, found)
     else:
         side = pipeline.crop_size
         restore = Restorer(
@@ -339,6 +339,12 @@ def _measure(
     record = as_record(evaluation, protocol, judge.facts(clean=clean))
     record["unmatched"] = {where: list(names) for where, names in found.unmatched.items()}
     return record, columns
+
+
+def _pair(found: Found, name: str) -> Sample:
+    from cfrestore.evaluate import read_pair
+
+    return read_pair(*found.pairs[name])
 
 
 def _maker(restore: Restorer, words: Words, found: Found) -> Callable[[str], Sample]:

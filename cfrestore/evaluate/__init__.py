@@ -1,6 +1,6 @@
-"""How good restored faces are: figures of faces, networks that look at them, published protocols."""
+"""How good restored faces are: figures, networks that look at faces, published protocols."""
 
-from cfrestore.evaluate.damage import PRESETS, damage, find_preset, seeds_of
+from cfrestore.evaluate.damage import PRESETS, damage, find_preset
 from cfrestore.evaluate.evaluation import (
     Evaluation,
     Kind,
@@ -43,5 +43,4 @@ __all__ = [
     "read_face",
     "read_pair",
     "read_statistics",
-    "seeds_of",
 ]

@@ -46,14 +46,14 @@ def damage(face: Face, preset: str, seed: int, name: str | PurePath) -> Face:
     """
     ranges = find_preset(preset).scaled(len(face))
     images = torch.tensor(face.transpose(2, 0, 1).copy())[None].float() / 255
-    generator = generator_for(images.device, *seeds_of(seed, name))
+    generator = generator_for(images.device, seed, _number(name))
     with one_thread():
         damaged = degrade(images, ranges, generator)
     return np.asarray((damaged[0] * 255).round().byte().permute(1, 2, 0).numpy().copy(), np.uint8)
 
 
-def seeds_of(seed: int, name: str | PurePath) -> tuple[int, int]:
-    """What a face's randomness is drawn from: the seed of the set, and a digest of its name."""
+def _number(name: str | PurePath) -> int:
+    """A number that a name alone decides."""
     text = name.as_posix() if isinstance(name, PurePath) else name
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-    return seed, int.from_bytes(digest[:8], "big")
+    return int.from_bytes(digest[:8], "big")

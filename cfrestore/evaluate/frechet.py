@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,10 +78,8 @@ def read_statistics(path: Path) -> Statistics:
         mean, covariance = (np.asarray(content[name], np.float64) for name in names)
     except FileNotFoundError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    except DAMAGE as error:
-        raise CheckpointError(
-            f"{path} holds no statistics, mu and sigma or mean and cov"
-        ) from error
+    except (*DAMAGE, BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path} holds neither mu and sigma nor mean and cov") from error
     if mean.ndim != 1 or covariance.shape != mean.shape * 2 or not np.isfinite(covariance).all():
         raise CheckpointError(f"{path} has statistics of shapes {mean.shape}, {covariance.shape}")
     return Statistics(mean, covariance)
@@ -96,8 +96,8 @@ def _read_torch(path: Path) -> dict[str, Any]:
     # What an array is pickled as, by the old and the new name of its module.
     rebuild: Any = np.ones(1).__reduce__()[0]
     names = [f"{module}.multiarray._reconstruct" for module in ("numpy.core", "numpy._core")]
-    arrays = [*((rebuild, name) for name in names), np.ndarray, np.dtype, type(np.dtype("f8"))]
-    arrays.append(type(np.dtype("f4")))
-    with torch.serialization.safe_globals(arrays):
+    allowed: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]
+    allowed += [(rebuild, name) for name in names]
+    with torch.serialization.safe_globals(allowed):
         content = torch.load(path, map_location="cpu", weights_only=True)
     return dict(content)

@@ -179,7 +179,7 @@ class Judge:
         statistics: what they are compared with.
     """
 
-    def __init__(self, files: MetricFiles = MetricFiles(), device: torch.device = CPU) -> None:  # noqa: B008
+    def __init__(self, files: MetricFiles = MetricFiles(), device: torch.device = CPU) -> None:
         """Opens the networks.
 
         Raises:
