@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -100,7 +100,16 @@ def evaluate(
             "--w",
             metavar="NUMBERS",
             rich_help_panel=MODEL,
-            help=f"Fidelities in [0, 1], with commas; by default {FIDELITIES}.",
+            help=f"Fidelities, with commas; by default {FIDELITIES}.",
+        ),
+    ] = None,
+    match: Annotated[
+        bool | None,
+        typer.Option(
+            "--match/--no-match",
+            rich_help_panel=MODEL,
+            help="Whether codes get the statistics of the input's features, latent AdaIN; by "
+            "default as the model says.",
         ),
     ] = None,
     nearest: Annotated[
@@ -160,7 +169,7 @@ def evaluate(
     face could not be measured, or has no partner.
     """
     words = Words(
-        restored, reference, data, model, degrade, seed, w, nearest, autoencoder, protocol
+        restored, reference, data, model, degrade, seed, w, match, nearest, autoencoder, protocol
     )
     _check(words)
     set_up(weights_dir, offline)
@@ -195,6 +204,7 @@ class Words:
     degrade: str | None
     seed: int
     w: str | None
+    match: bool | None
     nearest: bool
     autoencoder: bool
     protocol: str | None
@@ -237,6 +247,7 @@ def _check(words: Words) -> None:
         "--model": words.model is not None,
         "--degrade": words.degrade is not None,
         "--w": words.w is not None,
+        "--match": words.match is not None,
         "--nearest": words.nearest,
         "--autoencoder": words.autoencoder,
     }
@@ -371,6 +382,9 @@ def _load(words: Words, device: str, console: Console) -> Pipeline:
     pipeline = load_pipeline(model, "mtcnn", device)
     for note in pipeline.notes:
         console.print(f"note: {note}")
+    if words.match is not None:
+        network = pipeline.network
+        network.config = replace(network.config, match_statistics=words.match)
     return pipeline
 
 

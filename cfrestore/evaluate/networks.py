@@ -133,7 +133,9 @@ def load_arcface(path: Path, device: torch.device) -> Callable[[Face], Floats]:
         to_crop = estimate_similarity(landmarks, ARCFACE_TEMPLATE)
         crop = cut_crop(face, to_crop, ARCFACE_SIDE)
         with inference():
-            return np.asarray(network(to_tensor(crop[None]).to(device))[0].cpu().numpy())
+            return np.asarray(
+                network(to_tensor(crop[None]).contiguous().to(device))[0].cpu().numpy()
+            )
 
     return embed
 
