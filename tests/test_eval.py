@@ -640,7 +640,13 @@ def test_figures_go_to_a_file_and_faces_to_a_sheet(cfrestore_: Command) -> None:
     assert np.array_equal(sheet[:64, :64], read_photo("clean/0.png").pixels)
     assert np.array_equal(sheet[128:, 64:], read_photo("restored/2.png").pixels)
     assert cfrestore_("eval", *words).code == 2
+    save(picture(32, 32), "restored/1.png")
+    save(picture(32, 32), "clean/1.png")
     assert cfrestore_("eval", *words, "--overwrite").code == 0
+    assert read_photo("s.png").pixels.shape == sheet.shape
+    shown = cfrestore_("eval", "restored", "--json", "-")
+    assert json.loads(shown.out)["schema"] == 1
+    assert not Path("-").exists()
 
 
 # The command, restoring

@@ -73,6 +73,7 @@ def degrade(
     from cfrestore.batch import WORKERS, plan
     from cfrestore.device import one_thread
     from cfrestore.evaluate import find_preset
+    from cfrestore.image.photo import printable
 
     ranges = find_preset(preset)
     jobs = plan(
@@ -91,7 +92,7 @@ def degrade(
             for job, done in zip(jobs, pool.map(partial(_tried, work), jobs), strict=True):
                 advance(1)
                 if isinstance(done, CFRestoreError):
-                    console.print(f"error: {done}")
+                    console.print(printable(f"error: {done}"))
                     failed.append({"file": str(job.source), "error": str(done)})
                 else:
                     files.append(done)
@@ -139,8 +140,12 @@ def check_free(file: Path | None, inputs: Sequence[object], *, overwrite: bool) 
         return
     if not overwrite:
         raise OutputError(f"{file} exists; only --overwrite replaces it")
-    if not file.is_file() or any(isinstance(p, Path) and p.samefile(file) for p in inputs):
+    if not file.is_file() or any(_is(file, place) for place in inputs):
         raise OutputError(f"{file} is an input or no file, and is not overwritten")
+
+
+def _is(file: Path, place: object) -> bool:
+    return isinstance(place, Path) and place.exists() and place.samefile(file)
 
 
 def write_json(file: Path, record: dict[str, Any]) -> None:

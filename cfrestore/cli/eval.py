@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cfrestore import __version__
 from cfrestore.cli.degrade import check_free, write_json
 from cfrestore.cli.report import make_console, progress
 from cfrestore.cli.words import Offline, WeightsDir
 from cfrestore.cli.work import set_up
-from cfrestore.errors import ConfigError
+from cfrestore.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
 
     from cfrestore.evaluate import Evaluation, MetricFiles, Restorer, Sample
@@ -150,7 +150,7 @@ def evaluate(
     ] = None,
     json_file: Annotated[
         Path | None,
-        _file("json", OUTPUT, "Where to write the figures of each face, instead of stdout."),
+        _file("json", OUTPUT, "Where to write the figures of each face; - for stdout."),
     ] = None,
     sheet: Annotated[
         Path | None,
@@ -179,15 +179,16 @@ def evaluate(
         files = _metric_files(vgg, lpips, arcface, inception, statistics)
         found = _find(words, limit, any_count)
         inputs = [path for pair in found.pairs.values() for path in pair]
-        for written in (json_file, sheet):
+        target = None if json_file == Path("-") else json_file
+        for written in (target, sheet):
             check_free(written, [*inputs, *_given(files)], overwrite=overwrite)
         record, columns = _measure(words, found, files, device, console)
         _show(record, console)
-        if sheet is not None:
+        if sheet is not None and columns:
             _write_sheet(sheet, columns)
-    if json_file is not None:
-        write_json(json_file, record)
-    elif stdout is not None and not stdout.isatty():
+    if target is not None:
+        write_json(target, record)
+    elif stdout is not None and (json_file is not None or not stdout.isatty()):
         stdout.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
     if record["failed"] or any(record["unmatched"].values()):
         raise typer.Exit(1)
@@ -311,6 +312,7 @@ def _measure(
     """What was measured, as a record, and the columns of the sheet."""
     from cfrestore.device import choose_device, describe
     from cfrestore.evaluate import Judge, Restorer, as_record, evaluate
+    from cfrestore.image.photo import printable
 
     place = choose_device(device)
     pipeline = None if words.data is None else _load(words, device, console)
@@ -341,10 +343,10 @@ def _measure(
 
         evaluation = evaluate(found.pairs, make, judge, after)
     for error in evaluation.failed.values():
-        console.print(f"error: {error}")
+        console.print(printable(f"error: {error}"))
     for where, names in found.unmatched.items():
         if names:
-            console.print(f"{where.replace('_', ' ')}: {', '.join(names)}")
+            console.print(printable(f"{where.replace('_', ' ')}: {', '.join(names)}"))
     clean = words.reference is not None or words.degrade is not None
     protocol = _protocol(words, found, evaluation, side, describe(place), pipeline)
     record = as_record(evaluation, protocol, judge.facts(clean=clean))
@@ -425,7 +427,7 @@ def _protocol(
         "seed": words.seed if words.degradations else None,
         "degradations": {name: asdict(find_preset(name)) for name in words.degradations},
         "device": device,
-        "versions": {"cfrestore": version("cfrestore"), **dict(_versions(used))},
+        "versions": {"cfrestore": __version__, **dict(_versions(used))},
     }
 
 
@@ -475,13 +477,18 @@ def _show(record: Mapping[str, Any], console: Console) -> None:
 
 
 def _write_sheet(file: Path, faces: Sequence[Sequence[Any]]) -> None:
-    """Faces in rows, what was made of each in columns."""
+    """Faces in rows, what was made of each in columns, all of the first one's size."""
+    import cv2
     import torch
 
     from cfrestore.train.loop import write_sheet
 
-    columns: list[torch.Tensor] = [
-        torch.stack([torch.from_numpy(face.copy()).permute(2, 0, 1) / 255 for face in column])
-        for column in zip(*faces, strict=True)
+    size = faces[0][0].shape[:2]
+    columns = [
+        torch.stack([torch.from_numpy(cv2.resize(face, size)).permute(2, 0, 1) / 255 for face in f])
+        for f in zip(*faces, strict=True)
     ]
-    write_sheet(file, columns)
+    try:
+        write_sheet(file, columns)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
