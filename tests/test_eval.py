@@ -40,6 +40,7 @@ from cfrestore.evaluate import (
 from cfrestore.evaluate.figures import face_ellipse, gradient, load_ssim, mean_colour, psnr
 from cfrestore.evaluate.networks import (
     DROPPED,
+    Landmarks,
     load_arcface,
     load_inception,
     load_lpips,
@@ -350,6 +351,21 @@ def test_landmarks_and_features_tell_faces_apart(judge: Judge, person: NDArray[n
     assert tinted["colour"] > 5  # type: ignore[operator]
     flat = judge.measure(np.full_like(person, 99), clean)
     assert (flat["found"], flat["lmd"], flat["sharpness"]) == (False, None, 0)
+
+
+def test_features_are_those_of_the_packages_own_network() -> None:
+    package = pytest.importorskip("facenet_pytorch")
+    face, network = picture(64, 64), package.MTCNN().onet
+    x = (torch.from_numpy(face).permute(2, 0, 1)[None].float() - 127.5) / 128
+    theirs = []
+    with torch.inference_mode():
+        for n in (1, 2, 3):
+            for layer in ("conv", "prelu"):
+                x = network.get_submodule(f"{layer}{n}")(x)
+                theirs.append(x)
+            x = network.get_submodule(f"pool{n}")(x)
+    for a, b in zip(Landmarks().features(face), theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 # Names
