@@ -176,7 +176,9 @@ def evaluate(
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # what packages print is for people
         console = make_console()
-        files = _metric_files(vgg, lpips, arcface, inception, statistics)
+        from cfrestore.evaluate import MetricFiles
+
+        files = MetricFiles(vgg, lpips, arcface, inception, statistics)
         found = _find(words, limit, any_count)
         inputs = [path for pair in found.pairs.values() for path in pair]
         target = None if json_file == Path("-") else json_file
@@ -224,7 +226,7 @@ class Words:
     @property
     def degradations(self) -> tuple[str, ...]:
         """Each preset, once."""
-        return tuple(dict.fromkeys((self.degrade or "").split(","))) if self.degrade else ()
+        return () if self.degrade is None else tuple(dict.fromkeys(self.degrade.split(",")))
 
 
 @dataclass(frozen=True)
@@ -267,12 +269,6 @@ def _check(words: Words) -> None:
             find_preset(name)
         if words.protocol is not None:
             find_protocol(words.protocol)
-
-
-def _metric_files(*paths: Path | None) -> MetricFiles:
-    from cfrestore.evaluate import MetricFiles
-
-    return MetricFiles(*paths)
 
 
 def _given(files: MetricFiles) -> Iterator[Path]:

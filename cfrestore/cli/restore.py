@@ -21,7 +21,7 @@ def _version(wanted: bool) -> None:
 
 @app.command(
     cls=PictureCommand,
-    epilog="Other commands: cfrestore inpaint|colorize|weights|doctor|export --help, "
+    epilog="Other commands: cfrestore inpaint|colorize|weights|doctor|export|degrade|eval --help, "
     "cfrestore train autoencoder|codes|fusion --help",
 )
 @with_words
