@@ -39,6 +39,9 @@ FACES_AT_ONCE = 16
 
 _COMPUTING = threading.RLock()
 
+_COUNTING, _THREADS_BEFORE = threading.Lock(), list[int]()
+"""The number of threads before `one_thread`, and a 1 for each who is within; empty outside."""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # in malloc.h
 
 # What torch says, by device and library, where it has no exception of its own for it.
@@ -201,6 +204,27 @@ def inference(*, alone: bool = True) -> Iterator[None]:
                 reason = next(lines, type(error).__name__)
                 raise ConfigError(f"the network cannot be compiled here: {reason}") from error
             raise
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The context in which torch uses one thread for each thread of the program that computes.
+
+    The last bits of a sum depend on how many share it, so that results are those of any machine.
+    A setting of the whole process, taken back when the last who asked for it has left.
+    """
+    with _COUNTING:
+        if not _THREADS_BEFORE:
+            _THREADS_BEFORE.append(torch.get_num_threads())
+        _THREADS_BEFORE.append(1)
+    torch.set_num_threads(1)  # also of this thread itself
+    try:
+        yield
+    finally:
+        with _COUNTING:
+            _THREADS_BEFORE.pop()
+            if len(_THREADS_BEFORE) == 1:
+                torch.set_num_threads(_THREADS_BEFORE.pop())
 
 
 @contextmanager

@@ -37,6 +37,7 @@ ORDER = (
     "doctor",
     "train",
     "quantize",
+    "evaluate",
     "cli",
 )
 HEAVY = (
@@ -160,6 +161,9 @@ def loaded_by(*words: str) -> set[str]:
         "from cfrestore.cli import main; main(['weights', '--help'])",
         "from cfrestore.cli import main; main(['export', '--help'])",
         "from cfrestore.cli import main; main(['export', 'a.pth'])",
+        "from cfrestore.cli import main; main(['eval', '--help'])",
+        "from cfrestore.cli import main; main(['eval', 'a', '--w', '1'])",
+        "from cfrestore.cli import main; main(['degrade', '--help'])",
         "from cfrestore.cli import main; main(['weights', 'list'])",
         "from cfrestore.cli import main; main([])",
         "from cfrestore.cli import main; main(['photo.jpg', '--upscale', '3'])",

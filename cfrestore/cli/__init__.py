@@ -21,7 +21,7 @@ from cfrestore.errors import (
 
 EXIT_CODES = {ConfigError: 2, OutputError: 2, WeightsError: 4, CheckpointError: 4}
 
-VERBS = ("inpaint", "colorize", "weights", "doctor", "export", "train")
+VERBS = ("inpaint", "colorize", "weights", "doctor", "export", "degrade", "eval", "train")
 """First words that name another command than restoration; a file of that name is ./train."""
 
 

@@ -1,0 +1,490 @@
+"""cfrestore eval: how good restored faces are, by published and by plain figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cfrestore import __version__
+from cfrestore.cli.degrade import check_free, write_json
+from cfrestore.cli.report import make_console, progress
+from cfrestore.cli.words import Offline, WeightsDir
+from cfrestore.cli.work import set_up
+from cfrestore.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cfrestore.evaluate import Evaluation, MetricFiles, Restorer, Sample
+    from cfrestore.pipeline import Pipeline
+
+FIDELITIES = "0,0.5,1"
+SHEET_FACES = 10
+TABLE_WIDTH = 200
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow")
+"""Whose versions are recorded beside those of the packages of metrics."""
+
+MODEL, WEIGHTS, OUTPUT = "Restoring here", "Weights of metrics", "Output"
+"""Headings in the help."""
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+
+def _file(name: str, panel: str, help: str) -> Any:
+    return typer.Option(f"--{name}", metavar="FILE", rich_help_panel=panel, help=help)
+
+
+@app.command()
+def evaluate(
+    restored: Annotated[
+        Path | None,
+        typer.Argument(metavar="RESTORED", help="Restored faces, a folder or one picture."),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The same faces, clean, found by their names."),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Hold the faces to a published test: celeba-test, lfw-test, webphoto-test or "
+            "wider-test.",
+        ),
+    ] = None,
+    any_count: Annotated[
+        bool, typer.Option("--any-count", help="Measure a part of a published test too.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N faces, by name.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=MODEL,
+            help="Aligned faces to be restored here, in place of RESTORED.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            rich_help_panel=MODEL,
+            help="What restores them: auto, which is the default, published, compact or a file.",
+        ),
+    ] = None,
+    degrade: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            rich_help_panel=MODEL,
+            help="Damage them first, as `cfrestore degrade` does, and compare with what they were: "
+            "small, large or paper, or several with commas.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, rich_help_panel=MODEL, help="Of the damage.")] = 0,
+    w: Annotated[
+        str | None,
+        typer.Option(
+            "--w",
+            metavar="NUMBERS",
+            rich_help_panel=MODEL,
+            help=f"Fidelities, with commas; by default {FIDELITIES}.",
+        ),
+    ] = None,
+    match: Annotated[
+        bool | None,
+        typer.Option(
+            "--match/--no-match",
+            rich_help_panel=MODEL,
+            help="Whether codes get the statistics of the input's features, latent AdaIN; by "
+            "default as the model says.",
+        ),
+    ] = None,
+    nearest: Annotated[
+        bool,
+        typer.Option(
+            "--nearest",
+            rich_help_panel=MODEL,
+            help="Paint the nearest codes too, in place of the predicted ones.",
+        ),
+    ] = False,
+    autoencoder: Annotated[
+        bool,
+        typer.Option(
+            "--autoencoder",
+            rich_help_panel=MODEL,
+            help="Paint the clean faces of their nearest codes too, at w = 0.",
+        ),
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=MODEL, help="What computes: auto, cpu, cuda or mps."
+        ),
+    ] = "auto",
+    vgg: Annotated[Path | None, _file("vgg", WEIGHTS, "LPIPS: torchvision's VGG-16.")] = None,
+    lpips: Annotated[
+        Path | None, _file("lpips", WEIGHTS, "LPIPS: the calibration 0.1 for VGG.")
+    ] = None,
+    arcface: Annotated[
+        Path | None, _file("arcface", WEIGHTS, "Identity: facexlib's recognition_arcface_ir_se50.")
+    ] = None,
+    inception: Annotated[
+        Path | None, _file("inception", WEIGHTS, "FID: pt_inception-2015-12-05-6726825d.")
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        _file("statistics", WEIGHTS, "FID: statistics of clean faces, or a folder of these."),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        _file("json", OUTPUT, "Where to write the figures of each face; - for stdout."),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        _file("sheet", OUTPUT, f"Write the first {SHEET_FACES} faces, in columns, as a PNG."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace these files.")
+    ] = False,
+    weights_dir: WeightsDir = None,
+    offline: Offline = False,
+) -> None:
+    """Measures restored faces, or restores faces and measures them.
+
+    A table of means goes to stderr, and JSON with every face to stdout unless that is a terminal.
+    Metrics whose weights or packages are not here are reported as not computed. Exit code 1 if a
+    face could not be measured, or has no partner.
+    """
+    words = Words(
+        restored, reference, data, model, degrade, seed, w, match, nearest, autoencoder, protocol
+    )
+    _check(words)
+    set_up(weights_dir, offline)
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):  # what packages print is for people
+        console = make_console()
+        from cfrestore.evaluate import MetricFiles
+
+        files = MetricFiles(vgg, lpips, arcface, inception, statistics)
+        found = _find(words, limit, any_count)
+        inputs = [path for pair in found.pairs.values() for path in pair]
+        target = None if json_file == Path("-") else json_file
+        for written in (target, sheet):
+            check_free(written, [*inputs, *_given(files)], overwrite=overwrite)
+        record, columns = _measure(words, found, files, device, console)
+        _show(record, console)
+        if sheet is not None and columns:
+            _write_sheet(sheet, columns)
+    if target is not None:
+        write_json(target, record)
+    elif stdout is not None and (json_file is not None or not stdout.isatty()):
+        stdout.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    if record["failed"] or any(record["unmatched"].values()):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What decides the figures, as it was said."""
+
+    restored: Path | None
+    reference: Path | None
+    data: Path | None
+    model: str | None
+    degrade: str | None
+    seed: int
+    w: str | None
+    match: bool | None
+    nearest: bool
+    autoencoder: bool
+    protocol: str | None
+
+    @property
+    def fidelities(self) -> tuple[float, ...]:
+        """Each w; raises ConfigError if one is none."""
+        from cfrestore.options import Options
+
+        try:
+            values = tuple(float(text) for text in (self.w or FIDELITIES).split(","))
+        except ValueError as error:
+            raise ConfigError(f"--w takes numbers with commas, found {self.w!r}") from error
+        return tuple(dict.fromkeys(Options(fidelity=value).fidelity for value in values))
+
+    @property
+    def degradations(self) -> tuple[str, ...]:
+        """Each preset, once."""
+        return () if self.degrade is None else tuple(dict.fromkeys(self.degrade.split(",")))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The faces that are to be measured.
+
+    Attributes:
+        pairs: by name, the face and the clean one where there is one that was named.
+        unmatched: names without partner, by where they are.
+    """
+
+    pairs: Mapping[str, tuple[Path, Path | None]]
+    unmatched: Mapping[str, Sequence[str]]
+
+
+def _check(words: Words) -> None:
+    """Raises ConfigError if the words contradict each other."""
+    if (words.restored is None) == (words.data is None):
+        raise ConfigError("say either RESTORED, or --data and what restores it")
+    here = {
+        "--model": words.model is not None,
+        "--degrade": words.degrade is not None,
+        "--w": words.w is not None,
+        "--match": words.match is not None,
+        "--nearest": words.nearest,
+        "--autoencoder": words.autoencoder,
+    }
+    said = [name for name, yes in here.items() if yes]
+    if words.data is None and said:
+        raise ConfigError(f"{', '.join(said)} is said of faces that are restored here, --data")
+    if words.degrade is not None and words.reference is not None:
+        raise ConfigError("faces that --degrade damages are compared with what they were")
+    if words.autoencoder and words.degrade is None and words.reference is None:
+        raise ConfigError("--autoencoder needs clean faces: --degrade, or --reference")
+    _ = words.fidelities
+    if words.degrade is not None or words.protocol is not None:
+        from cfrestore.evaluate import find_preset, find_protocol
+
+        for name in words.degradations:
+            find_preset(name)
+        if words.protocol is not None:
+            find_protocol(words.protocol)
+
+
+def _given(files: MetricFiles) -> Iterator[Path]:
+    paths = (getattr(files, field.name) for field in fields(files))
+    return (path for path in paths if path is not None)
+
+
+def _find(words: Words, limit: int | None, any_count: bool) -> Found:
+    """The faces; raises ImageError or ConfigError if there are none, or not those of a protocol."""
+    from cfrestore.evaluate import check_protocol, find_faces, find_protocol, match_faces
+
+    place = words.restored or words.data
+    assert place is not None
+    pairs: dict[str, tuple[Path, Path | None]]
+    if words.reference is None:
+        pairs = {name: (path, None) for name, path in find_faces(place).items()}
+        unmatched: dict[str, Sequence[str]] = {"without_reference": (), "without_restored": ()}
+    else:
+        matched = match_faces(place, words.reference)
+        pairs = dict(matched.pairs)
+        unmatched = {
+            "without_reference": matched.without_reference,
+            "without_restored": matched.without_restored,
+        }
+    pairs = dict(islice(pairs.items(), limit))
+    if words.protocol is not None:
+        clean = words.reference is not None or words.degrade is not None
+        check_protocol(
+            find_protocol(words.protocol), tuple(pairs), clean=clean, any_count=any_count
+        )
+    return Found(pairs, unmatched)
+
+
+def _measure(
+    words: Words, found: Found, files: MetricFiles, device: str, console: Console
+) -> tuple[dict[str, Any], list[list[Any]]]:
+    """What was measured, as a record, and the columns of the sheet."""
+    from cfrestore.device import choose_device, describe
+    from cfrestore.evaluate import Judge, Restorer, as_record, evaluate
+    from cfrestore.image.photo import printable
+
+    place = choose_device(device)
+    pipeline = None if words.data is None else _load(words, device, console)
+    judge = Judge(files, place)
+    make: Callable[[str], Sample]
+    if pipeline is None:
+        side = None
+        make = partial(_pair, found)
+    else:
+        side = pipeline.crop_size
+        restore = Restorer(
+            pipeline,
+            words.fidelities,
+            words.degradations,
+            words.seed,
+            words.nearest,
+            words.autoencoder,
+        )
+        make = _maker(restore, words, found)
+    columns: list[list[Any]] = []
+    with progress(len(found.pairs), console, shown=True) as advance:
+
+        def after(name: str, sample: Sample) -> None:
+            advance(1)
+            if len(columns) < SHEET_FACES:
+                clean = () if sample.clean is None else (sample.clean,)
+                columns.append([*clean, *sample.images.values()])
+
+        evaluation = evaluate(found.pairs, make, judge, after)
+    for error in evaluation.failed.values():
+        console.print(printable(f"error: {error}"))
+    for where, names in found.unmatched.items():
+        if names:
+            console.print(printable(f"{where.replace('_', ' ')}: {', '.join(names)}"))
+    clean = words.reference is not None or words.degrade is not None
+    protocol = _protocol(words, found, evaluation, side, describe(place), pipeline)
+    record = as_record(evaluation, protocol, judge.facts(clean=clean))
+    record["unmatched"] = {where: list(names) for where, names in found.unmatched.items()}
+    return record, columns
+
+
+def _pair(found: Found, name: str) -> Sample:
+    from cfrestore.evaluate import read_pair
+
+    return read_pair(*found.pairs[name])
+
+
+def _maker(restore: Restorer, words: Words, found: Found) -> Callable[[str], Sample]:
+    """Makes the sample of a name; damage is drawn by the path below the folder."""
+    assert words.data is not None
+    root = words.data
+
+    def make(name: str) -> Sample:
+        path, clean = found.pairs[name]
+        inner = path.relative_to(root).as_posix() if root.is_dir() else path.name
+        return restore(path, clean, inner)
+
+    return make
+
+
+def _load(words: Words, device: str, console: Console) -> Pipeline:
+    """The pipeline of the model, its weights downloaded first where they are wanted and absent."""
+    from cfrestore.cli.supply import supply
+    from cfrestore.pipeline import load_pipeline
+
+    model = words.model or "auto"
+    if model in ("auto", "published"):
+        supply(["codeformer"], console, required=model == "published")
+    pipeline = load_pipeline(model, "mtcnn", device)
+    for note in pipeline.notes:
+        console.print(f"note: {note}")
+    if words.match is not None:
+        network = pipeline.network
+        network.config = replace(network.config, match_statistics=words.match)
+    return pipeline
+
+
+def _protocol(
+    words: Words,
+    found: Found,
+    evaluation: Evaluation,
+    side: int | None,
+    device: str,
+    pipeline: Pipeline | None,
+) -> dict[str, Any]:
+    """How it was measured, as plain values; nothing of it changes from run to run."""
+    from cfrestore.evaluate import METRICS, PROTOCOLS, find_preset
+
+    used = dict.fromkeys([*PACKAGES, *(p for metric in METRICS for p in metric.packages)])
+    network = None
+    if pipeline is not None:
+        config = pipeline.network.config
+        network = {
+            "name": pipeline.model_name,
+            "sha256": pipeline.identity["model"],
+            "image_size": config.image_size,
+            "match_statistics": config.match_statistics,
+            "keep_colours": config.keep_colours,
+            "precision": pipeline.painted_in,
+        }
+    preset = PROTOCOLS[words.protocol] if words.protocol else None
+    return {
+        "name": words.protocol,
+        "published": None if preset is None else asdict(preset),
+        "restored": _text(words.restored),
+        "data": _text(words.data),
+        "reference": _text(words.reference),
+        "faces": len(found.pairs) - len(evaluation.failed),
+        "side": side,
+        "model": network,
+        "w": list(words.fidelities) if pipeline is not None else None,
+        "seed": words.seed if words.degradations else None,
+        "degradations": {name: asdict(find_preset(name)) for name in words.degradations},
+        "device": device,
+        "versions": {"cfrestore": __version__, **dict(_versions(used))},
+    }
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _versions(packages: Mapping[str, object]) -> Iterator[tuple[str, str | None]]:
+    for package in packages:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, None
+
+
+def _show(record: Mapping[str, Any], console: Console) -> None:
+    """A table of the totals, in Markdown, and why some figures are missing."""
+    from rich import box
+    from rich.table import Table
+
+    from cfrestore.evaluate import METRICS
+
+    facts = record["metrics"]
+    shown = [metric for metric in METRICS if facts[metric.name]["computed"]]
+    table = Table(box=box.MARKDOWN)
+    for heading in ("", *(metric.heading for metric in shown)):
+        table.add_column(heading, no_wrap=True)
+    for row in record["rows"]:
+        values = [row["totals"][metric.name] for metric in shown]
+        name = f"{row['degradation']}: {row['name']}" if row["degradation"] else row["name"]
+        table.add_row(
+            name,
+            *(
+                "" if value is None else f"{value:.{metric.digits}f}"
+                for metric, value in zip(shown, values, strict=True)
+            ),
+        )
+    protocol = record["protocol"]
+    side = f" of {protocol['side']} px" if protocol["side"] else ""
+    seed = "" if protocol["seed"] is None else f", seed {protocol['seed']}"
+    console.print(f"{protocol['faces']} faces{side}{seed}, {protocol['device']}")
+    console.width = TABLE_WIDTH  # lines are broken by nobody
+    console.print(table)
+    for metric in METRICS:
+        if not facts[metric.name]["computed"]:
+            console.print(f"{metric.heading} not computed: {facts[metric.name]['reason']}")
+
+
+def _write_sheet(file: Path, faces: Sequence[Sequence[Any]]) -> None:
+    """Faces in rows, what was made of each in columns, all of the first one's size."""
+    import cv2
+    import torch
+
+    from cfrestore.train.loop import write_sheet
+
+    size = faces[0][0].shape[:2]
+    columns = [
+        torch.stack([torch.from_numpy(cv2.resize(face, size)).permute(2, 0, 1) / 255 for face in f])
+        for f in zip(*faces, strict=True)
+    ]
+    try:
+        write_sheet(file, columns)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,280 @@
+"""Sets of faces measured: rows of figures, the faces that failed, and all of it as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfrestore.device import inference
+from cfrestore.errors import ConfigError, ImageError
+from cfrestore.evaluate.damage import damage
+from cfrestore.evaluate.figures import Face
+from cfrestore.evaluate.frechet import Statistics, frechet_distance
+from cfrestore.evaluate.judge import METRICS, UNMET, Judge, Value
+from cfrestore.evaluate.pairs import read_face
+from cfrestore.image import Photo, from_tensor, to_tensor, to_uint8
+from cfrestore.models.codeformer import CodeFormer, adaptive_instance_norm
+from cfrestore.options import Options
+from cfrestore.restore import keep_colours
+
+if TYPE_CHECKING:
+    from cfrestore.pipeline import Pipeline
+
+SCHEMA = 1
+"""Grows when a field of the result changes its meaning or goes."""
+
+DIGITS = 6
+"""Of figures in the result, behind the point."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to get pictures out of a set of faces; a row of the table.
+
+    Attributes:
+        name: what to call it.
+        degradation: what the faces were damaged by before; None: by nothing here.
+        fidelity: w, if the faces were restored here.
+    """
+
+    name: str
+    degradation: str | None = None
+    fidelity: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One face.
+
+    Attributes:
+        clean: what is compared with; None: nothing.
+        images: what is measured.
+    """
+
+    clean: Face | None
+    images: Mapping[Kind, Face]
+
+
+@dataclass(eq=False)
+class Row:
+    """The figures of one kind.
+
+    Attributes:
+        files: of each face, in order, with the names of METRICS; and `identical`, whether it equals
+            the clean one.
+        features: of each face, for the Frechet distance.
+        distance: that; None until it is known.
+    """
+
+    kind: Kind
+    files: list[dict[str, Any]] = field(default_factory=list)
+    features: list[NDArray[np.float32]] = field(default_factory=list)
+    distance: float | None = None
+
+    @property
+    def totals(self) -> dict[str, float | None]:
+        """The mean of each figure over the faces that have it; shares of what is yes or no."""
+        return {name: float(np.mean(v)) if v else None for name, v in self._values().items()} | {
+            "fid": self.distance
+        }
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many faces each total is of."""
+        counts = {name: len(values) for name, values in self._values().items()}
+        return counts | {"fid": len(self.features) if self.distance is not None else 0}
+
+    def _values(self) -> dict[str, list[float]]:
+        return {
+            metric.name: [f[metric.name] for f in self.files if f[metric.name] is not None]
+            for metric in METRICS
+            if metric.wants != "set"
+        }
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        rows: by kind, in the order in which they came.
+        failed: why faces could not be measured, by name.
+    """
+
+    rows: dict[Kind, Row] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def evaluate(
+    names: Iterable[str],
+    make: Callable[[str], Sample],
+    judge: Judge,
+    after: Callable[[str, Sample], None] = lambda name, sample: None,
+) -> Evaluation:
+    """Measures faces one after the other; one that fails is recorded, and the others are measured.
+
+    Args:
+        names: of the faces.
+        make: the face of that name; fails with ImageError.
+        judge: what measures.
+        after: called with each face that was measured.
+    """
+    result = Evaluation()
+    for name in names:
+        try:
+            sample = make(name)
+        except ImageError as error:
+            result.failed[name] = str(error)
+            continue
+        clean = None if sample.clean is None else judge.look(sample.clean)
+        for kind, image in sample.images.items():
+            row = result.rows.setdefault(kind, Row(kind))
+            same = None if sample.clean is None else bool(np.array_equal(image, sample.clean))
+            figures: Mapping[str, Value] = judge.measure(image, clean)
+            row.files.append({"file": name, "identical": same, **figures})
+            if judge.inception is not None:
+                row.features.append(judge.inception(image))
+        after(name, sample)
+    if judge.statistics is not None:
+        for row in result.rows.values():
+            if len(row.features) > 1:
+                row.distance = frechet_distance(Statistics.of(row.features), judge.statistics)
+    return result
+
+
+def read_pair(restored: Path, clean: Path | None) -> Sample:
+    """A face that was restored elsewhere, and its clean one, if there is one.
+
+    Raises:
+        ImageError: one cannot be read, or they are of different sizes.
+    """
+    face = read_face(restored)
+    if clean is None:
+        return Sample(None, {Kind("restored"): face})
+    reference = read_face(clean)
+    if face.shape != reference.shape:
+        raise ImageError(
+            f"{restored} has a side of {len(face)} px and {clean} of {len(reference)}; only faces "
+            "of one size are compared"
+        )
+    return Sample(reference, {Kind("restored"): face})
+
+
+@dataclass(frozen=True, eq=False)
+class Restorer:
+    """Faces damaged and restored here, as `cfrestore --aligned` does it.
+
+    Attributes:
+        pipeline: what restores.
+        fidelities: each w.
+        degradations: each preset; none: the faces are restored as they are.
+        seed: of the degradations.
+        nearest: whether the nearest codes are painted too, instead of the predicted ones, w = 0.
+        autoencoder: whether the clean face is painted of its nearest codes, w = 0, as it is.
+    """
+
+    pipeline: Pipeline
+    fidelities: Sequence[float]
+    degradations: Sequence[str] = ()
+    seed: int = 0
+    nearest: bool = False
+    autoencoder: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pipeline.network, CodeFormer) and (self.nearest or self.autoencoder):
+            raise ConfigError("nearest codes are to be had of torch's networks only")
+
+    def __call__(self, path: Path, clean: Path | None, name: str) -> Sample:
+        """Everything to be measured of one face, reduced to the network's size.
+
+        Args:
+            path: the face that is damaged, or restored as it is.
+            clean: what is compared with, where nothing is damaged here; None: nothing.
+            name: of the file, by which its damage is drawn.
+        Raises:
+            ImageError: a file cannot be read, or the network gave no picture.
+        """
+        side = self.pipeline.crop_size
+        face = read_face(path, side)
+        images: dict[Kind, Face] = {}
+        if self.degradations:
+            reference: Face | None = face
+            for preset in self.degradations:
+                images |= self._restored(damage(face, preset, self.seed, name), preset, path)
+        else:
+            reference = None if clean is None else read_face(clean, side)
+            images |= self._restored(face, None, path)
+        if self.autoencoder:
+            if reference is None:
+                raise ConfigError("--autoencoder needs clean faces")
+            images[Kind("autoencoder")] = self._of_nearest_codes(reference, matched=False)
+        return Sample(reference, images)
+
+    def _restored(self, face: Face, preset: str | None, path: Path) -> dict[Kind, Face]:
+        images = {Kind("input", preset): face}
+        for w in self.fidelities:
+            result = self.pipeline(Photo(face), Options(fidelity=w, aligned=True))
+            for failed in result.failed:
+                raise ImageError(f"{path} was not restored at w = {w:g}: {failed.reason}")
+            images[Kind(f"w = {w:g}", preset, w)] = to_uint8(result.photo.pixels)
+        if self.nearest:
+            config = self.pipeline.network.config
+            painted = self._of_nearest_codes(face, matched=config.match_statistics)
+            images[Kind("nearest codes", preset, 0.0)] = (
+                keep_colours(painted, face) if config.keep_colours else painted
+            )
+        return images
+
+    def _of_nearest_codes(self, face: Face, *, matched: bool) -> Face:
+        network = self.pipeline.network
+        assert isinstance(network, CodeFormer)
+        with inference():
+            latent, skips = network.encode(to_tensor(face[None]).to(self.pipeline.device))
+            quantized = network.quantize(latent).values
+            if matched:
+                quantized = adaptive_instance_norm(quantized, latent)
+            return from_tensor(network.decode(quantized, skips, 0))[0]
+
+
+def as_record(
+    evaluation: Evaluation, protocol: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All of it as JSON knows it, without NaN and infinities; see docs/evaluation.md.
+
+    Args:
+        protocol: how it was measured.
+        metrics: of `Judge.facts`; what no face allowed is added as not computed.
+    """
+    rows = list(evaluation.rows.values())
+    facts = {name: dict(fact) for name, fact in metrics.items()}
+    for name, fact in facts.items():
+        if fact["computed"] and not any(row.counts[name] for row in rows):
+            fact |= {"computed": False, "reason": UNMET.get(name, "no face allowed it")}
+    return {
+        "schema": SCHEMA,
+        "protocol": dict(protocol),
+        "metrics": facts,
+        "rows": [
+            {
+                "name": row.kind.name,
+                "degradation": row.kind.degradation,
+                "w": row.kind.fidelity,
+                "totals": {name: _rounded(value) for name, value in row.totals.items()},
+                "counts": row.counts,
+                "files": [
+                    {name: _rounded(value) for name, value in file.items()} for file in row.files
+                ],
+            }
+            for row in rows
+        ],
+        "failed": [{"file": name, "error": error} for name, error in evaluation.failed.items()],
+    }
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, DIGITS) if isinstance(value, float) else value

@@ -1,0 +1,85 @@
+"""Figures of aligned faces that need no network: how close, how sharp, in which colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cfrestore.extras import require
+
+Face: TypeAlias = NDArray[np.uint8]
+"""(S,S,3) RGB."""
+
+BORDER = 4
+"""Pixels at each side that PSNR and SSIM leave out, as published."""
+
+LEAST_SIDE = 32
+"""Of a face that can be measured: within the border, SSIM's window has 11 px."""
+
+ELLIPSE = ((0.5, 0.56), (0.26, 0.34))
+"""Centre and half axes of the face in the FFHQ template, as shares of the side."""
+
+
+def psnr(face: Face, clean: Face) -> float:
+    """Peak signal-to-noise ratio within the border, dB; infinite for equal faces.
+
+    Source: specification 03, section 7: RGB, float64.
+    """
+    a, b = (_within(x).astype(np.float64) for x in (face, clean))
+    error = np.square(a - b).mean()
+    return 20 * math.log10(255 / math.sqrt(error)) if error else math.inf
+
+
+def load_ssim() -> Callable[[Face, Face], float]:
+    """Structural similarity within the border, averaged over RGB, by scikit-image.
+
+    Raises:
+        ConfigError: scikit-image is not installed.
+    Source: specification 03, section 7: Gaussian window of 11x11 with deviation 1.5.
+    """
+    require("skimage.metrics", extra="eval")
+    from skimage.metrics import structural_similarity
+
+    def ssim(face: Face, clean: Face) -> float:
+        return float(
+            structural_similarity(
+                _within(clean),
+                _within(face),
+                channel_axis=2,
+                data_range=255,
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+            )
+        )
+
+    return ssim
+
+
+def gradient(face: Face) -> float:
+    """Mean gradient magnitude in the face's ellipse: Sobel, luma."""
+    luma = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    dx, dy = (cv2.Sobel(luma, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
+    return float(np.hypot(dx, dy)[face_ellipse(len(face))].mean())
+
+
+def mean_colour(face: Face) -> NDArray[np.float64]:
+    """Mean L, a and b (CIE, D65) in the face's ellipse."""
+    lab = cv2.cvtColor(face.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    return np.asarray(lab[face_ellipse(len(face))].mean(0, dtype=np.float64))
+
+
+def face_ellipse(side: int) -> NDArray[np.bool_]:
+    """Which pixels of an aligned face (side, side) show the face proper."""
+    (cx, cy), (rx, ry) = ELLIPSE
+    y, x = (np.mgrid[:side, :side] + 0.5) / side
+    return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
+
+
+def _within(face: Face) -> Face:
+    return face[BORDER:-BORDER, BORDER:-BORDER]

@@ -1,0 +1,298 @@
+"""What is measured of a face, and by what; what cannot be measured here, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cfrestore.errors import ConfigError
+from cfrestore.evaluate import networks
+from cfrestore.evaluate.figures import BORDER, Face, gradient, load_ssim, mean_colour, psnr
+from cfrestore.evaluate.frechet import Statistics, read_statistics
+from cfrestore.evaluate.pairs import find_faces, read_face
+from cfrestore.weights.digests import sha256_of
+
+Value: TypeAlias = float | bool | None
+"""None: not to be had of this face."""
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure.
+
+    Attributes:
+        name: what JSON calls it.
+        heading: what tables call it.
+        digits: behind the point, in tables.
+        wants: a restored and a clean face, a restored face, or all restored faces.
+        definition: what it is, exactly.
+        packages: what computes it, beside torch, numpy and OpenCV.
+    """
+
+    name: str
+    heading: str
+    digits: int
+    wants: Literal["pair", "face", "set"]
+    definition: str
+    packages: tuple[str, ...] = ()
+
+
+METRICS = (
+    Metric("psnr", "PSNR dB", 2, "pair", f"RGB, float64, without a border of {BORDER} px"),
+    Metric(
+        "ssim",
+        "SSIM",
+        3,
+        "pair",
+        f"RGB, without a border of {BORDER} px; Gaussian window 11x11, deviation 1.5, valid "
+        "region, mean over channels",
+        ("scikit-image",),
+    ),
+    Metric("lpips", "LPIPS", 3, "pair", "version 0.1, VGG-16, RGB in [-1, 1], whole face"),
+    Metric(
+        "ids",
+        "IDS",
+        3,
+        "pair",
+        "cosine of ArcFace embeddings, ResNet-50; both faces cut to 112 px by one template, RGB, "
+        "(x - 127.5) / 127.5",
+        ("facexlib",),
+    ),
+    Metric(
+        "lmd",
+        "LMD px",
+        2,
+        "pair",
+        "mean distance of MTCNN's five landmarks, pixels of 512, of faces found in both",
+        ("facenet-pytorch",),
+    ),
+    Metric(
+        "sharpness",
+        "sharpness",
+        2,
+        "pair",
+        "mean gradient magnitude (Sobel, luma) in the face's ellipse, over the clean face's",
+    ),
+    Metric(
+        "features",
+        "features",
+        3,
+        "pair",
+        "mean relative difference of six feature maps of MTCNN's O-Net",
+        ("facenet-pytorch",),
+    ),
+    Metric(
+        "colour",
+        "colour",
+        1,
+        "pair",
+        "length of the difference of mean CIE Lab colours in the face's ellipse",
+    ),
+    Metric("niqe", "NIQE", 2, "face", "luma, blocks of 96 px, whole face", ("basicsr", "scipy")),
+    Metric("found", "found", 2, "face", "whether MTCNN finds a face", ("facenet-pytorch",)),
+    Metric(
+        "fid",
+        "FID",
+        2,
+        "set",
+        "Frechet distance of Inception V3 features (2048) to given statistics",
+        ("torch-fidelity",),
+    ),
+)
+
+NEEDS = {
+    "lpips": "needs --vgg and --lpips, weights that do not come with cfrestore",
+    "ids": "needs --arcface, weights that do not come with cfrestore",
+    "fid": "needs --inception and --statistics, which do not come with cfrestore",
+}
+"""Why something is not measured where nothing more is said."""
+
+UNMET = {
+    "psnr": "every face equals the clean one, so that it is infinite",
+    "lmd": "no face was found in both",
+    "niqe": f"no face has the {2 * networks.NIQE_BLOCK} px and the texture that it needs",
+    "fid": "there were fewer than two faces",
+}
+"""Why something is not measured of any face, though it could be."""
+
+NO_PAIR = "there are no clean faces to compare with"
+
+
+@dataclass(frozen=True)
+class MetricFiles:
+    """Weights of metrics, of which none come with cfrestore.
+
+    Attributes:
+        vgg, lpips: torchvision's VGG-16, and the calibration of LPIPS 0.1 for it.
+        arcface: facexlib's ResNet-50.
+        inception: Inception V3 as Frechet distances have it.
+        statistics: of its features of clean faces, see `read_statistics`, or a folder of these.
+    """
+
+    vgg: Path | None = None
+    lpips: Path | None = None
+    arcface: Path | None = None
+    inception: Path | None = None
+    statistics: Path | None = None
+
+    def __post_init__(self) -> None:
+        for one, other in (("vgg", "lpips"), ("inception", "statistics")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ConfigError(f"--{one} and --{other} are said together")
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What was seen of one face on its own.
+
+    Attributes:
+        gradient, colour: see `figures`.
+        features, landmarks: see `Landmarks`.
+        embedding: of ArcFace; None without it.
+    """
+
+    face: Face
+    gradient: float
+    colour: NDArray[np.float64]
+    features: list[Tensor]
+    landmarks: NDArray[np.float32] | None
+    embedding: NDArray[np.float32] | None
+
+
+class Judge:
+    """Looks at faces with all that is here.
+
+    Attributes:
+        reasons: why metrics are not computed, by name; the others are.
+        files: what was opened for a metric, by its name and that of the file's purpose.
+        inception: to features that a Frechet distance is taken of; None without.
+        statistics: what they are compared with.
+    """
+
+    def __init__(self, files: MetricFiles = MetricFiles(), device: torch.device = CPU) -> None:
+        """Opens the networks.
+
+        Raises:
+            WeightsError, CheckpointError: a file that was named cannot be read, or is another.
+            ConfigError: a package that a named file needs is not installed.
+        """
+        mtcnn = networks.mtcnn_files()
+        self.reasons = dict(NEEDS)
+        self.files: dict[str, dict[str, Path]] = {
+            "lmd": mtcnn,
+            "found": mtcnn,
+            "features": {"onet": mtcnn["onet"]},
+        }
+        self.inception: Callable[[Face], NDArray[np.float32]] | None = None
+        self.statistics: Statistics | None = None
+        self._landmarks = networks.Landmarks()
+        self._pairs: dict[str, Callable[[Face, Face], float]] = {"psnr": psnr}
+        self._faces: dict[str, Callable[[Face], float | None]] = {}
+        self._embed: Callable[[Face], NDArray[np.float32]] | None = None
+        try:
+            self._pairs["ssim"] = load_ssim()
+        except ConfigError as error:
+            self.reasons["ssim"] = str(error)
+        try:
+            self._faces["niqe"], parameters = networks.load_niqe()
+            self.files["niqe"] = {"parameters": parameters}
+        except ConfigError as error:
+            self.reasons["niqe"] = str(error)
+        if files.vgg and files.lpips:
+            self._pairs["lpips"] = networks.load_lpips(files.vgg, files.lpips, device)
+            self._opened("lpips", vgg=files.vgg, calibration=files.lpips)
+        if files.arcface:
+            self._embed = networks.load_arcface(files.arcface, device)
+            self._opened("ids", arcface=files.arcface)
+        if files.inception and files.statistics:
+            self.inception = networks.load_inception(files.inception, device)
+            self._opened("fid", inception=files.inception, statistics=files.statistics)
+            if files.statistics.is_dir():
+                faces = map(read_face, find_faces(files.statistics).values())
+                self.statistics = Statistics.of([self.inception(face) for face in faces])
+            else:
+                self.statistics = read_statistics(files.statistics)
+
+    def _opened(self, metric: str, **files: Path) -> None:
+        self.files[metric] = files
+        del self.reasons[metric]
+
+    def look(self, face: Face) -> Look:
+        """Sees what of one face can be compared with another."""
+        return Look(
+            face,
+            gradient(face),
+            mean_colour(face),
+            self._landmarks.features(face),
+            self._landmarks.find(face),
+            self._embed(face) if self._embed else None,
+        )
+
+    def measure(self, face: Face, clean: Look | None) -> dict[str, Value]:
+        """All figures of a face, but those of sets; None where one is not to be had.
+
+        Equal faces have no PSNR, since it is infinite.
+        """
+        seen = self.look(face)
+        figures: dict[str, Value] = {m.name: None for m in METRICS if m.wants != "set"}
+        figures["found"] = seen.landmarks is not None
+        figures |= {name: measure(face) for name, measure in self._faces.items()}
+        if clean is not None:
+            figures |= {name: compare(face, clean.face) for name, compare in self._pairs.items()}
+            figures |= _compare(seen, clean)
+        return {
+            name: value if value is None or math.isfinite(value) else None
+            for name, value in figures.items()
+        }
+
+    def facts(self, *, clean: bool) -> dict[str, Any]:
+        """What each metric is, by name: computed or why not, and with which files.
+
+        Args:
+            clean: whether there are clean faces.
+        """
+        return {metric.name: self._facts(metric, clean) for metric in METRICS}
+
+    def _facts(self, metric: Metric, clean: bool) -> dict[str, Any]:
+        reason = self.reasons.get(metric.name)
+        if reason is None and metric.wants == "pair" and not clean:
+            reason = NO_PAIR
+        return {
+            "computed": reason is None,
+            "reason": reason,
+            "definition": metric.definition,
+            "files": {
+                purpose: {"file": path.name, "sha256": None if path.is_dir() else sha256_of(path)}
+                for purpose, path in self.files.get(metric.name, {}).items()
+            },
+        }
+
+
+def _compare(seen: Look, clean: Look) -> Mapping[str, float | None]:
+    distances = [
+        ((x - y).abs().mean() / y.abs().mean()).item()
+        for x, y in zip(seen.features, clean.features, strict=True)
+    ]
+    figures: dict[str, float | None] = {
+        "sharpness": seen.gradient / clean.gradient if clean.gradient else None,
+        "features": float(np.mean(distances)),
+        "colour": float(np.linalg.norm(seen.colour - clean.colour)),
+        "lmd": None,
+        "ids": None,
+    }
+    if seen.landmarks is not None and clean.landmarks is not None:
+        distance = np.linalg.norm(seen.landmarks - clean.landmarks, axis=1).mean()
+        figures["lmd"] = float(distance)
+    if seen.embedding is not None and clean.embedding is not None:
+        figures["ids"] = float(seen.embedding @ clean.embedding)
+    return figures

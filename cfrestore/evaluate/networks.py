@@ -1,0 +1,206 @@
+"""Networks that look at faces for the sake of a figure, opened from files that are named.
+
+Only MTCNN, and what NIQE knows, come with packages.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, cut_crop, estimate_similarity
+from cfrestore.cascade import Cascade
+from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
+from cfrestore.detect import load_detector
+from cfrestore.device import inference
+from cfrestore.errors import CheckpointError
+from cfrestore.evaluate.figures import Face
+from cfrestore.extras import require
+from cfrestore.image import to_tensor
+from cfrestore.train.perceptual import LPIPS
+
+Floats = NDArray[np.float32]
+
+ARCFACE_SIDE = 112
+ARCFACE_TEMPLATE: Floats = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
+     [70.7299, 92.2041]],
+    np.float32,
+)  # fmt: skip
+"""Where recognisers expect the five landmarks in their 112 px, order as in Face."""
+
+NIQE_BLOCK = 96
+"""Side of the blocks whose statistics NIQE compares, pixels."""
+
+DROPPED = "torchvision.transforms.functional_tensor"
+"""A module that torchvision no longer has."""
+
+
+def mtcnn_files() -> dict[str, Path]:
+    """The weights of MTCNN's three networks, which come with facenet-pytorch."""
+    spec = find_spec("facenet_pytorch")
+    assert spec is not None and spec.submodule_search_locations, "else there is no detector either"
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    return {name: folder / f"{name}.pt" for name in ("pnet", "rnet", "onet")}
+
+
+class Landmarks:
+    """MTCNN on an aligned face."""
+
+    def __init__(self) -> None:
+        self._detector = load_detector("mtcnn")
+        self._features = Cascade().decide
+
+    def find(self, face: Face) -> Floats | None:
+        """Five points (5,2), pixels of 512, of the face nearest to the middle; None: none found."""
+        way = cv2.INTER_CUBIC if len(face) < PUBLISHED_SIZE else cv2.INTER_AREA
+        found = self._detector(cv2.resize(face, (PUBLISHED_SIZE,) * 2, interpolation=way))
+        if not found:
+            return None
+        middle = PUBLISHED_SIZE / 2
+        return min(found, key=lambda f: float(np.abs(f.landmarks.mean(0) - middle).sum())).landmarks
+
+    def features(self, face: Face) -> list[Tensor]:
+        """Feature maps of the last of its networks, before and after each of three activations."""
+        x = (torch.from_numpy(face).permute(2, 0, 1)[None].float() - 127.5) / 128
+        maps = []
+        with inference(alone=False):
+            for n, side in ((1, 3), (2, 3), (3, 2)):
+                for layer in ("conv", "prelu"):
+                    x = self._features.get_submodule(f"{layer}{n}")(x)
+                    maps.append(x)
+                x = torch.nn.functional.max_pool2d(x, side, 2, ceil_mode=True)
+        return maps
+
+
+def load_lpips(vgg: Path, linear: Path, device: torch.device) -> Callable[[Face, Face], float]:
+    """LPIPS 0.1 on VGG-16, without the second normalisation that the published training has.
+
+    Args:
+        vgg: torchvision's VGG-16 weights.
+        linear: the calibration.
+    Raises:
+        WeightsError, CheckpointError: a file cannot be read, or is another.
+    """
+    features, calibration = read_checkpoint(vgg)[0], read_checkpoint(linear)[0]
+    try:
+        network = LPIPS(features, calibration, double_normalisation=False).to(device).eval()
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{vgg} and {linear} are not VGG-16 and its calibration") from error
+
+    def distance(face: Face, clean: Face) -> float:
+        with inference():
+            a, b = to_tensor(np.stack((face, clean))).to(device).chunk(2)
+            return float(network(a, b))
+
+    return distance
+
+
+def load_arcface(path: Path, device: torch.device) -> Callable[[Face], Floats]:
+    """What ArcFace makes of an aligned face: a vector (512,) of length 1.
+
+    Faces are cut as the template says, not by landmarks of their own, so that a bad restoration
+    cannot choose what is looked at. Channels are RGB, values (x - 127.5) / 127.5.
+
+    Args:
+        path: weights of facexlib's ResNet-50, IR or IR-SE.
+    Raises:
+        WeightsError, CheckpointError: the file cannot be read, or is another.
+    """
+    from facexlib.recognition.arcface_arch import Backbone
+
+    state = read_checkpoint(path)[0]
+    squeezes = any(".fc1." in key for key in state)
+    with unfilled():
+        network = Backbone(50, 0.6, "ir_se" if squeezes else "ir")
+    load_strictly(network, state, path, "ArcFace ResNet-50")
+    network.to(device).eval()
+
+    def embed(face: Face) -> Floats:
+        landmarks = FFHQ_TEMPLATE * (len(face) / PUBLISHED_SIZE)
+        to_crop = estimate_similarity(landmarks, ARCFACE_TEMPLATE)
+        crop = cut_crop(face, to_crop, ARCFACE_SIDE)
+        with inference():
+            return np.asarray(
+                network(to_tensor(crop[None]).contiguous().to(device))[0].cpu().numpy()
+            )
+
+    return embed
+
+
+def load_inception(path: Path, device: torch.device) -> Callable[[Face], Floats]:
+    """The features (2048,) that Frechet distances are taken of, by torch-fidelity's Inception V3.
+
+    Args:
+        path: `pt_inception-2015-12-05-6726825d.pth` or the like, not torchvision's own weights.
+    Raises:
+        ConfigError: torch-fidelity is not installed.
+        WeightsError, CheckpointError: the file cannot be read, or is another.
+    """
+    require("torch_fidelity", extra="eval")
+    from torch_fidelity import FeatureExtractorInceptionV3
+
+    safe = io.BytesIO()  # the package would run what is pickled in a file
+    torch.save(read_checkpoint(path)[0], safe)
+    safe.seek(0)
+    try:
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=safe
+        )
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is not the Inception V3 of the Frechet distance") from error
+    network.to(device)
+
+    def features(face: Face) -> Floats:
+        batch = torch.from_numpy(face).permute(2, 0, 1)[None].to(device)
+        with inference():
+            return np.asarray(network(batch)[0][0].cpu().numpy())
+
+    return features
+
+
+def load_niqe() -> tuple[Callable[[Face], float | None], Path]:
+    """NIQE of a face, None if it is too small or too even for it; and the file of its parameters.
+
+    By basicsr 1.4.2, which asks torchvision for a module that it has dropped; what basicsr wants of
+    it is in another now, which is lent for as long as it is imported.
+
+    Raises:
+        ConfigError: basicsr is not installed, nor can it be on Python 3.13 and later.
+    """
+    require("torchvision.transforms.functional", extra="niqe")
+    lent = DROPPED not in sys.modules
+    sys.modules.setdefault(DROPPED, import_module("torchvision.transforms.functional"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            require("basicsr.metrics.niqe", extra="niqe")
+    finally:
+        if lent:
+            del sys.modules[DROPPED]
+    module = import_module("basicsr.metrics.niqe")
+
+    def niqe(face: Face) -> float | None:
+        if len(face) < 2 * NIQE_BLOCK:  # the spread between blocks is part of it
+            return None
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                value = float(module.calculate_niqe(face[..., ::-1], crop_border=0))
+        except np.linalg.LinAlgError:
+            return None
+        return value if math.isfinite(value) else None
+
+    return niqe, Path(str(module.__file__)).with_name("niqe_pris_params.npz")

@@ -1,0 +1,108 @@
+"""Which faces are measured, and which clean face belongs to which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+from cfrestore.batch import MARKS
+from cfrestore.errors import ConfigError, ImageError
+from cfrestore.evaluate.figures import LEAST_SIDE, Face
+from cfrestore.image import EXTENSIONS, read_photo, to_uint8
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Restored and clean faces that have one name.
+
+    Attributes:
+        pairs: restored and clean file by name, in the order of the names.
+        without_reference, without_restored: names that only the restored, or only the clean have.
+    """
+
+    pairs: Mapping[str, tuple[Path, Path]]
+    without_reference: tuple[str, ...]
+    without_restored: tuple[str, ...]
+
+
+def find_faces(place: Path) -> dict[str, Path]:
+    """The pictures of a folder and those below it, by name.
+
+    Args:
+        place: a folder, or one picture.
+    Returns:
+        files in the order of their names: the path below the folder with `/`, without extension,
+        and without marks such as `.restored`. Hidden files and folders are left out.
+    Raises:
+        ImageError: it is not there, or holds no picture.
+        ConfigError: two pictures have one name.
+    """
+    if place.is_file():
+        return {_name(Path(place.name)): place}
+    if not place.is_dir():
+        raise ImageError(f"{place} does not exist")
+    faces: dict[str, Path] = {}
+    for path in sorted(place.rglob("*")):
+        inner = path.relative_to(place)
+        hidden = any(part.startswith(".") for part in inner.parts)
+        if hidden or path.suffix.lower() not in EXTENSIONS or not path.is_file():
+            continue
+        if (name := _name(inner)) in faces:
+            raise ConfigError(f"{faces[name]} and {path} have the same name without extension")
+        faces[name] = path
+    if not faces:
+        raise ImageError(f"{place} holds no pictures")
+    return dict(sorted(faces.items()))
+
+
+def _name(path: Path) -> str:
+    stem = path.stem
+    for mark in MARKS:
+        stem = stem.removesuffix(mark)
+    return path.with_name(stem).as_posix()
+
+
+def match_faces(restored: Path, reference: Path) -> Matched:
+    """Restored faces and their clean ones, matched by name; of two files, whatever they are called.
+
+    Raises:
+        ImageError, ConfigError: as `find_faces`; or not one name is in both.
+    """
+    ours, clean = find_faces(restored), find_faces(reference)
+    if restored.is_file() and reference.is_file():
+        clean = dict(zip(ours, clean.values(), strict=True))
+    pairs = {name: (path, clean[name]) for name, path in ours.items() if name in clean}
+    if not pairs:
+        raise ConfigError(f"no picture in {restored} is called like one in {reference}")
+    return Matched(
+        pairs,
+        tuple(name for name in ours if name not in clean),
+        tuple(name for name in clean if name not in ours),
+    )
+
+
+def read_face(path: Path, side: int | None = None) -> Face:
+    """One aligned face.
+
+    Args:
+        path: a picture of whatever depth; transparency is not looked at.
+        side: S, to which larger faces are averaged down and smaller ones interpolated; None: as
+            it is.
+    Returns:
+        (S,S,3) uint8 RGB.
+    Raises:
+        ImageError: it cannot be read, or is not square, or too small to be measured.
+    """
+    pixels = to_uint8(read_photo(path).pixels)
+    height, width = pixels.shape[:2]
+    if height != width:
+        raise ImageError(f"{path} is {width}x{height}; an aligned face is square")
+    if height < LEAST_SIDE:
+        raise ImageError(f"{path} has a side of {height} px; {LEAST_SIDE} px are the least")
+    if side is None or side == height:
+        return pixels
+    way = cv2.INTER_AREA if side < height else cv2.INTER_CUBIC
+    return cv2.resize(pixels, (side, side), interpolation=way)
