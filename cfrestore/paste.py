@@ -4,6 +4,10 @@ Every face is warped, masked and blurred within its own bounding box only; the r
 the published full-frame formulas but for two corrections: it is rounded, not truncated, and the
 outermost pixels of a face are blended with the picture, where the published code multiplies them
 by their coverage and so draws a dark frame (86 levels around a face of 30 px, 0.6 at 200 px).
+
+Of a face that is larger than its crop, detail finer than the crop can be kept: what is pasted is
+then restored + k (picture - original), both crops brought into the picture, and k the share of it
+that is kept. At k = 1 that is the picture with what the network changed.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ class Layer:
 
     Attributes:
         rows, columns: where in the picture.
-        face: (h, w, 3) float32 in [0, 255].
+        face: (h, w, 3) float32; of 8-bit crops within [0, 255] but for what warping overshoots.
         opacity: (h, w) float32 in [0, 1]; exactly 0 where the picture is to stay untouched.
     """
 
@@ -64,6 +68,7 @@ def paste_faces(
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB, the picture that the faces were aligned in.
         faces: in pasting order; 8-bit faces are spread over the full range of a 16-bit picture.
+            Those whose AlignedFace says so keep detail of the picture.
         scale: the result is exactly this many times the picture's size.
         masks: one (S, S) float32 in [0, 1] per face, further limits of what is pasted; or None.
         background: picture of the same content and dtype at any size, used in place of pixels.
@@ -79,30 +84,47 @@ def paste_faces(
     if canvas.dtype != pixels.dtype:
         raise ValueError(f"background must be {pixels.dtype} like the picture, not {canvas.dtype}")
     unit = np.float32(np.iinfo(canvas.dtype).max / 255)
+    original = pixels if scale == 1 and background is None else canvas
+    if original is canvas and len(faces) > 1 and any(f.aligned.kept is not None for f in faces):
+        original = canvas.copy()  # else nothing else is pasted before it is read
     limits = masks if masks is not None else [None] * len(faces)
     for index, (face, mask) in enumerate(zip(faces, limits, strict=True)):
         to_picture = invert(face.aligned.to_crop, scale)
-        layer = face_layer(face.crop, to_picture, canvas.shape[:2], scale=scale, mask=mask)
+        kept = face.aligned.kept
+        crop = face.crop if kept is None else face.crop - np.float32(kept) * face.aligned.crop
+        layer = face_layer(crop, to_picture, canvas.shape[:2], scale=scale, mask=mask)
         if layer is not None:
             region = canvas[layer.rows, layer.columns]
             opacity = layer.opacity
             if owners is not None:
                 opacity = (owners[layer.rows, layer.columns] == index).astype(np.float32)
-            _blend(region, layer.face, opacity, unit)
+            own = None if kept is None else (original[layer.rows, layer.columns], kept)
+            _blend(region, layer.face, opacity, unit, own)
     return canvas
 
 
 def _blend(
-    region: Pixels, face: NDArray[np.float32], opacity: NDArray[np.float32], unit: np.float32
+    region: Pixels,
+    face: NDArray[np.float32],
+    opacity: NDArray[np.float32],
+    unit: np.float32,
+    own: tuple[Pixels, float] | None,
 ) -> None:
     """Lays a face in [0, 255] over a region in units of that; both arrays are overwritten.
 
     A few rows at a time, which stay in the processor's cache throughout.
+
+    Args:
+        own: what is to be added to the face, a picture in those units and its share; or None.
     """
     rows = max(1, 20_000 // max(1, region.shape[1]))
     for top in range(0, len(region), rows):
         part = np.s_[top : top + rows]
         blend, below = face[part], region[part]
+        if own is not None:
+            picture, share = own
+            blend += picture[part] * np.float32(share / unit)
+        np.clip(blend, 0, 255, out=blend)
         blend *= unit
         blend -= below
         blend *= opacity[part][..., None]
@@ -123,7 +145,7 @@ def invert(to_crop: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
 
 
 def face_layer(
-    crop: NDArray[np.uint8],
+    crop: NDArray[_Depth],
     to_picture: NDArray[np.float64],
     shape: tuple[int, ...],
     *,
@@ -136,7 +158,7 @@ def face_layer(
     averaged down first; at 512 px the warp is the published bilinear one.
 
     Args:
-        crop: (S, S, 3) uint8.
+        crop: (S, S, 3) uint8, or float32 where it is a difference of crops.
         to_picture: (2, 3), crop px -> picture px.
         shape: (height, width) of the picture.
         scale: how many times the picture was enlarged; widens the erosion.
@@ -170,7 +192,7 @@ def face_layer(
         flags=cv2.INTER_LINEAR if crop.shape[0] >= PUBLISHED_SIZE else cv2.INTER_CUBIC,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return Layer(rows, columns, np.clip(face, 0, 255, out=face), opacity)
+    return Layer(rows, columns, np.asarray(face, np.float32), opacity)
 
 
 def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -228,8 +250,8 @@ def _enlarge(pixels: Pixels, scale: int, background: Pixels | None) -> Pixels:
 
 
 def _reduce(
-    crop: NDArray[np.uint8], to_picture: NDArray[np.float64]
-) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    crop: NDArray[_Depth], to_picture: NDArray[np.float64]
+) -> tuple[NDArray[_Depth], NDArray[np.float64]]:
     """Halves a crop under 512 px until the warp keeps at least half of its side.
 
     A warp that shrinks more would skip pixels of the crop.
@@ -240,7 +262,8 @@ def _reduce(
     while size % 2 == 0 and math.hypot(to_picture[0, 0], to_picture[1, 0]) < 0.5:
         size //= 2
         to_picture = to_picture @ [[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]
-    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA), to_picture
+    reduced = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(reduced, crop.dtype), to_picture
 
 
 def bounding_box(

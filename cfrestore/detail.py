@@ -1,0 +1,94 @@
+"""How sharp a large face is in its photograph: (pixels, AlignedFace) -> Detail. No torch.
+
+A face that spans more pixels than the crop a network restores has detail that the network can
+neither see nor paint. Whether that is worth keeping depends on what it is: the photograph's own
+sharpness, noise, or next to nothing where the photograph is blurred. Told apart are the three by
+the energy of the octave just finer than the crop. In sharp photographs each octave has about the
+energy of the next (Field, "Relations between the statistics of natural images and the response
+properties of cortical cells", 1987), in blurred ones the finer has less. Detail is strong at few
+places, such as lashes and hair, and noise is everywhere alike; the median tells its level (Donoho
+and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", 1994).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from cfrestore.align import cut_finely, rescale
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cfrestore.align import AlignedFace
+    from cfrestore.image import Pixels
+
+LARGE_FROM = 1.25
+"""Photograph pixels to one of the crop, from which a loss of detail can be seen."""
+
+SHARP_FROM = 0.15
+"""Sharpness from which a large face is better left alone; chosen by benchmarks/large_faces.py."""
+
+_CENTRE, _HALF_AXES = (0.5, 0.56), (0.26, 0.34)  # of the face in its crop, x then y, of the side
+_NORMAL_MEDIAN = 0.6745  # of the magnitude of a normal variable of deviation 1
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a face has that is finer than its crop.
+
+    Attributes:
+        sharpness: energy of the octave finer than the crop, without noise, over that of the crop's
+            finest octave; 0 where all is blur or noise, about 0.3 in a sharp photograph.
+        share: part of the former energy that is not noise, in [0, 1].
+    """
+
+    sharpness: float
+    share: float
+
+
+def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
+    """What a photograph shows of a face beyond the crop, measured in brightness, within the face.
+
+    Args:
+        pixels: (H, W, 3) uint8 or uint16 RGB, the picture that the face was aligned in.
+        aligned: crop (S, S, 3).
+    Returns:
+        None where the photograph has no more pixels than the crop.
+    """
+    octaves = math.log2(aligned.shrink)
+    if octaves <= 0:
+        return None
+    size = aligned.crop.shape[0]
+    cut = cut_finely(pixels, rescale(aligned.to_crop, 2), 2 * size)
+    fine = cv2.cvtColor(cut, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    middle = _halve(fine)
+    finer, coarser = _octave(fine), _octave(middle)
+    energy, noise = _energy(finer), (float(np.median(np.abs(finer))) / _NORMAL_MEDIAN) ** 2
+    detail = max(0.0, energy - noise)
+    expected = _energy(coarser) * min(1.0, octaves)  # of an octave the photograph has but a part
+    return Detail(
+        detail / expected if expected > 0 else 0.0, detail / energy if energy > 0 else 0.0
+    )
+
+
+def _octave(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The finest octave of a (T, T) image, at the pixels of the face."""
+    size = image.shape[0]
+    coarse = cv2.resize(_halve(image), (size, size), interpolation=cv2.INTER_CUBIC)
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    inside = np.hypot((x - _CENTRE[0]) / _HALF_AXES[0], (y - _CENTRE[1]) / _HALF_AXES[1]) < 1
+    return np.asarray((image - coarse)[inside], np.float32)
+
+
+def _halve(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    half = image.shape[0] // 2
+    return np.asarray(cv2.resize(image, (half, half), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _energy(values: NDArray[np.float32]) -> float:
+    return float(np.mean(np.square(values)))
