@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
@@ -27,11 +27,16 @@ if TYPE_CHECKING:
     from cfrestore.align import AlignedFace
     from cfrestore.image import Pixels
 
+_Depth = TypeVar("_Depth", np.uint8, np.float32)
+
 LARGE_FROM = 1.25
 """Photograph pixels to one of the crop, from which a loss of detail can be seen."""
 
-SHARP_FROM = 0.15
+SHARP_FROM = 0.14
 """Sharpness from which a large face is better left alone; chosen by benchmarks/large_faces.py."""
+
+SIGNAL_FROM = 0.3
+"""Share of the detail that must be no noise for that, which the dots of printed pictures have not."""
 
 _CENTRE, _HALF_AXES = (0.5, 0.56), (0.26, 0.34)  # of the face in its crop, x then y, of the side
 _NORMAL_MEDIAN = 0.6745  # of the magnitude of a normal variable of deviation 1
@@ -50,6 +55,11 @@ class Detail:
     sharpness: float
     share: float
 
+    @property
+    def sharp(self) -> bool:
+        """Whether the photograph is sharper than the crop can be."""
+        return self.sharpness >= SHARP_FROM and self.share >= SIGNAL_FROM
+
 
 def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
     """What a photograph shows of a face beyond the crop, measured in brightness, within the face.
@@ -65,9 +75,7 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
         return None
     size = aligned.crop.shape[0]
     cut = cut_finely(pixels, rescale(aligned.to_crop, 2), 2 * size)
-    fine = cv2.cvtColor(cut, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    middle = _halve(fine)
-    finer, coarser = _octave(fine), _octave(middle)
+    finer, coarser = finest_octave(cut), finest_octave(_halve(cut))
     energy, noise = _energy(finer), (float(np.median(np.abs(finer))) / _NORMAL_MEDIAN) ** 2
     detail = max(0.0, energy - noise)
     expected = _energy(coarser) * min(1.0, octaves)  # of an octave the photograph has but a part
@@ -76,18 +84,23 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
     )
 
 
-def _octave(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The finest octave of a (T, T) image, at the pixels of the face."""
-    size = image.shape[0]
+def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The brightness (N,) of the N pixels of the face, less what half the crop's side can show.
+
+    Args:
+        crop: (T, T, 3), T even.
+    """
+    size = crop.shape[0]
+    image = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
     coarse = cv2.resize(_halve(image), (size, size), interpolation=cv2.INTER_CUBIC)
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     inside = np.hypot((x - _CENTRE[0]) / _HALF_AXES[0], (y - _CENTRE[1]) / _HALF_AXES[1]) < 1
     return np.asarray((image - coarse)[inside], np.float32)
 
 
-def _halve(image: NDArray[np.float32]) -> NDArray[np.float32]:
+def _halve(image: NDArray[_Depth]) -> NDArray[_Depth]:
     half = image.shape[0] // 2
-    return np.asarray(cv2.resize(image, (half, half), interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(cv2.resize(image, (half, half), interpolation=cv2.INTER_AREA), image.dtype)
 
 
 def _energy(values: NDArray[np.float32]) -> float:

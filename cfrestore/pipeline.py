@@ -16,7 +16,7 @@ import torch
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
 from cfrestore.backends import ExportedNetwork, check_backend, exported, exported_facts
 from cfrestore.checkpoint import read_metadata
-from cfrestore.detail import LARGE_FROM, SHARP_FROM, measure_detail
+from cfrestore.detail import LARGE_FROM, measure_detail
 from cfrestore.detect import NAMES, Detector, Face, load_detector
 from cfrestore.device import (
     Precision,
@@ -541,11 +541,7 @@ def _weigh(pixels: Pixels, options: Options, aligned: Sequence[AlignedFace]) -> 
         detail = measure_detail(pixels, face)
         if detail is None:
             weighed.append(face)
-        elif (
-            options.max_face == "auto"
-            and face.shrink > LARGE_FROM
-            and detail.sharpness >= SHARP_FROM
-        ):
+        elif options.max_face == "auto" and face.shrink > LARGE_FROM and detail.sharp:
             weighed.append(SkippedFace(face.face, TOO_SHARP))
         else:
             weighed.append(replace(face, kept=detail.share))
