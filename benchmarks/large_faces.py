@@ -2,12 +2,12 @@
 
     python benchmarks/large_faces.py ../shared/faces/valid-512 [--sizes 128 256] [--model compact]
 
-Takes a folder of sharp aligned faces of 512 px, whose names hold the person's number (`_007_`). Each
-is shown to MTCNN and to `measure_detail` as it is, and damaged in three ways with fixed seeds: by
-the small and by the large degradation of the published training, and as the latter printed in dots,
-like a newspaper's picture. Wanted is that all sharp faces are left alone, or that restoring them at
-w = 1 changes the picture by no less than 35 dB, and that all damaged ones are restored. `errors`
-counts the others, of both kinds and of all sizes.
+Takes a folder of sharp aligned faces of 512 px, whose names hold the person's number (`_007_`).
+Each is shown to MTCNN and to `measure_detail` as it is, and damaged in three ways with fixed seeds:
+by the small and by the large degradation of the published training, and as the latter printed in
+dots, like a newspaper's picture. Wanted is that all sharp faces are left alone, or that restoring
+them at w = 1 gives at least 35 dB against the picture, and that all damaged ones are restored.
+`errors` counts the others, of both kinds and of all sizes.
 
 Thresholds of sharpness are compared on the people of odd numbers; the last row has those of even
 numbers, which the one of cfrestore/detail.py was not chosen on.
@@ -130,7 +130,7 @@ def damaged(sharp: Pixels, n: int) -> dict[str, Pixels]:
 
 
 def printed(pixels: Pixels) -> Pixels:
-    """The picture in dots, 7 px from one to the next, along diagonals, as a soft scan shows them."""
+    """The picture in dots, 7 px from one to the next along diagonals, as a soft scan shows it."""
     y, x = np.mgrid[: pixels.shape[0], : pixels.shape[1]] * (np.pi / 5)
     screen = (np.cos(x + y) * np.cos(x - y) + 1) / 2
     ink = 1 / (1 + np.exp(-6 * (pixels / 255 - screen[..., None])))

@@ -36,7 +36,7 @@ SHARP_FROM = 0.14
 """Sharpness from which a large face is better left alone; chosen by benchmarks/large_faces.py."""
 
 SIGNAL_FROM = 0.3
-"""Share of the detail that must be no noise for that, which the dots of printed pictures have not."""
+"""Share of the detail that must be no noise for that; the dots of printed pictures have less."""
 
 _CENTRE, _HALF_AXES = (0.5, 0.56), (0.26, 0.34)  # of the face in its crop, x then y, of the side
 _NORMAL_MEDIAN = 0.6745  # of the magnitude of a normal variable of deviation 1
