@@ -29,7 +29,14 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from cfrestore import Options, Photo, load_pipeline, read_photo
 from cfrestore.align import align_face, cut_finely, rescale
-from cfrestore.detail import SHARP_FROM, SIGNAL_FROM, Detail, finest_octave, measure_detail
+from cfrestore.detail import (
+    SHARP_FROM,
+    SIGNAL_FROM,
+    Detail,
+    finest_octave,
+    measure_detail,
+    within_face,
+)
 from cfrestore.train.config import LARGE, SMALL
 from cfrestore.train.data import generator_for
 from cfrestore.train.degrade import degrade
@@ -87,13 +94,13 @@ def main() -> None:
         found = {kind: pipeline.detector(pixels) for kind, pixels in pictures.items()}
         for size in options.sizes:
             to_fine = rescale(align_face(sharp, found["sharp"][0], size).to_crop, 2)
-            clean = finest_octave(cut_finely(sharp, to_fine, 2 * size))
+            clean = within_face(finest_octave(cut_finely(sharp, to_fine, 2 * size)))
             for kind, pixels in pictures.items():
                 if not found[kind]:
                     continue
                 detail = measure_detail(pixels, align_face(pixels, found[kind][0], size))
                 assert detail is not None, "the faces must be larger than the crop"
-                octave = finest_octave(cut_finely(pixels, to_fine, 2 * size))
+                octave = within_face(finest_octave(cut_finely(pixels, to_fine, 2 * size)))
                 remains = float(octave @ clean) / float(clean @ clean)
                 seen.append(Seen(kind, size, int(number[1]) % 2 == 1, detail, remains))
         if pipeline.crop_size in options.sizes:

@@ -52,14 +52,14 @@ class AlignedFace:
         crop: (S, S, 3) uint8 RGB.
         to_crop: (2, 3) float64; multiply by (x, y, 1) in image pixels to get crop pixels.
         face: what the detector said, in image pixels.
-        kept: share in [0, 1] of the picture's detail finer than the crop that is to stay when a
-            new crop is pasted; None: the new crop alone is pasted.
+        kept: (S, S) float32 in [0, 1], share of the picture's detail finer than the crop that is
+            to stay where a new crop is pasted; None: the new crop alone is pasted.
     """
 
     crop: NDArray[np.uint8]
     to_crop: NDArray[np.float64]
     face: Face
-    kept: float | None = None
+    kept: NDArray[np.float32] | None = None
 
     @property
     def shrink(self) -> float:

@@ -7,7 +7,9 @@ the energy of the octave just finer than the crop. In sharp photographs each oct
 energy of the next (Field, "Relations between the statistics of natural images and the response
 properties of cortical cells", 1987), in blurred ones the finer has less. Detail is strong at few
 places, such as lashes and hair, and noise is everywhere alike; the median tells its level (Donoho
-and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", 1994).
+and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", 1994). What is kept of it at each
+pixel follows from the two (Lee, "Digital image enhancement and noise filtering by use of local
+statistics", 1980).
 """
 
 from __future__ import annotations
@@ -39,10 +41,12 @@ SIGNAL_FROM = 0.3
 """Share of the detail that must be no noise for that; the dots of printed pictures have less."""
 
 _CENTRE, _HALF_AXES = (0.5, 0.56), (0.26, 0.34)  # of the face in its crop, x then y, of the side
+_REACH = 3 / 128  # of the crop's side, deviation of the Gaussian that energy is averaged by
+_LEAST = 1e-6  # energy, so that nothing is divided by 0
 _NORMAL_MEDIAN = 0.6745  # of the magnitude of a normal variable of deviation 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detail:
     """What a face has that is finer than its crop.
 
@@ -50,10 +54,12 @@ class Detail:
         sharpness: energy of the octave finer than the crop, without noise, over that of the crop's
             finest octave; 0 where all is blur or noise, about 0.3 in a sharp photograph.
         share: part of the former energy that is not noise, in [0, 1].
+        kept: (S, S) float32 in [0, 1], the same at each pixel of the crop: what is worth keeping.
     """
 
     sharpness: float
     share: float
+    kept: NDArray[np.float32]
 
     @property
     def sharp(self) -> bool:
@@ -75,17 +81,22 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
         return None
     size = aligned.crop.shape[0]
     cut = cut_finely(pixels, rescale(aligned.to_crop, 2), 2 * size)
-    finer, coarser = finest_octave(cut), finest_octave(_halve(cut))
+    octave = finest_octave(cut)
+    finer, coarser = within_face(octave), within_face(finest_octave(_halve(cut)))
     energy, noise = _energy(finer), (float(np.median(np.abs(finer))) / _NORMAL_MEDIAN) ** 2
     detail = max(0.0, energy - noise)
     expected = _energy(coarser) * min(1.0, octaves)  # of an octave the photograph has but a part
+    around = cv2.GaussianBlur(np.square(octave), (0, 0), _REACH * size)
+    kept = _halve((1 - noise / np.maximum(around, _LEAST)).clip(0, 1))
     return Detail(
-        detail / expected if expected > 0 else 0.0, detail / energy if energy > 0 else 0.0
+        sharpness=detail / expected if expected > 0 else 0.0,
+        share=detail / energy if energy > 0 else 0.0,
+        kept=kept,
     )
 
 
 def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The brightness (N,) of the N pixels of the face, less what half the crop's side can show.
+    """The brightness (T, T) less what half the side can show.
 
     Args:
         crop: (T, T, 3), T even.
@@ -93,9 +104,15 @@ def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
     size = crop.shape[0]
     image = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
     coarse = cv2.resize(_halve(image), (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(image - coarse, np.float32)
+
+
+def within_face(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The pixels (N,) of a crop (T, T) that show the face, not hair or what is behind it."""
+    size = image.shape[0]
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     inside = np.hypot((x - _CENTRE[0]) / _HALF_AXES[0], (y - _CENTRE[1]) / _HALF_AXES[1]) < 1
-    return np.asarray((image - coarse)[inside], np.float32)
+    return np.asarray(image[inside], np.float32)
 
 
 def _halve(image: NDArray[_Depth]) -> NDArray[_Depth]:

@@ -6,8 +6,8 @@ outermost pixels of a face are blended with the picture, where the published cod
 by their coverage and so draws a dark frame (86 levels around a face of 30 px, 0.6 at 200 px).
 
 Of a face that is larger than its crop, detail finer than the crop can be kept: what is pasted is
-then restored + k (picture - original), both crops brought into the picture, and k the share of it
-that is kept. At k = 1 that is the picture with what the network changed.
+then restored + k (picture - original), with both crops brought into the picture, and with k the
+share of detail that is kept there. Where k = 1 that is the picture and what the network changed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Layer:
 
     Attributes:
         rows, columns: where in the picture.
-        face: (h, w, 3) float32; of 8-bit crops within [0, 255] but for what warping overshoots.
+        face: (h, w, 3) float32, within [0, 255] but for what warping overshoots; or (h, w, 4), what
+            is to be added to the share of the picture that the last channel says.
         opacity: (h, w) float32 in [0, 1]; exactly 0 where the picture is to stay untouched.
     """
 
@@ -83,23 +84,23 @@ def paste_faces(
     canvas = _enlarge(pixels, scale, background)
     if canvas.dtype != pixels.dtype:
         raise ValueError(f"background must be {pixels.dtype} like the picture, not {canvas.dtype}")
-    unit = np.float32(np.iinfo(canvas.dtype).max / 255)
     original = pixels if scale == 1 and background is None else canvas
     if original is canvas and len(faces) > 1 and any(f.aligned.kept is not None for f in faces):
         original = canvas.copy()  # else nothing else is pasted before it is read
     limits = masks if masks is not None else [None] * len(faces)
     for index, (face, mask) in enumerate(zip(faces, limits, strict=True)):
         to_picture = invert(face.aligned.to_crop, scale)
-        kept = face.aligned.kept
-        crop = face.crop if kept is None else face.crop - np.float32(kept) * face.aligned.crop
+        crop: NDArray[np.uint8] | NDArray[np.float32] = face.crop
+        if face.aligned.kept is not None:
+            kept = face.aligned.kept[..., None]
+            crop = np.concatenate([face.crop - kept * face.aligned.crop, kept], axis=2)
         layer = face_layer(crop, to_picture, canvas.shape[:2], scale=scale, mask=mask)
         if layer is not None:
             region = canvas[layer.rows, layer.columns]
             opacity = layer.opacity
             if owners is not None:
                 opacity = (owners[layer.rows, layer.columns] == index).astype(np.float32)
-            own = None if kept is None else (original[layer.rows, layer.columns], kept)
-            _blend(region, layer.face, opacity, unit, own)
+            _blend(region, layer.face, opacity, original[layer.rows, layer.columns])
     return canvas
 
 
@@ -107,23 +108,22 @@ def _blend(
     region: Pixels,
     face: NDArray[np.float32],
     opacity: NDArray[np.float32],
-    unit: np.float32,
-    own: tuple[Pixels, float] | None,
+    original: Pixels,
 ) -> None:
-    """Lays a face in [0, 255] over a region in units of that; both arrays are overwritten.
+    """Lays the face of a Layer over a region of its size; both arrays are overwritten.
 
     A few rows at a time, which stay in the processor's cache throughout.
 
     Args:
-        own: what is to be added to the face, a picture in those units and its share; or None.
+        original: the region before anything was pasted, of which faces may keep detail.
     """
+    unit = np.float32(np.iinfo(region.dtype).max / 255)
     rows = max(1, 20_000 // max(1, region.shape[1]))
     for top in range(0, len(region), rows):
         part = np.s_[top : top + rows]
-        blend, below = face[part], region[part]
-        if own is not None:
-            picture, share = own
-            blend += picture[part] * np.float32(share / unit)
+        blend, below = face[part][..., :3], region[part]
+        if face.shape[2] == 4:
+            blend += original[part] * (face[part][..., 3:] / unit)
         np.clip(blend, 0, 255, out=blend)
         blend *= unit
         blend -= below
@@ -145,7 +145,7 @@ def invert(to_crop: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
 
 
 def face_layer(
-    crop: NDArray[_Depth],
+    crop: NDArray[np.uint8] | NDArray[np.float32],
     to_picture: NDArray[np.float64],
     shape: tuple[int, ...],
     *,
@@ -158,7 +158,7 @@ def face_layer(
     averaged down first; at 512 px the warp is the published bilinear one.
 
     Args:
-        crop: (S, S, 3) uint8, or float32 where it is a difference of crops.
+        crop: (S, S, 3) uint8, or (S, S, 4) float32, see Layer.
         to_picture: (2, 3), crop px -> picture px.
         shape: (height, width) of the picture.
         scale: how many times the picture was enlarged; widens the erosion.
@@ -186,7 +186,7 @@ def face_layer(
     opacity *= coverage
     del coverage  # four bytes a pixel, while the face takes twelve
     face = cv2.warpAffine(
-        small.astype(np.float32),
+        small,
         small_to_picture - origin,
         extent,
         flags=cv2.INTER_LINEAR if crop.shape[0] >= PUBLISHED_SIZE else cv2.INTER_CUBIC,
@@ -250,20 +250,20 @@ def _enlarge(pixels: Pixels, scale: int, background: Pixels | None) -> Pixels:
 
 
 def _reduce(
-    crop: NDArray[_Depth], to_picture: NDArray[np.float64]
-) -> tuple[NDArray[_Depth], NDArray[np.float64]]:
+    crop: NDArray[np.uint8] | NDArray[np.float32], to_picture: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Halves a crop under 512 px until the warp keeps at least half of its side.
 
     A warp that shrinks more would skip pixels of the crop.
     """
     size = crop.shape[0]
     if size >= PUBLISHED_SIZE:
-        return crop, to_picture
+        return crop.astype(np.float32), to_picture
     while size % 2 == 0 and math.hypot(to_picture[0, 0], to_picture[1, 0]) < 0.5:
         size //= 2
         to_picture = to_picture @ [[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]
     reduced = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
-    return np.asarray(reduced, crop.dtype), to_picture
+    return reduced.astype(np.float32), to_picture
 
 
 def bounding_box(

@@ -544,7 +544,7 @@ def _weigh(pixels: Pixels, options: Options, aligned: Sequence[AlignedFace]) -> 
         elif options.max_face == "auto" and face.shrink > LARGE_FROM and detail.sharp:
             weighed.append(SkippedFace(face.face, TOO_SHARP))
         else:
-            weighed.append(replace(face, kept=detail.share))
+            weighed.append(replace(face, kept=detail.kept))
     return weighed
 
 

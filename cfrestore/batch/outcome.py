@@ -42,7 +42,7 @@ class FaceReport:
         landmarks: x and y of five points, order as in Face.
         fidelity: w it was painted with, if it was.
         softened: see RestoredFace.
-        kept: see AlignedFace.
+        kept: mean of AlignedFace.kept.
         reason: why it was not restored, half a sentence.
     """
 
@@ -96,7 +96,7 @@ def report(result: Result) -> FaceReport:
         tuple(map(_rounded, face.landmarks)),
         painted.fidelity if painted else None,
         painted is not None and painted.softened,
-        None if kept is None else round(kept, 3),
+        None if kept is None else round(float(kept.mean()), 3),
         None if isinstance(result, RestoredFace) else result.reason,
     )
 
