@@ -42,6 +42,7 @@ SIGNAL_FROM = 0.3
 
 _CENTRE, _HALF_AXES = (0.5, 0.56), (0.26, 0.34)  # of the face in its crop, x then y, of the side
 _REACH = 3 / 128  # of the crop's side, deviation of the Gaussian that energy is averaged by
+_LEAST_PART = 0.5  # of the finer octave, however few pixels there are: filters let so much through
 _LEAST = 1e-6  # energy, so that nothing is divided by 0
 _NORMAL_MEDIAN = 0.6745  # of the magnitude of a normal variable of deviation 1
 
@@ -52,7 +53,8 @@ class Detail:
 
     Attributes:
         sharpness: energy of the octave finer than the crop, without noise, over that of the crop's
-            finest octave; 0 where all is blur or noise, about 0.3 in a sharp photograph.
+            finest octave, or of as much of it as the photograph has pixels for; 0 where all is blur
+            or noise, about 0.3 in a sharp photograph.
         share: part of the former energy that is not noise, in [0, 1].
         kept: (S, S) float32 in [0, 1], the same at each pixel of the crop: what is worth keeping.
     """
@@ -85,7 +87,7 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
     finer, coarser = within_face(octave), within_face(finest_octave(_halve(cut)))
     energy, noise = _energy(finer), (float(np.median(np.abs(finer))) / _NORMAL_MEDIAN) ** 2
     detail = max(0.0, energy - noise)
-    expected = _energy(coarser) * min(1.0, octaves)  # of an octave the photograph has but a part
+    expected = _energy(coarser) * min(1.0, max(_LEAST_PART, octaves))
     around = cv2.GaussianBlur(np.square(octave), (0, 0), _REACH * size)
     kept = _halve((1 - noise / np.maximum(around, _LEAST)).clip(0, 1))
     return Detail(

@@ -87,7 +87,7 @@ def test_large_faces_are_left_alone_by_the_same_side() -> None:
     ]
     assert reasons == ["larger than 20 px", None, None, "larger than 20 px"]
     both = [isinstance(f, SkippedFace) for f in select_faces(FACES, SIZE, "largest", 20, 20)]
-    assert both == [True, True, False, True]  # WIDE is the larger of those that are left
+    assert both == [True, False, True, True]  # WIDE is the larger of the two that are left
 
 
 # The wish as words, and as an option
