@@ -303,16 +303,6 @@ def test_a_folder_of_weights_need_not_be_there_yet(cfrestore_: Command) -> None:
     assert os.environ["CFRESTORE_HOME"] == "new"
 
 
-def test_a_face_that_loses_detail_is_told(
-    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    detect(monkeypatch, face_at(0, 0, 30), face_at(0, 0, 90))
-    make("a.png")
-    result = cfrestore_("a.png")
-    assert result.code == 0
-    assert "2 faces restored (1 larger than the network paints, so softer now)" in result.err
-
-
 def test_a_folder_gives_a_folder(cfrestore_: Command) -> None:
     make("in/b.png", "in/a.png")
     result = cfrestore_("in")

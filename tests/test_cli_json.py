@@ -11,8 +11,7 @@ from command import Command, detect, make
 from stubs import StubDetector, StubNetwork, face_at, leaves, picture
 
 from cfrestore import pipeline
-from cfrestore.batch import REASONS, SCHEMA, Job, Outcome
-from cfrestore.batch.outcome import FaceReport
+from cfrestore.batch import REASONS, SCHEMA, FaceReport, Job, Outcome
 from cfrestore.cli.record import UNKNOWN, provenance_of, record_of, record_of_plan
 from cfrestore.detect import Face
 from cfrestore.image import Photo, read_photo, write_photo
