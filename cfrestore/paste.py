@@ -13,7 +13,7 @@ share of detail that is kept there. Where k = 1 that is the picture and what the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import cv2
@@ -42,15 +42,16 @@ class Layer:
 
     Attributes:
         rows, columns: where in the picture.
-        face: (h, w, 3) float32, within [0, 255] but for what warping overshoots; or (h, w, 4), what
-            is to be added to the share of the picture that the last channel says.
+        face: (h, w, 3) float32, within [0, 255] but for what warping overshoots.
         opacity: (h, w) float32 in [0, 1]; exactly 0 where the picture is to stay untouched.
+        kept: (h, w) float32, share of the picture that is to be added to the face; or None.
     """
 
     rows: slice
     columns: slice
     face: NDArray[np.float32]
     opacity: NDArray[np.float32]
+    kept: NDArray[np.float32] | None = None
 
 
 def paste_faces(
@@ -90,27 +91,20 @@ def paste_faces(
     limits = masks if masks is not None else [None] * len(faces)
     for index, (face, mask) in enumerate(zip(faces, limits, strict=True)):
         to_picture = invert(face.aligned.to_crop, scale)
-        crop: NDArray[np.uint8] | NDArray[np.float32] = face.crop
-        if face.aligned.kept is not None:
-            kept = face.aligned.kept[..., None]
-            crop = np.concatenate([face.crop - kept * face.aligned.crop, kept], axis=2)
-        layer = face_layer(crop, to_picture, canvas.shape[:2], scale=scale, mask=mask)
+        kept = face.aligned.kept
+        crop = face.crop if kept is None else face.crop - kept[..., None] * face.aligned.crop
+        layer = face_layer(crop, to_picture, canvas.shape[:2], scale=scale, mask=mask, kept=kept)
         if layer is not None:
             region = canvas[layer.rows, layer.columns]
             opacity = layer.opacity
             if owners is not None:
                 opacity = (owners[layer.rows, layer.columns] == index).astype(np.float32)
-            _blend(region, layer.face, opacity, original[layer.rows, layer.columns])
+            _blend(region, replace(layer, opacity=opacity), original[layer.rows, layer.columns])
     return canvas
 
 
-def _blend(
-    region: Pixels,
-    face: NDArray[np.float32],
-    opacity: NDArray[np.float32],
-    original: Pixels,
-) -> None:
-    """Lays the face of a Layer over a region of its size; both arrays are overwritten.
+def _blend(region: Pixels, layer: Layer, original: Pixels) -> None:
+    """Lays a face over a region of its size; both are overwritten.
 
     A few rows at a time, which stay in the processor's cache throughout.
 
@@ -121,13 +115,13 @@ def _blend(
     rows = max(1, 20_000 // max(1, region.shape[1]))
     for top in range(0, len(region), rows):
         part = np.s_[top : top + rows]
-        blend, below = face[part][..., :3], region[part]
-        if face.shape[2] == 4:
-            blend += original[part] * (face[part][..., 3:] / unit)
+        blend, below = layer.face[part], region[part]
+        if layer.kept is not None:
+            blend += original[part] * (layer.kept[part] / unit)[..., None]
         np.clip(blend, 0, 255, out=blend)
         blend *= unit
         blend -= below
-        blend *= opacity[part][..., None]
+        blend *= layer.opacity[part][..., None]
         blend += below
         below[...] = np.rint(blend, out=blend)
 
@@ -151,6 +145,7 @@ def face_layer(
     *,
     scale: int = 1,
     mask: NDArray[np.float32] | None = None,
+    kept: NDArray[np.float32] | None = None,
 ) -> Layer | None:
     """Brings one crop and its mask into the picture, within the crop's bounding box.
 
@@ -158,11 +153,12 @@ def face_layer(
     averaged down first; at 512 px the warp is the published bilinear one.
 
     Args:
-        crop: (S, S, 3) uint8, or (S, S, 4) float32, see Layer.
+        crop: (S, S, 3) uint8, or float32 where it is a difference of crops.
         to_picture: (2, 3), crop px -> picture px.
         shape: (height, width) of the picture.
         scale: how many times the picture was enlarged; widens the erosion.
         mask: (S, S) float32 in [0, 1], or None.
+        kept: (S, S) float32 in [0, 1], see Layer, or None.
     Returns:
         None where nothing of the face lies in the picture.
     """
@@ -192,7 +188,10 @@ def face_layer(
         flags=cv2.INTER_LINEAR if crop.shape[0] >= PUBLISHED_SIZE else cv2.INTER_CUBIC,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return Layer(rows, columns, np.asarray(face, np.float32), opacity)
+    if kept is not None:
+        warped = cv2.warpAffine(kept, to_picture - origin, extent, borderMode=cv2.BORDER_REPLICATE)
+        kept = np.asarray(warped, np.float32)
+    return Layer(rows, columns, np.asarray(face, np.float32), opacity, kept)
 
 
 def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
