@@ -41,6 +41,7 @@ BORDER_COLOR = (132, 133, 135)
 
 _MIN_SPREAD = 1.0  # px; landmarks closer together than one pixel say nothing about a direction
 _MAX_SUPERSAMPLING = 16  # bounds the memory that wild landmarks can ask for: 4096 px for a 256 crop
+_MARGIN = 2  # px; zeros around masks, so that erosion and blur see the same as in the full frame
 _MAX_SIDE = 4096  # px; the same where a crop is cut finely
 
 
@@ -140,7 +141,7 @@ def cut_crop(
 
 
 def cut_finely(pixels: Pixels, to_crop: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """Samples a crop for its finest detail to be measured: sharply, and never sparsely.
+    """Samples the brightness of a crop, sharply and never sparsely, for its detail to be measured.
 
     Unlike `cut_crop` it is sampled by Lanczos' kernel, without an exception at 512 px, and repeats
     the picture's outermost pixels beyond it, so that the border is no edge.
@@ -150,13 +151,19 @@ def cut_finely(pixels: Pixels, to_crop: NDArray[np.float64], size: int) -> NDArr
         to_crop: (2, 3), image px -> crop px.
         size: side of the crop.
     Returns:
-        (size, size, 3) uint8.
+        (size, size) uint8.
     """
     factor = _supersampling(to_crop, max(1, _MAX_SIDE // size))
+    side, to_crop = size * factor, rescale(to_crop, factor)
+    box = bounding_box(side, np.asarray(cv2.invertAffineTransform(to_crop)), pixels.shape[:2])
+    if box is None:
+        return np.zeros((size, size), np.uint8)
+    rows, columns = box
+    to_crop[:, 2] += to_crop[:, :2] @ (columns.start, rows.start)
     crop = cv2.warpAffine(
-        pixels,
-        rescale(to_crop, factor),
-        (size * factor, size * factor),
+        np.asarray(cv2.cvtColor(pixels[rows, columns], cv2.COLOR_RGB2GRAY)),
+        to_crop,
+        (side, side),
         flags=cv2.INTER_LANCZOS4,
         borderMode=cv2.BORDER_REPLICATE,
     )
@@ -171,6 +178,20 @@ def rescale(to_crop: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
     larger = to_crop * factor
     larger[:, 2] += (factor - 1) / 2
     return larger
+
+
+def bounding_box(
+    size: int, to_picture: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[slice, slice] | None:
+    """Rows and columns of the picture that a warped crop can touch, or None if there are none."""
+    corners = np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
+    points = corners @ to_picture.T  # (4, 2)
+    limit = (shape[1], shape[0])
+    low = np.clip(np.floor(points.min(axis=0)) - _MARGIN, 0, limit).astype(int)
+    high = np.clip(np.ceil(points.max(axis=0)) + 1 + _MARGIN, 0, limit).astype(int)
+    if (low >= high).any():
+        return None
+    return slice(low[1], high[1]), slice(low[0], high[0])
 
 
 def _average(crop: Pixels, size: int) -> NDArray[np.uint8]:

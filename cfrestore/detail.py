@@ -98,13 +98,13 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
 
 
 def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The brightness (T, T) less what half the side can show.
+    """Of brightness (T, T) what half the side cannot show.
 
     Args:
-        crop: (T, T, 3), T even.
+        crop: (T, T), T even.
     """
     size = crop.shape[0]
-    image = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    image = crop.astype(np.float32)
     coarse = cv2.resize(_halve(image), (size, size), interpolation=cv2.INTER_CUBIC)
     return np.asarray(image - coarse, np.float32)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import cv2
 import numpy as np
 
-from cfrestore.align import PUBLISHED_SIZE
+from cfrestore.align import PUBLISHED_SIZE, bounding_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,7 +33,6 @@ _Depth = TypeVar("_Depth", np.uint8, np.float32)
 
 _EXACT_FADE = 20  # px; wider fades are blurred in a smaller picture, where they have
 _SMALL_FADE = 15  # px, which keeps them within 1/255
-_MARGIN = 2  # px; zeros around the mask, so that erosion and blur see the same as in the full frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,17 +262,3 @@ def _reduce(
         to_picture = to_picture @ [[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]
     reduced = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
     return reduced.astype(np.float32), to_picture
-
-
-def bounding_box(
-    size: int, to_picture: NDArray[np.float64], shape: tuple[int, ...]
-) -> tuple[slice, slice] | None:
-    """Rows and columns of the picture that a warped crop can touch, or None if there are none."""
-    corners = np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
-    points = corners @ to_picture.T  # (4, 2)
-    limit = (shape[1], shape[0])
-    low = np.clip(np.floor(points.min(axis=0)) - _MARGIN, 0, limit).astype(int)
-    high = np.clip(np.ceil(points.max(axis=0)) + 1 + _MARGIN, 0, limit).astype(int)
-    if (low >= high).any():
-        return None
-    return slice(low[1], high[1]), slice(low[0], high[0])
