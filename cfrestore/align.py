@@ -41,6 +41,8 @@ BORDER_COLOR = (132, 133, 135)
 
 _MIN_SPREAD = 1.0  # px; landmarks closer together than one pixel say nothing about a direction
 _MAX_SUPERSAMPLING = 16  # bounds the memory that wild landmarks can ask for: 4096 px for a 256 crop
+_MARGIN = 2  # px; zeros around masks, so that erosion and blur see the same as in the full frame
+_MAX_SIDE = 4096  # px; the same where a crop is cut finely
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +53,19 @@ class AlignedFace:
         crop: (S, S, 3) uint8 RGB.
         to_crop: (2, 3) float64; multiply by (x, y, 1) in image pixels to get crop pixels.
         face: what the detector said, in image pixels.
+        kept: (S, S) float32 in [0, 1], share of the picture's detail finer than the crop that is
+            to stay where a new crop is pasted; None: the new crop alone is pasted.
     """
 
     crop: NDArray[np.uint8]
     to_crop: NDArray[np.float64]
     face: Face
+    kept: NDArray[np.float32] | None = None
+
+    @property
+    def shrink(self) -> float:
+        """Image pixels to one of the crop, along a line."""
+        return 1 / _scale(self.to_crop)
 
 
 def estimate_similarity(
@@ -117,7 +127,7 @@ def cut_crop(
         size: side of the crop.
         border: 8-bit colour of the crop where the picture has no pixels.
     """
-    factor = _supersampling(to_crop, size)
+    factor = 1 if size >= PUBLISHED_SIZE else _supersampling(to_crop, _MAX_SUPERSAMPLING)
     unit = int(np.iinfo(pixels.dtype).max) // 255
     crop = cv2.warpAffine(
         pixels,
@@ -127,9 +137,37 @@ def cut_crop(
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=[channel * unit for channel in border],
     )
-    if factor > 1:
-        crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
-    return to_uint8(crop)
+    return _average(crop, size)
+
+
+def cut_finely(pixels: Pixels, to_crop: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """Samples the brightness of a crop, sharply and never sparsely, for its detail to be measured.
+
+    Unlike `cut_crop` it is sampled by Lanczos' kernel, without an exception at 512 px, and repeats
+    the picture's outermost pixels beyond it, so that the border is no edge.
+
+    Args:
+        pixels: (H, W, 3) uint8 or uint16 RGB; only the crop's own part of it is read.
+        to_crop: (2, 3), image px -> crop px.
+        size: side of the crop.
+    Returns:
+        (size, size) uint8.
+    """
+    factor = _supersampling(to_crop, max(1, _MAX_SIDE // size))
+    side, to_crop = size * factor, rescale(to_crop, factor)
+    box = bounding_box(side, np.asarray(cv2.invertAffineTransform(to_crop)), pixels.shape[:2])
+    if box is None:
+        return np.zeros((size, size), np.uint8)
+    rows, columns = box
+    to_crop[:, 2] += to_crop[:, :2] @ (columns.start, rows.start)
+    crop = cv2.warpAffine(
+        np.asarray(cv2.cvtColor(pixels[rows, columns], cv2.COLOR_RGB2GRAY)),
+        to_crop,
+        (side, side),
+        flags=cv2.INTER_LANCZOS4,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return _average(crop, size)
 
 
 def rescale(to_crop: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
@@ -142,13 +180,31 @@ def rescale(to_crop: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
     return larger
 
 
-def _supersampling(to_crop: NDArray[np.float64], size: int) -> int:
+def bounding_box(
+    size: int, to_picture: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[slice, slice] | None:
+    """Rows and columns of the picture that a warped crop can touch, or None if there are none."""
+    corners = np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
+    points = corners @ to_picture.T  # (4, 2)
+    limit = (shape[1], shape[0])
+    low = np.clip(np.floor(points.min(axis=0)) - _MARGIN, 0, limit).astype(int)
+    high = np.clip(np.ceil(points.max(axis=0)) + 1 + _MARGIN, 0, limit).astype(int)
+    if (low >= high).any():
+        return None
+    return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def _average(crop: Pixels, size: int) -> NDArray[np.uint8]:
+    """The square crop averaged down to a side, and to 8 bits."""
+    if len(crop) > size:
+        crop = np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
+    return to_uint8(crop)
+
+
+def _supersampling(to_crop: NDArray[np.float64], limit: int) -> int:
     """The smallest power of two at which neighbouring samples lie at most one image pixel apart."""
     shrink = 1 / _scale(to_crop)
-    if size >= PUBLISHED_SIZE or shrink <= 1:
-        return 1
-    factor = 2 ** math.ceil(math.log2(min(shrink, _MAX_SUPERSAMPLING)))
-    return int(factor)
+    return 1 if shrink <= 1 else int(2 ** math.ceil(math.log2(min(shrink, limit))))
 
 
 def _scale(matrix: NDArray[np.float64]) -> float:

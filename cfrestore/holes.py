@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from cfrestore.paste import bounding_box, invert
+from cfrestore.align import bounding_box
+from cfrestore.paste import invert
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

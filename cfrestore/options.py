@@ -17,6 +17,8 @@ Choice: TypeAlias = Literal["all", "center", "largest"]
 
 BatchSize: TypeAlias = int | Literal["auto"]
 
+MaxFace: TypeAlias = int | Literal["auto"] | None
+
 CHOICES: tuple[Choice, ...] = ("all", "center", "largest")
 
 
@@ -36,6 +38,9 @@ class Options:
             score, from 0.
         min_face: faces whose box has a shorter side below this, in pixels of the picture, are left
             alone; center and largest choose among the others. The indices count every face.
+        max_face: faces whose box has a shorter side above this are left alone likewise; None: no
+            face is too large; auto: in restoration, those that are larger than the network paints
+            and sharper than it can paint them, see `detail.measure_detail`; else as None.
         draw_box: draws a green frame around what was pasted.
 
     Raises:
@@ -48,6 +53,7 @@ class Options:
     batch_size: BatchSize = "auto"
     faces: Choice | tuple[int, ...] = "all"
     min_face: int = 0
+    max_face: MaxFace = "auto"
     draw_box: bool = False
 
     def __post_init__(self) -> None:
@@ -63,7 +69,12 @@ class Options:
             raise ConfigError(f"faces must be one of {CHOICES} or indices, found {self.faces!r}")
         if self.min_face < 0:
             raise ConfigError(f"min_face must be at least 0, found {self.min_face}")
-        if self.aligned and (self.faces != "all" or self.min_face or self.draw_box):
+        if isinstance(self.max_face, int) and self.max_face < max(1, self.min_face):
+            raise ConfigError(
+                f"max_face must be auto, none, or at least 1 and min_face, found {self.max_face}"
+            )
+        chosen = self.faces != "all" or self.min_face or self.max_face != "auto"
+        if self.aligned and (chosen or self.draw_box):
             raise ConfigError(
                 "an aligned face is not searched for, so there is no choice of faces and no box"
             )
@@ -81,6 +92,22 @@ def parse_batch_size(text: str) -> BatchSize:
         return int(text)
     except ValueError:
         raise ConfigError(f"batch_size must be auto or a number, found {text!r}") from None
+
+
+def parse_max_face(text: str) -> MaxFace:
+    """The largest face that a text such as auto, none or 900 means.
+
+    Raises:
+        ConfigError: it means none.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"max_face must be auto, none or a number, found {text!r}") from None
 
 
 def parse_faces(text: str) -> Choice | tuple[int, ...]:

@@ -4,18 +4,22 @@ Every face is warped, masked and blurred within its own bounding box only; the r
 the published full-frame formulas but for two corrections: it is rounded, not truncated, and the
 outermost pixels of a face are blended with the picture, where the published code multiplies them
 by their coverage and so draws a dark frame (86 levels around a face of 30 px, 0.6 at 200 px).
+
+Of a face that is larger than its crop, detail finer than the crop can be kept: what is pasted is
+then restored + k (picture - original), with both crops brought into the picture, and with k the
+share of detail that is kept there. Where k = 1 that is the picture and what the network changed.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
 
-from cfrestore.align import PUBLISHED_SIZE
+from cfrestore.align import PUBLISHED_SIZE, bounding_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +33,6 @@ _Depth = TypeVar("_Depth", np.uint8, np.float32)
 
 _EXACT_FADE = 20  # px; wider fades are blurred in a smaller picture, where they have
 _SMALL_FADE = 15  # px, which keeps them within 1/255
-_MARGIN = 2  # px; zeros around the mask, so that erosion and blur see the same as in the full frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +41,16 @@ class Layer:
 
     Attributes:
         rows, columns: where in the picture.
-        face: (h, w, 3) float32 in [0, 255].
+        face: (h, w, 3) float32, within [0, 255] but for what warping overshoots.
         opacity: (h, w) float32 in [0, 1]; exactly 0 where the picture is to stay untouched.
+        kept: (h, w) float32, share of the picture that is to be added to the face; or None.
     """
 
     rows: slice
     columns: slice
     face: NDArray[np.float32]
     opacity: NDArray[np.float32]
+    kept: NDArray[np.float32] | None = None
 
 
 def paste_faces(
@@ -64,6 +69,7 @@ def paste_faces(
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB, the picture that the faces were aligned in.
         faces: in pasting order; 8-bit faces are spread over the full range of a 16-bit picture.
+            Those whose AlignedFace says so keep detail of the picture.
         scale: the result is exactly this many times the picture's size.
         masks: one (S, S) float32 in [0, 1] per face, further limits of what is pasted; or None.
         background: picture of the same content and dtype at any size, used in place of pixels.
@@ -78,34 +84,43 @@ def paste_faces(
     canvas = _enlarge(pixels, scale, background)
     if canvas.dtype != pixels.dtype:
         raise ValueError(f"background must be {pixels.dtype} like the picture, not {canvas.dtype}")
-    unit = np.float32(np.iinfo(canvas.dtype).max / 255)
+    original = pixels if scale == 1 and background is None else canvas
+    if original is canvas and len(faces) > 1 and any(f.aligned.kept is not None for f in faces):
+        original = canvas.copy()  # else nothing else is pasted before it is read
     limits = masks if masks is not None else [None] * len(faces)
     for index, (face, mask) in enumerate(zip(faces, limits, strict=True)):
         to_picture = invert(face.aligned.to_crop, scale)
-        layer = face_layer(face.crop, to_picture, canvas.shape[:2], scale=scale, mask=mask)
+        kept = face.aligned.kept
+        crop = face.crop if kept is None else face.crop - kept[..., None] * face.aligned.crop
+        layer = face_layer(crop, to_picture, canvas.shape[:2], scale=scale, mask=mask, kept=kept)
         if layer is not None:
             region = canvas[layer.rows, layer.columns]
             opacity = layer.opacity
             if owners is not None:
                 opacity = (owners[layer.rows, layer.columns] == index).astype(np.float32)
-            _blend(region, layer.face, opacity, unit)
+            _blend(region, replace(layer, opacity=opacity), original[layer.rows, layer.columns])
     return canvas
 
 
-def _blend(
-    region: Pixels, face: NDArray[np.float32], opacity: NDArray[np.float32], unit: np.float32
-) -> None:
-    """Lays a face in [0, 255] over a region in units of that; both arrays are overwritten.
+def _blend(region: Pixels, layer: Layer, original: Pixels) -> None:
+    """Lays a face over a region of its size; both are overwritten.
 
     A few rows at a time, which stay in the processor's cache throughout.
+
+    Args:
+        original: the region before anything was pasted, of which faces may keep detail.
     """
+    unit = np.float32(np.iinfo(region.dtype).max / 255)
     rows = max(1, 20_000 // max(1, region.shape[1]))
     for top in range(0, len(region), rows):
         part = np.s_[top : top + rows]
-        blend, below = face[part], region[part]
+        blend, below = layer.face[part], region[part]
+        if layer.kept is not None:
+            blend += original[part] * (layer.kept[part] / unit)[..., None]
+        np.clip(blend, 0, 255, out=blend)
         blend *= unit
         blend -= below
-        blend *= opacity[part][..., None]
+        blend *= layer.opacity[part][..., None]
         blend += below
         below[...] = np.rint(blend, out=blend)
 
@@ -123,12 +138,13 @@ def invert(to_crop: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
 
 
 def face_layer(
-    crop: NDArray[np.uint8],
+    crop: NDArray[np.uint8] | NDArray[np.float32],
     to_picture: NDArray[np.float64],
     shape: tuple[int, ...],
     *,
     scale: int = 1,
     mask: NDArray[np.float32] | None = None,
+    kept: NDArray[np.float32] | None = None,
 ) -> Layer | None:
     """Brings one crop and its mask into the picture, within the crop's bounding box.
 
@@ -136,11 +152,12 @@ def face_layer(
     averaged down first; at 512 px the warp is the published bilinear one.
 
     Args:
-        crop: (S, S, 3) uint8.
+        crop: (S, S, 3) uint8, or float32 where it is a difference of crops.
         to_picture: (2, 3), crop px -> picture px.
         shape: (height, width) of the picture.
         scale: how many times the picture was enlarged; widens the erosion.
         mask: (S, S) float32 in [0, 1], or None.
+        kept: (S, S) float32 in [0, 1], see Layer, or None.
     Returns:
         None where nothing of the face lies in the picture.
     """
@@ -164,13 +181,16 @@ def face_layer(
     opacity *= coverage
     del coverage  # four bytes a pixel, while the face takes twelve
     face = cv2.warpAffine(
-        small.astype(np.float32),
+        small,
         small_to_picture - origin,
         extent,
         flags=cv2.INTER_LINEAR if crop.shape[0] >= PUBLISHED_SIZE else cv2.INTER_CUBIC,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return Layer(rows, columns, np.clip(face, 0, 255, out=face), opacity)
+    if kept is not None:
+        warped = cv2.warpAffine(kept, to_picture - origin, extent, borderMode=cv2.BORDER_REPLICATE)
+        kept = np.asarray(warped, np.float32)
+    return Layer(rows, columns, np.asarray(face, np.float32), opacity, kept)
 
 
 def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -228,30 +248,17 @@ def _enlarge(pixels: Pixels, scale: int, background: Pixels | None) -> Pixels:
 
 
 def _reduce(
-    crop: NDArray[np.uint8], to_picture: NDArray[np.float64]
-) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    crop: NDArray[np.uint8] | NDArray[np.float32], to_picture: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Halves a crop under 512 px until the warp keeps at least half of its side.
 
     A warp that shrinks more would skip pixels of the crop.
     """
     size = crop.shape[0]
     if size >= PUBLISHED_SIZE:
-        return crop, to_picture
+        return crop.astype(np.float32), to_picture
     while size % 2 == 0 and math.hypot(to_picture[0, 0], to_picture[1, 0]) < 0.5:
         size //= 2
         to_picture = to_picture @ [[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]
-    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA), to_picture
-
-
-def bounding_box(
-    size: int, to_picture: NDArray[np.float64], shape: tuple[int, ...]
-) -> tuple[slice, slice] | None:
-    """Rows and columns of the picture that a warped crop can touch, or None if there are none."""
-    corners = np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
-    points = corners @ to_picture.T  # (4, 2)
-    limit = (shape[1], shape[0])
-    low = np.clip(np.floor(points.min(axis=0)) - _MARGIN, 0, limit).astype(int)
-    high = np.clip(np.ceil(points.max(axis=0)) + 1 + _MARGIN, 0, limit).astype(int)
-    if (low >= high).any():
-        return None
-    return slice(low[1], high[1]), slice(low[0], high[0])
+    reduced = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+    return reduced.astype(np.float32), to_picture

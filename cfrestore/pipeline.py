@@ -16,6 +16,7 @@ import torch
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
 from cfrestore.backends import ExportedNetwork, check_backend, exported, exported_facts
 from cfrestore.checkpoint import read_metadata
+from cfrestore.detail import LARGE_FROM, measure_detail
 from cfrestore.detect import NAMES, Detector, Face, load_detector
 from cfrestore.device import (
     Precision,
@@ -76,6 +77,8 @@ MATCHED: dict[Task, bool | None] = {
 """Whether a task uses latent AdaIN; None: if the network's configuration says so."""
 
 NOTHING_TO_FILL = "with nothing to fill"
+
+TOO_SHARP = "sharper than the network paints"
 
 Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
 Outcome = TypeVar("Outcome", bound=Found | Painted)
@@ -173,6 +176,7 @@ class Pipeline:
                 photo,
                 options,
                 paste=partial(self._paste, photo, options),
+                choose=tuple if options.aligned else partial(_weigh, photo.pixels, options),
                 correct=partial(correct, keeps_colours=config.keep_colours, gray=gray),
             )
 
@@ -316,8 +320,9 @@ class Pipeline:
 
     def _find(self, pixels: NDArray[np.uint8], options: Options) -> tuple[Face | SkippedFace, ...]:
         """All faces of the picture, skipped where the options do not ask for them."""
+        largest = options.max_face if isinstance(options.max_face, int) else None
         return select_faces(
-            self.detector(pixels), pixels.shape[:2], options.faces, options.min_face
+            self.detector(pixels), pixels.shape[:2], options.faces, options.min_face, largest
         )
 
     def _paste(self, photo: Photo, options: Options, faces: Sequence[RestoredFace]) -> Pixels:
@@ -527,6 +532,20 @@ def _align(
         except DegenerateFaceError as error:
             aligned.append(FailedFace(face, str(error)))
     return aligned
+
+
+def _weigh(pixels: Pixels, options: Options, aligned: Sequence[AlignedFace]) -> list[Found]:
+    """The same faces, large ones with what is to stay of their detail, or left alone for it."""
+    weighed: list[Found] = []
+    for face in aligned:
+        detail = measure_detail(pixels, face)
+        if detail is None:
+            weighed.append(face)
+        elif options.max_face == "auto" and face.shrink > LARGE_FROM and detail.sharp:
+            weighed.append(SkippedFace(face.face, TOO_SHARP))
+        else:
+            weighed.append(replace(face, kept=detail.kept))
+    return weighed
 
 
 def _stretch(pixels: NDArray[np.uint8], size: int) -> AlignedFace:

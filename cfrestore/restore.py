@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cfrestore.detail import LARGE_FROM
 from cfrestore.device import Precision, compiled, download, inference, reduced, upload
 from cfrestore.image import from_levels, match_statistics, to_gray, to_levels
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from cfrestore.align import AlignedFace
     from cfrestore.detect import Face
     from cfrestore.models.codeformer import CodeFormerConfig
-
-SOFTENED_FROM = 1.25
-"""Photograph pixels to one of the crop, from which the loss of detail can be seen."""
 
 FLAWS = (
     None,
@@ -49,8 +46,8 @@ class RestoredFace:
 
     @property
     def softened(self) -> bool:
-        """Whether the photograph shows the face larger than the network paints it, by a quarter."""
-        return math.hypot(*self.aligned.to_crop[:, 0]) < 1 / SOFTENED_FROM
+        """Whether it covers a face larger by a quarter than the network paints, keeping nothing."""
+        return self.aligned.kept is None and self.aligned.shrink > LARGE_FROM
 
 
 @dataclass(frozen=True, eq=False)

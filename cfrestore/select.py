@@ -31,6 +31,7 @@ def select_faces(
     size: tuple[int, int],
     wanted: Choice | tuple[int, ...] = "all",
     min_face: int = 0,
+    max_face: int | None = None,
 ) -> tuple[Face | SkippedFace, ...]:
     """The same faces in the same order, those that are not wanted skipped with their reason.
 
@@ -38,21 +39,22 @@ def select_faces(
         faces: in the detector's order.
         size: height and width of the picture.
         wanted: see Options.faces.
-        min_face: see Options.min_face; center and largest choose among what it leaves.
+        min_face, max_face: see Options; center and largest choose among what they leave.
     Source: the published pipeline for center and largest.
     """
-    large = [k for k, face in enumerate(faces) if _shorter_side(face) >= min_face]
+    unfit = {k: reason for k, f in enumerate(faces) if (reason := _unfit(f, min_face, max_face))}
+    fit = [k for k in range(len(faces)) if k not in unfit]
     if isinstance(wanted, tuple):
         chosen = set(wanted)
-    elif wanted == "all" or not large:
-        chosen = set(large)
+    elif wanted == "all" or not fit:
+        chosen = set(fit)
     elif wanted == "center":
-        chosen = {min(large, key=lambda k: _distance(faces[k], size))}
+        chosen = {min(fit, key=lambda k: _distance(faces[k], size))}
     else:
-        chosen = {max(large, key=lambda k: _visible_area(faces[k], size))}
+        chosen = {max(fit, key=lambda k: _visible_area(faces[k], size))}
     return tuple(
-        SkippedFace(face, f"smaller than {min_face} px")
-        if k not in large
+        SkippedFace(face, unfit[k])
+        if k in unfit
         else (face if k in chosen else SkippedFace(face, "not selected"))
         for k, face in enumerate(faces)
     )
@@ -63,6 +65,16 @@ def missing_faces(count: int, wanted: Choice | tuple[int, ...]) -> tuple[int, ..
     if not isinstance(wanted, tuple):
         return ()
     return tuple(sorted({index for index in wanted if index >= count}))
+
+
+def _unfit(face: Face, min_face: int, max_face: int | None) -> str | None:
+    """Why a face is too small or too large, if it is."""
+    side = _shorter_side(face)
+    if side < min_face:
+        return f"smaller than {min_face} px"
+    if max_face is not None and side > max_face:
+        return f"larger than {max_face} px"
+    return None
 
 
 def _shorter_side(face: Face) -> float:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from cfrestore.align import PUBLISHED_SIZE, rescale
+from cfrestore.align import PUBLISHED_SIZE, bounding_box, rescale
 from cfrestore.image import Photo
-from cfrestore.paste import bounding_box, invert
+from cfrestore.paste import invert
 
 if TYPE_CHECKING:
     from cfrestore.align import AlignedFace

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -98,3 +99,17 @@ def picture(height: int, width: int, dtype: type = np.uint8, seed: int = 0) -> N
     values = 128 + 40 * np.stack(planes, axis=-1) + rng.normal(0, 6, (height, width, 3))
     scale = 257 if dtype == np.uint16 else 1
     return (values.clip(8, 247) * scale).astype(dtype)
+
+
+def leaves(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Discs that lie over one another: as sharp, and at every scale, as photographs are.
+
+    Source: Lee, Mumford and Huang, "Occlusion models for natural images" (2001): radii r as r^-3.
+    """
+    random = np.random.default_rng(seed)
+    pixels = np.full((height, width, 3), 128, np.uint8)
+    for radius in 2 / np.sqrt(random.uniform(0.0025, 1, 12 * height * width // 200)):
+        centre = random.integers(0, (width, height)).tolist()
+        colour = random.integers(20, 236, 3).tolist()
+        cv2.circle(pixels, centre, round(float(radius)), colour, -1, cv2.LINE_AA)
+    return pixels

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command import Command, detect, make
-from stubs import StubDetector, StubNetwork, face_at, picture
+from stubs import StubDetector, StubNetwork, face_at, leaves, picture
 
 import cfrestore
 from cfrestore import pipeline
@@ -63,15 +63,23 @@ def test_every_option_reaches_the_pipeline(
 
     monkeypatch.setattr(pipeline, "load_pipeline", load)
     words = "a.png --output out/b.png --w 0.25 --upscale 2 --model m --detector d --device cpu"
-    words += " --weights-dir folder --parser p --batch-size 3 --faces 1,0 --min-face 9 --draw-box"
-    words += " --det-threshold 0.4 --precision bf16 --code-precision fp32"
+    words += (
+        " --weights-dir folder --parser p --batch-size 3 --faces 1,0 --min-face 9 --max-face 90"
+    )
+    words += " --draw-box --det-threshold 0.4 --precision bf16 --code-precision fp32"
     assert cfrestore_(*words.split(), "--strict").code == 1  # as there is no face 0, nor 1
     others = {"threshold": 0.4, "precision": "bf16", "code_precision": "fp32", "compile": False}
     others |= {"task": "restoration", "backend": "torch"}
     assert seen["load"] == ("m", "d", "cpu", Path("p"), others)
     assert seen["home"] == "folder"
     assert seen["options"] == cfrestore.Options(
-        fidelity=0.25, upscale=2, batch_size=3, faces=(1, 0), min_face=9, draw_box=True
+        fidelity=0.25,
+        upscale=2,
+        batch_size=3,
+        faces=(1, 0),
+        min_face=9,
+        max_face=90,
+        draw_box=True,
     )
     assert read_photo("out/b.png").size == (96, 128)
 
@@ -111,6 +119,21 @@ def test_faces_can_be_chosen_and_the_others_are_counted(
     assert changed[:, :30].any()
     assert not changed[:, 30:].any()
     assert cfrestore_("a.png", "--faces", "center", "-o", "c.png", "--quiet").err == ""
+
+
+def test_a_sharp_large_face_is_left_alone_unless_asked_for(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detect(monkeypatch, face_at(10, 10, 160), face_at(150, 120, 30))
+    write_photo(Photo(leaves(200, 220)), "a.png")
+    result = cfrestore_("a.png", "--strict")
+    assert result.code == 0
+    line = "a.png -> a.restored.png  1 face restored of 2, 1 sharper than the network paints"
+    assert result.err.splitlines()[-1] == line
+    words = ("a.png", "--overwrite", "--max-face")
+    assert cfrestore_(*words, "none").err.splitlines()[-1].endswith("  2 faces restored")
+    alone = cfrestore_(*words, "100").err.splitlines()[-1]
+    assert alone.endswith("  1 face restored of 2, 1 larger than 100 px")
 
 
 def test_a_face_that_there_is_not_is_told(cfrestore_: Command) -> None:
@@ -280,16 +303,6 @@ def test_a_folder_of_weights_need_not_be_there_yet(cfrestore_: Command) -> None:
     assert os.environ["CFRESTORE_HOME"] == "new"
 
 
-def test_a_face_that_loses_detail_is_told(
-    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    detect(monkeypatch, face_at(0, 0, 30), face_at(0, 0, 90))
-    make("a.png")
-    result = cfrestore_("a.png")
-    assert result.code == 0
-    assert "2 faces restored (1 larger than the network paints, so softer now)" in result.err
-
-
 def test_a_folder_gives_a_folder(cfrestore_: Command) -> None:
     make("in/b.png", "in/a.png")
     result = cfrestore_("in")
@@ -367,6 +380,10 @@ def test_an_aligned_picture_becomes_a_square(cfrestore_: Command) -> None:
         "a.png --faces left",
         "a.png --faces -1",
         "a.png --min-face -1",
+        "a.png --max-face huge",
+        "a.png --max-face 0",
+        "a.png --min-face 9 --max-face 8",
+        "a.png --aligned --max-face none",
         "a.png --det-threshold 1.01",
         "a.png --det-threshold nan",
         "a.png --aligned --faces center",
@@ -463,7 +480,9 @@ def test_help_shows_every_option_and_the_training_verb(
     for word in ("INPUT", "cfrestore train autoencoder|codes|fusion"):
         assert word in result.out
     names = "output w upscale aligned model detector device weights-dir parser overwrite batch-size"
-    names += " quiet version suffix save-crops save-restored compare faces min-face draw-box"
+    names += (
+        " quiet version suffix save-crops save-restored compare faces min-face max-face draw-box"
+    )
     for name in (*names.split(), "det-threshold", "offline", "strict"):
         assert f"--{name}" in result.out
     assert not re.search(r"--\w+_|--input|upsample|--fidelity", result.out)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from command import Command, detect, make
-from stubs import StubDetector, StubNetwork, face_at, picture
+from stubs import StubDetector, StubNetwork, face_at, leaves, picture
 
 from cfrestore import pipeline
-from cfrestore.batch import REASONS, SCHEMA, Job, Outcome
+from cfrestore.batch import REASONS, SCHEMA, FaceReport, Job, Outcome
 from cfrestore.cli.record import UNKNOWN, provenance_of, record_of, record_of_plan
 from cfrestore.detect import Face
 from cfrestore.image import Photo, read_photo, write_photo
@@ -96,6 +96,37 @@ def test_every_input_has_its_record_in_order(
     assert [record["status"] for record in again] == ["unchanged", "failed", "unchanged"]
     assert again[0]["faces"] == a["faces"]
     check(again[0], promised, repository)
+
+
+def test_a_large_face_says_what_was_kept_or_why_it_was_left_alone(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, promised: list[str], repository: Path
+) -> None:
+    detect(monkeypatch, face_at(10, 10, 160), face_at(150, 120, 30))
+    Path("in").mkdir()
+    write_photo(Photo(leaves(200, 220)), "in/a.png")
+    words = ("in", "--json", "-q", "--model", "compact", "--device", "cpu")
+    (record,) = records(cfrestore_(*words).out)
+    check(record, promised, repository)
+    large, small = record["faces"]
+    assert (large["status"], large["reason"]) == ("skipped", "sharper than the network paints")
+    assert (large["detail_kept"], small["detail_kept"]) == (None, None)
+    (again,) = records(cfrestore_(*words).out)
+    assert (again["status"], again["faces"]) == ("unchanged", record["faces"])
+    (other,) = records(cfrestore_(*words, "--max-face", "none").out)  # what is asked for counts
+    assert other["status"] == "done"
+    large, small = other["faces"]
+    assert (large["status"], large["softened"]) == ("restored", False)
+    assert 0.1 < large["detail_kept"] <= 1
+    assert small["detail_kept"] is None
+    (again,) = records(cfrestore_(*words, "--max-face", "none").out)
+    assert (again["status"], again["faces"]) == ("unchanged", other["faces"])
+
+
+def test_records_of_before_there_was_detail_are_still_read() -> None:
+    face = FaceReport("restored", 0.9, (0, 0, 1, 1), ((0, 0),) * 5, 0.5)
+    older = face.to_json()
+    del older["detail_kept"]
+    assert FaceReport.from_json(older) == face
 
 
 def test_stdout_has_nothing_but_records(cfrestore_: Command) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_an_unchanged_picture_is_told() -> None:
     face = FaceReport("restored", 0.9, (0, 0, 1, 1), ((0, 0),) * 5, 0.5)
     outcome = Outcome(Job(Path("a"), Path("b")), "unchanged", faces=(face, face))
     assert describe(outcome, "restored") == "a -> b  unchanged, 2 faces restored"
+
+
+def test_faces_that_lost_detail_are_told() -> None:
+    face = FaceReport("restored", 0.9, (0, 0, 1, 1), ((0, 0),) * 5, 0)
+    outcome = Outcome(Job(Path("a"), Path("b")), faces=(face, replace(face, softened=True)))
+    line = "a -> b  2 faces colorized (1 larger than the network paints, so softer now)"
+    assert describe(outcome, "colorized") == line
 
 
 # On a terminal

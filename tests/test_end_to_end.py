@@ -109,7 +109,7 @@ def test_everyone_in_a_group_is_restored(shared: Path, tmp_path: Path) -> None:
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=50)
     worse = read_photo(data.getvalue()).pixels
-    restored = restore(np.asarray(worse), tmp_path)
+    restored = restore(np.asarray(worse), tmp_path, "--max-face", "none")  # some are sharp still
     changed = (restored != worse).any(axis=2)
     for landmarks in people:
         x, y = landmarks.mean(axis=0).astype(int)

@@ -26,6 +26,7 @@ ORDER = (
     "detect",
     "select",
     "align",
+    "detail",
     "restore",
     "parse",
     "paste",

@@ -71,10 +71,13 @@ def placed(
     return matrix
 
 
-def restored(crop: NDArray, to_picture: NDArray) -> SimpleNamespace:
+def restored(
+    crop: NDArray, to_picture: NDArray, kept: float | None = None, original: NDArray | None = None
+) -> SimpleNamespace:
     """A RestoredFace, as far as pasting looks at it."""
     to_crop = cv2.invertAffineTransform(to_picture)
-    return SimpleNamespace(crop=crop, aligned=SimpleNamespace(to_crop=to_crop))
+    aligned = SimpleNamespace(to_crop=to_crop, kept=kept, crop=original)
+    return SimpleNamespace(crop=crop, aligned=aligned)
 
 
 def smooth(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -100,7 +103,8 @@ def test_pasting_is_the_published_one(shared: Path, scale: int) -> None:
     shift = [[0, 0, 0.5 * scale * (scale > 1)]] * 2
     np.testing.assert_allclose(to_picture, values[f"inverse0_x{scale}"] + shift, atol=1e-6)
     face = SimpleNamespace(
-        crop=read(golden / "restored0.png"), aligned=SimpleNamespace(to_crop=values["matrix0"])
+        crop=read(golden / "restored0.png"),
+        aligned=SimpleNamespace(to_crop=values["matrix0"], kept=None),
     )
     found = paste_faces(read(golden / "input.png"), [face], scale=scale)
     expected = read(golden / f"pasted_x{scale}_square.png")

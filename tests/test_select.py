@@ -3,7 +3,7 @@ import pytest
 
 from cfrestore.detect import Face
 from cfrestore.errors import ConfigError
-from cfrestore.options import Options, parse_faces
+from cfrestore.options import Options, parse_faces, parse_max_face
 from cfrestore.select import SkippedFace, missing_faces, select_faces
 
 SIZE = (100, 200)  # height, width
@@ -80,6 +80,16 @@ def test_small_faces_are_left_alone_by_the_shorter_side_of_their_boxes() -> None
     assert chosen("largest", 1000) == []
 
 
+def test_large_faces_are_left_alone_by_the_same_side() -> None:
+    reasons = [
+        f.reason if isinstance(f, SkippedFace) else None
+        for f in select_faces(FACES, SIZE, "all", 0, 20)
+    ]
+    assert reasons == ["larger than 20 px", None, None, "larger than 20 px"]
+    both = [isinstance(f, SkippedFace) for f in select_faces(FACES, SIZE, "largest", 20, 20)]
+    assert both == [True, False, True, True]  # WIDE is the larger of the two that are left
+
+
 # The wish as words, and as an option
 
 
@@ -104,8 +114,20 @@ def test_options_hold_parsed_wishes_only(wanted) -> None:
         Options(faces=wanted)
 
 
+@pytest.mark.parametrize(("text", "limit"), [("auto", "auto"), ("none", None), ("900", 900)])
+def test_the_largest_face_is_read(text: str, limit: object) -> None:
+    assert parse_max_face(text) == limit
+    assert Options(max_face=parse_max_face(text)).max_face == limit
+
+
+@pytest.mark.parametrize("text", ["", "big", "0", "-1", "1.5", "8"])
+def test_a_largest_face_that_means_nothing_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="max_face must be"):
+        Options(min_face=9, max_face=parse_max_face(text))
+
+
 def test_an_aligned_face_is_not_chosen() -> None:
-    for options in ({"faces": (0,)}, {"min_face": 9}, {"draw_box": True}):
+    for options in ({"faces": (0,)}, {"min_face": 9}, {"max_face": 9}, {"draw_box": True}):
         with pytest.raises(ConfigError, match="aligned"):
             Options(aligned=True, **options)
     with pytest.raises(ConfigError, match="min_face"):

@@ -42,6 +42,7 @@ class FaceReport:
         landmarks: x and y of five points, order as in Face.
         fidelity: w it was painted with, if it was.
         softened: see RestoredFace.
+        kept: mean of AlignedFace.kept.
         reason: why it was not restored, half a sentence.
     """
 
@@ -51,6 +52,7 @@ class FaceReport:
     landmarks: tuple[tuple[float, ...], ...]
     fidelity: float | None = None
     softened: bool = False
+    kept: float | None = None
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class FaceReport:
             "landmarks": [list(point) for point in self.landmarks],
             "w": self.fidelity,
             "softened": self.softened,
+            "detail_kept": self.kept,
             "reason": self.reason,
         }
 
@@ -73,6 +76,7 @@ class FaceReport:
             tuple(map(tuple, values["landmarks"])),
             values["w"],
             values["softened"],
+            values.get("detail_kept"),  # records of before 2026-11-26 lack it
             values["reason"],
         )
 
@@ -84,6 +88,7 @@ def report(result: Result) -> FaceReport:
 
     painted = result if isinstance(result, RestoredFace) else None
     face = result.aligned.face if isinstance(result, RestoredFace) else result.face
+    kept = painted.aligned.kept if painted else None
     return FaceReport(
         "restored" if painted else "skipped" if isinstance(result, SkippedFace) else "failed",
         round(float(face.score), 4),
@@ -91,6 +96,7 @@ def report(result: Result) -> FaceReport:
         tuple(map(_rounded, face.landmarks)),
         painted.fidelity if painted else None,
         painted is not None and painted.softened,
+        None if kept is None else round(float(kept.mean()), 3),
         None if isinstance(result, RestoredFace) else result.reason,
     )
 

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from cfrestore.cli.published import translate
 from cfrestore.cli.settings import FILE, use_settings
 from cfrestore.errors import ConfigError
-from cfrestore.options import Options, parse_batch_size, parse_faces
+from cfrestore.options import Options, parse_batch_size, parse_faces, parse_max_face
 
 if TYPE_CHECKING:
     from cfrestore.image import Quality
@@ -254,6 +254,15 @@ class Words:
             help="Leave faces alone whose box has a shorter side below this.",
         ),
     ] = DEFAULTS.min_face
+    max_face: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|PIXELS|none",
+            rich_help_panel=FACES,
+            help="Leave faces alone whose box has a shorter side above this. auto: in restoration, "
+            "those that are larger than the network paints and sharper than it can.",
+        ),
+    ] = str(DEFAULTS.max_face)
     detector: Annotated[
         str,
         typer.Option(
@@ -392,6 +401,7 @@ class Words:
             batch_size=parse_batch_size(self.batch_size),
             faces=parse_faces(self.faces),
             min_face=self.min_face,
+            max_face=parse_max_face(self.max_face),
             draw_box=draw_box,
         )
 

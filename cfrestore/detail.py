@@ -1,0 +1,126 @@
+"""How sharp a large face is in its photograph: (pixels, AlignedFace) -> Detail. No torch.
+
+A face that spans more pixels than the crop a network restores has detail that the network can
+neither see nor paint. Whether that is worth keeping depends on what it is: the photograph's own
+sharpness, noise, or next to nothing where the photograph is blurred. Told apart are the three by
+the energy of the octave just finer than the crop. In sharp photographs each octave has about the
+energy of the next (Field, "Relations between the statistics of natural images and the response
+properties of cortical cells", 1987), in blurred ones the finer has less. Detail is strong at few
+places, such as lashes and hair, and noise is everywhere alike; the median tells its level (Donoho
+and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", 1994). What is kept of it at each
+pixel follows from the two (Lee, "Digital image enhancement and noise filtering by use of local
+statistics", 1980).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import cv2
+import numpy as np
+
+from cfrestore.align import cut_finely, rescale
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cfrestore.align import AlignedFace
+    from cfrestore.image import Pixels
+
+_Depth = TypeVar("_Depth", np.uint8, np.float32)
+
+LARGE_FROM = 1.25
+"""Photograph pixels to one of the crop, from which a loss of detail can be seen."""
+
+SHARP_FROM = 0.14
+"""Sharpness from which a large face is better left alone; chosen by benchmarks/large_faces.py."""
+
+SIGNAL_FROM = 0.3
+"""Share of the detail that must be no noise for that; the dots of printed pictures have less."""
+
+_CENTRE, _HALF_AXES = (0.5, 0.56), (0.26, 0.34)  # of the face in its crop, x then y, of the side
+_REACH = 3 / 128  # of the crop's side, deviation of the Gaussian that energy is averaged by
+_LEAST_PART = 0.5  # of the finer octave, however few pixels there are: filters let so much through
+_LEAST = 1e-6  # energy, so that nothing is divided by 0
+_NORMAL_MEDIAN = 0.6745  # of the magnitude of a normal variable of deviation 1
+
+
+@dataclass(frozen=True, eq=False)
+class Detail:
+    """What a face has that is finer than its crop.
+
+    Attributes:
+        sharpness: energy of the octave finer than the crop, without noise, over that of the crop's
+            finest octave, or of as much of it as the photograph has pixels for; 0 where all is blur
+            or noise, about 0.3 in a sharp photograph.
+        share: part of the former energy that is not noise, in [0, 1].
+        kept: (S, S) float32 in [0, 1], the same at each pixel of the crop: what is worth keeping.
+    """
+
+    sharpness: float
+    share: float
+    kept: NDArray[np.float32]
+
+    @property
+    def sharp(self) -> bool:
+        """Whether the photograph is sharper than the crop can be."""
+        return self.sharpness >= SHARP_FROM and self.share >= SIGNAL_FROM
+
+
+def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
+    """What a photograph shows of a face beyond the crop, measured in brightness, within the face.
+
+    Args:
+        pixels: (H, W, 3) uint8 or uint16 RGB, the picture that the face was aligned in.
+        aligned: crop (S, S, 3).
+    Returns:
+        None where the photograph has no more pixels than the crop.
+    """
+    octaves = math.log2(aligned.shrink)
+    if octaves <= 0:
+        return None
+    size = aligned.crop.shape[0]
+    cut = cut_finely(pixels, rescale(aligned.to_crop, 2), 2 * size)
+    octave = finest_octave(cut)
+    finer, coarser = within_face(octave), within_face(finest_octave(_halve(cut)))
+    energy, noise = _energy(finer), (float(np.median(np.abs(finer))) / _NORMAL_MEDIAN) ** 2
+    detail = max(0.0, energy - noise)
+    expected = _energy(coarser) * min(1.0, max(_LEAST_PART, octaves))
+    around = cv2.GaussianBlur(np.square(octave), (0, 0), _REACH * size)
+    kept = _halve((1 - noise / np.maximum(around, _LEAST)).clip(0, 1))
+    return Detail(
+        sharpness=detail / expected if expected > 0 else 0.0,
+        share=detail / energy if energy > 0 else 0.0,
+        kept=kept,
+    )
+
+
+def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Of brightness (T, T) what half the side cannot show.
+
+    Args:
+        crop: (T, T), T even.
+    """
+    size = crop.shape[0]
+    image = crop.astype(np.float32)
+    coarse = cv2.resize(_halve(image), (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(image - coarse, np.float32)
+
+
+def within_face(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The pixels (N,) of a crop (T, T) that show the face, not hair or what is behind it."""
+    size = image.shape[0]
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    inside = np.hypot((x - _CENTRE[0]) / _HALF_AXES[0], (y - _CENTRE[1]) / _HALF_AXES[1]) < 1
+    return np.asarray(image[inside], np.float32)
+
+
+def _halve(image: NDArray[_Depth]) -> NDArray[_Depth]:
+    half = image.shape[0] // 2
+    return np.asarray(cv2.resize(image, (half, half), interpolation=cv2.INTER_AREA), image.dtype)
+
+
+def _energy(values: NDArray[np.float32]) -> float:
+    return float(np.mean(np.square(values)))
