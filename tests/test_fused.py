@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -16,13 +17,17 @@ program holds."""
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 
+def drawn(generator: torch.Generator, device: str, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator).to(device)
+
+
 def compare(device: str, silu: bool, kind: torch.dtype) -> None:
     """Values, and gradients of everything that has one, in units of their largest."""
     from cfrestore.models.fused import group_norm
 
     for batch, channels, height, width, groups in SHAPES:
         generator = torch.Generator().manual_seed(batch)
-        draw = lambda *s: torch.randn(*s, generator=generator).to(device)  # noqa: E731
+        draw = partial(drawn, generator, device)
         x = (draw(batch, channels, height, width) * 2 + 1).to(kind)
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         weight, bias = (draw(channels).requires_grad_() for _ in range(2))

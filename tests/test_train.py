@@ -15,8 +15,10 @@ from cfrestore.errors import (
     OutputError,
     WeightsError,
 )
+from cfrestore.image import Photo
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 from cfrestore.models.vqgan import VQGANConfig
+from cfrestore.options import Options
 from cfrestore.train import losses
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.command import main
@@ -37,13 +39,14 @@ from cfrestore.train.config import (
     Optimisation,
     Perceptual,
     Phase,
+    PolishRecipe,
     recipe,
     with_iterations,
 )
 from cfrestore.train.data import Faces, Sampler, augment, load_faces
-from cfrestore.train.loop import Schedule, load_state, read_state, save_state, train
+from cfrestore.train.loop import Schedule, fitting, load_state, read_state, save_state, train
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
-from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
+from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, Polish, Stage
 
 CPU = torch.device("cpu")
 MODEL = CodeFormerConfig(
@@ -116,7 +119,7 @@ def fusion(stage_one: Path, stage_two: Path, phases: tuple[Phase, ...]) -> Fusio
     return Fusion(how, stage_two, stage_one, Features(), CPU)
 
 
-def parameters(stage: Autoencoder | CodePrediction | Fusion) -> dict[str, Tensor]:
+def parameters(stage: Stage) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in stage.network.state_dict().items()}
 
 
@@ -124,7 +127,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
 
 
-def step(stage: Autoencoder | CodePrediction | Fusion, t: int) -> dict[str, Tensor]:
+def step(stage: Stage, t: int) -> dict[str, Tensor]:
     source = sampler()
     return stage.step(t, source.batch(t, CPU), source.generator(t, 2, CPU))
 
@@ -574,11 +577,9 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: P
 # --- command -------------------------------------------------------------------------------------
 
 
-def test_three_stages_from_the_command_line_give_weights_that_load(
-    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from cfrestore.weights import load_codeformer
-
+@pytest.fixture
+def small(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words for a run on a few tiny pictures, with presets of the small network."""
     data = tmp_path / "faces"
     data.mkdir()
     rng = np.random.default_rng(0)
@@ -586,27 +587,96 @@ def test_three_stages_from_the_command_line_give_weights_that_load(
         pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         (data / f"{n}.png").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
     for presets in PRESETS.values():
-        small = replace(presets["tiny"], model=MODEL)
+        small = replace(presets["compact"], model=MODEL)
         if isinstance(small, AutoencoderRecipe):
             small = replace(small, codebook=replace(small.codebook, kmeans_after=1))
-        monkeypatch.setitem(presets, "tiny", small)
-    common = ["--data", str(data), "--preset", "tiny", "--iterations", "2", "--device", "cpu"]
-    one, two, three = (str(tmp_path / name) for name in "123")
-    image = ["--retinaface", str(shared / "weights/detection_mobilenet0.25_Final.pth")]
-    first, second = f"{one}/last.pt", f"{two}/last.pt"
-    stages = (
-        ["autoencoder", *common, "--output", one, *image],
-        ["codes", *common, "--output", two, "--autoencoder", first],
-        ["fusion", *common, "--output", three, "--autoencoder", first, "--codes", second, *image],
-        ["export", f"{three}/last.pt", str(tmp_path / "out.safetensors")],
-    )
-    assert [main(stage) for stage in stages] == [0, 0, 0, 0]
-    net = load_codeformer(tmp_path / "out.safetensors")
+        monkeypatch.setitem(presets, "compact", small)
+    detector = str(shared / "weights/detection_mobilenet0.25_Final.pth")
+    return [
+        *("--data", str(data), "--device", "cpu", "--batch-size", "4"),
+        *("--retinaface", detector),
+    ]
+
+
+def loads_what_was_trained(weights: Path, checkpoint: Path) -> None:
+    from cfrestore.weights import load_codeformer
+
+    net = load_codeformer(weights)
     assert isinstance(net, CodeFormer)
     assert net.config == MODEL
-    average = read_state(Path(three) / "last.pt")["params_ema"]
+    average = read_state(checkpoint)["params_ema"]
     for key, value in net.state_dict().items():
         torch.testing.assert_close(value, average[key].half().float())
+
+
+def test_stages_one_by_one_give_weights_that_load(tmp_path: Path, small: list[str]) -> None:
+    one, two, three, four = (str(tmp_path / name) for name in "1234")
+    first, second, third = (f"{folder}/last.pt" for folder in (one, two, three))
+    common = [*small, "--iterations", "2"]
+    stages = (
+        ["autoencoder", *common, "--output", one],
+        ["codes", *common[:-4], *common[-2:], "--output", two, "--autoencoder", first],
+        ["fusion", *common, "--output", three, "--autoencoder", first, "--codes", second],
+        ["polish", *common, "--output", four, "--autoencoder", first, "--fusion", third],
+        ["export", f"{four}/last.pt", str(tmp_path / "out.safetensors")],
+    )
+    assert [main(stage) for stage in stages] == [0, 0, 0, 0, 0]
+    loads_what_was_trained(tmp_path / "out.safetensors", Path(four) / "last.pt")
+    assert main(["export", second, str(tmp_path / "no.safetensors")]) == 1
+
+
+def test_all_stages_in_one_command_resume_and_restore(
+    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cfrestore.pipeline import load_pipeline
+
+    runs = tmp_path / "runs"
+    words = ["compact", *small, "--output", str(runs), "--iterations", *("2" * 4)]
+    assert main(words[:-1]) == 2
+    assert "4 numbers" in capsys.readouterr().err
+    assert main(words) == 0
+    (runs / "compact.safetensors").unlink()
+    for name in ("fusion", "polish"):
+        (runs / name / "last.pt").unlink()
+    kept = (runs / "codes/last.pt").read_bytes()
+    assert main(words) == 1
+    assert "resume" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+    assert (runs / "codes/last.pt").read_bytes() == kept
+    loads_what_was_trained(runs / "compact.safetensors", runs / "polish/last.pt")
+    restore = load_pipeline(runs / "compact.safetensors", device="cpu")
+    photo = Photo(np.full((32, 32, 3), 90, np.uint8))
+    assert len(restore(photo, Options(aligned=True)).faces) == 1
+
+
+def test_as_many_iterations_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage whose last fifth is five times as slow, by a clock that only it moves."""
+    now = 0.0
+
+    class Slow:
+        device = CPU
+        recipe = AutoencoderRecipe(MODEL, Optimisation(100, 4, 1e-3))
+
+        def step(self, t: int, clean: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            nonlocal now
+            now += 0.5 if t > 80 else 0.1
+            return {}
+
+    monkeypatch.setattr("cfrestore.train.loop.time.monotonic", lambda: now)
+    assert fitting(Slow(), sampler(), lambda: 180.0) == int(0.98 * 180 / 0.18)  # type: ignore[arg-type]
+    assert fitting(Slow(), sampler(), lambda: -1.0) == 1  # type: ignore[arg-type]
+
+
+def test_the_polish_teaches_generator_and_fusion_alone(stage_one: Path, stage_two: Path) -> None:
+    first = fusion(stage_one, stage_two, (Phase(6),))
+    path = stage_two.with_name("fusion.pt")
+    save_state(path, first, 1)
+    stage = Polish(PolishRecipe(MODEL, HOW), path, stage_one, None, CPU)
+    before = parameters(stage)
+    report = step(stage, 1)
+    moved = changed(before, parameters(stage))
+    assert {key.split(".")[0] for key in moved} == {"generator", "fuse_convs_dict"}
+    assert report["pixel"] > 0
 
 
 def test_wrong_words_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

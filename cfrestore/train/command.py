@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
 
-SHARES = {"autoencoder": 0.5, "codes": 0.22, "fusion": 0.28}
+SHARES = {"autoencoder": 0.45, "codes": 0.2, "fusion": 0.25, "polish": 0.1}
 """Parts of the time of all stages: what the generator cannot paint, no later stage can repair."""
 
 
@@ -58,9 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         length.add_argument(
             "--iterations",
             type=_positive,
-            nargs=3 if stage is whole else None,
-            metavar=("I", "II", "III") if stage is whole else None,
-            help="instead of the recipe's",
+            nargs="+" if stage is whole else None,
+            help="instead of the recipe's" + (", one number a stage" if stage is whole else ""),
         )
         length.add_argument("--minutes", type=float, help="as many iterations as take this long")
         stage.add_argument("--batch-size", type=_positive, help="over all processes")
@@ -192,21 +191,28 @@ def _faces(sources: tuple[Path, ...], size: int, device: torch.device) -> Faces:
 
 
 def course(arguments: argparse.Namespace) -> int:
-    """All three stages and the export, as their own commands would do them; the exit code.
+    """All stages of the preset and the export, as their own commands would do them; the exit code.
 
     Stages that are complete are not done again when resuming; with --minutes, one that was begun
     keeps the number of iterations it was begun with.
     """
     import time
 
+    from cfrestore.errors import ConfigError
     from cfrestore.train import checkpoint
+    from cfrestore.train.config import PRESETS, recipe
     from cfrestore.train.loop import iterations_of
 
     began, whole = time.monotonic(), arguments.output
-    files = {name: whole / name / "last.pt" for name in SHARES}
+    recipe("fusion", arguments.preset)
+    names = [name for name in SHARES if arguments.preset in PRESETS[name]]
+    if arguments.iterations and len(arguments.iterations) != len(names):
+        raise ConfigError(
+            f"--iterations needs {len(names)} numbers, one each for {', '.join(names)}"
+        )
+    files = {name: whole / name / "last.pt" for name in names}
     for index, (name, file) in enumerate(files.items()):
-        words = vars(arguments) | {"stage": name, "output": file.parent}
-        words |= {"autoencoder": files["autoencoder"], "codes": files["codes"]}
+        words = vars(arguments) | files | {"stage": name, "output": file.parent}
         if arguments.iterations:
             words["iterations"] = arguments.iterations[index]
         if arguments.minutes:
@@ -214,12 +220,12 @@ def course(arguments: argparse.Namespace) -> int:
                 words |= {"iterations": iterations_of(file), "minutes": None}
             else:
                 left = arguments.minutes - (time.monotonic() - began) / 60
-                words["minutes"] = left * SHARES[name] / sum([*SHARES.values()][index:])
+                words["minutes"] = left * SHARES[name] / sum(SHARES[n] for n in names[index:])
         code = train(argparse.Namespace(**words))
         if code:
             return code
     target = whole / f"{arguments.preset}.safetensors"
-    words = {"checkpoint": files["fusion"], "output": target, "licence": arguments.licence}
+    words = {"checkpoint": files[names[-1]], "output": target, "licence": arguments.licence}
     return export(argparse.Namespace(**words))
 
 
