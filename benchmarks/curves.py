@@ -1,7 +1,7 @@
 """Loss curves of a training run, as a PNG.
 
     python benchmarks/curves.py runs/*/log.jsonl --chart curves.png
-    python benchmarks/curves.py docs/training/first-h100/*.jsonl --chart docs/training/first-h100.png
+    python benchmarks/curves.py docs/training/first-h100/*.jsonl --chart first-h100.png
 
 Reads what `cfrestore train` writes: one JSON object for every few iterations. Each file becomes a
 column, each of its losses a line, over the iterations; perplexity and accuracy have an axis of
