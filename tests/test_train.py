@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,15 @@ from cfrestore.train.config import (
 from cfrestore.train.data import Faces, Sampler, augment, load_faces
 from cfrestore.train.loop import Schedule, fitting, load_state, read_state, save_state, train
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
-from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, Polish, Stage, eye_map
+from cfrestore.train.stages import (
+    Autoencoder,
+    CodePrediction,
+    Fusion,
+    Polish,
+    Stage,
+    compile_blocks,
+    eye_map,
+)
 
 CPU = torch.device("cpu")
 MODEL = CodeFormerConfig(
@@ -689,6 +698,18 @@ def test_the_polish_teaches_generator_and_fusion_alone(stage_one: Path, stage_tw
     moved = changed(before, parameters(stage))
     assert {key.split(".")[0] for key in moved} == {"generator", "fuse_convs_dict"}
     assert {key for key, value in report.items() if value > 0} == {"pixel", "eyes", "contrast"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_blocks_compute_the_same(stage_one: Path) -> None:
+    plain, compiled = (CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU) for _ in range(2))
+    compiled.load(plain.state())
+    compile_blocks(compiled.network)
+    first, second = step(plain, 1), step(compiled, 1)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_eyes_are_where_aligned_faces_have_them() -> None:
