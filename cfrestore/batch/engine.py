@@ -116,7 +116,7 @@ def run(
     count, weight = 2 * workers, PIXELS_AHEAD
     try:
         begun = ahead(readers, workshop.begin, jobs, _pixels_of, count=count, weight=weight)
-        groups = _gathered(begun, procedure.batch_size)
+        groups = gathered(begun, procedure.batch_size)
         painted = chain.from_iterable(map(workshop.paint, groups))
         size = workshop.pixels_to_write
         yield from ahead(
@@ -191,7 +191,7 @@ class Pasted:
     outcome: Outcome
 
 
-class _FailureError(Exception):
+class FailureError(Exception):
     """Why a picture cannot be done: a code of REASONS and a sentence."""
 
     def __init__(self, code: str, sentence: str) -> None:
@@ -201,20 +201,20 @@ class _FailureError(Exception):
 
 @contextmanager
 def _failing(job: Job, code: str) -> Iterator[None]:
-    """Makes a _FailureError of what goes wrong with one picture."""
+    """Makes a FailureError of what goes wrong with one picture."""
     try:
         yield
-    except (ConfigError, _FailureError):
+    except (ConfigError, FailureError):
         raise
     except CFRestoreError as error:
-        raise _FailureError(code, str(error)) from error
+        raise FailureError(code, str(error)) from error
     except MemoryError as error:
-        raise _FailureError("memory", f"{job.source} needs more memory than there is") from error
+        raise FailureError("memory", f"{job.source} needs more memory than there is") from error
     except _UNFORESEEN as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = " ".join(f"{type(error).__name__}: {error}".split())
         where = f"{Path(place.filename).name}:{place.lineno}"
-        raise _FailureError("unexpected", f"{job.source} met a fault, {what} ({where})") from error
+        raise FailureError("unexpected", f"{job.source} met a fault, {what} ({where})") from error
 
 
 @contextmanager
@@ -243,23 +243,21 @@ class Desk:
     def earlier(self, job: Job) -> Outcome | None:
         """What planning or an earlier run made of the job, if that still holds."""
         if job.refusal:
-            return self.failed(job, _FailureError("refused", job.refusal))
+            return self.failed(job, FailureError("refused", job.refusal))
         if job.manifest is None or not isinstance(job.target, Path):
             return None
         try:
             with _failing(job, "unreadable"):
                 manifest = self.manifests[job.manifest.parent]
-                record = manifest.finished(job, self._digest(job))
+                record = manifest.finished(job, self.digest(job))
                 if record is None:
                     return None
                 notes = record.outcome.notes
                 if not manifest.wrote(job.target, job):
                     left = f"{job.target} has been edited since it was written, and is left so."
                     notes += (left,)
-                return replace(
-                    record.outcome, job=job, status="unchanged", notes=notes, seconds={}
-                )
-        except _FailureError as failure:
+                return replace(record.outcome, job=job, status="unchanged", notes=notes, seconds={})
+        except FailureError as failure:
             return self.failed(job, failure)
 
     def open(self, job: Job) -> Opened | Outcome:
@@ -267,7 +265,7 @@ class Desk:
         try:
             with _failing(job, "unreadable"):
                 return self._open(job)
-        except _FailureError as failure:
+        except FailureError as failure:
             return self.failed(job, failure)
 
     def _open(self, job: Job) -> Opened:
@@ -278,7 +276,7 @@ class Desk:
             fingerprint = _fingerprint(source) if source and job.manifest else None
             photo = self.read(source or self._given(self.stdin, job.source))
             if source and fingerprint and not fingerprint.is_recent(source):
-                raise _FailureError("modified", f"{source} was written to while it was read")
+                raise FailureError("modified", f"{source} was written to while it was read")
         return Opened(job, fingerprint, [photo], seconds)
 
     def close(self, picture: Pasted | Outcome) -> Outcome:
@@ -288,7 +286,7 @@ class Desk:
         try:
             with _failing(picture.job, "unwritable"):
                 return self._close(picture)
-        except _FailureError as failure:
+        except FailureError as failure:
             return self.failed(picture.job, failure)
 
     def _close(self, picture: Pasted) -> Outcome:
@@ -296,9 +294,7 @@ class Desk:
 
         def outcome(notes: Sequence[str]) -> Outcome:
             seconds = {**picture.outcome.seconds, "write": time.perf_counter() - start}
-            return replace(
-                picture.outcome, notes=(*picture.outcome.notes, *notes), seconds=seconds
-            )
+            return replace(picture.outcome, notes=(*picture.outcome.notes, *notes), seconds=seconds)
 
         if isinstance(job.target, Stream):
             photo = picture.files[-1][1]
@@ -307,7 +303,7 @@ class Desk:
 
         def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
             ended = outcome(notes)
-            record_outcome(ended, self._digest(job), picture.fingerprint, prints)
+            record_outcome(ended, self.digest(job), picture.fingerprint, prints)
             return ended
 
         files = [(path, photo) for path, photo in picture.files if isinstance(path, Path)]
@@ -315,27 +311,28 @@ class Desk:
         return put(files, job, self.write, record)
 
     def _check_free(self, paths: Iterable[Path], job: Job) -> None:
-        """Raises _FailureError if a file lies in the place of a result that is not to be lost."""
+        """Raises FailureError if a file lies in the place of a result that is not to be lost."""
         manifest = self.manifests[job.manifest.parent] if job.manifest else None
         for path in paths:
             own = job.in_place and path == job.target
             if path.exists() and not (job.overwrite or own):
                 if manifest is None or not manifest.knows(path, job):
                     text = f"{path} exists; only --overwrite replaces it"
-                    raise _FailureError("exists", text)
+                    raise FailureError("exists", text)
                 if not manifest.wrote(path, job):
                     text = f"{path} was edited since it was written; only --overwrite replaces it"
-                    raise _FailureError("exists", text)
+                    raise FailureError("exists", text)
 
-    def failed(self, job: Job, failure: _FailureError) -> Outcome:
+    def failed(self, job: Job, failure: FailureError) -> Outcome:
         """The outcome of a job that cannot be done, recorded."""
         outcome = Outcome(job, "failed", failure.code, failure.sentence)
         if failure.code != "refused":
             with suppress(OSError):  # then it stands in no manifest, as if it had not been tried
-                record_outcome(outcome, self._digest(job))
+                record_outcome(outcome, self.digest(job))
         return outcome
 
-    def _digest(self, job: Job) -> str:
+    def digest(self, job: Job) -> str:
+        """What stands in a record for all settings of a job."""
         own = {"version": __version__, "kept": sorted(job.kept), "format": job.format}
         return digest_of({**self.settings, **own})
 
@@ -363,7 +360,7 @@ class Workshop:
         try:
             with _failing(picture.job, "unsuitable"):
                 return self._find(picture)
-        except _FailureError as failure:
+        except FailureError as failure:
             return self.desk.failed(picture.job, failure)
 
     def _find(self, picture: Opened) -> _Begun:
@@ -381,7 +378,7 @@ class Workshop:
         """Has the faces of several pictures painted together, or if that fails, each alone."""
         try:
             painted = iter(self._paint([p for p in pictures if isinstance(p, _Begun)]))
-        except _FailureError as failure:
+        except FailureError as failure:
             if len(pictures) > 1:
                 for picture in pictures:
                     yield from self.paint([picture])
@@ -412,7 +409,7 @@ class Workshop:
         try:
             with _failing(picture.begun.job, "unwritable"):
                 return self._paste(picture.begun, picture.faces)
-        except _FailureError as failure:
+        except FailureError as failure:
             return self.desk.failed(picture.begun.job, failure)
 
     def _paste(self, begun: _Begun, faces: Sequence[Painted]) -> Pasted:
@@ -444,7 +441,7 @@ def _fingerprint(source: Path) -> Fingerprint | None:
     return None
 
 
-def _gathered(
+def gathered(
     pictures: Iterable[_Begun | Outcome], batch_size: int
 ) -> Iterator[list[_Begun | Outcome]]:
     """Pictures in groups, in order, each with faces for a batch if there are so many."""

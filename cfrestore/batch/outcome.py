@@ -26,6 +26,7 @@ REASONS = {
     "refused": "planning found that it would destroy something, or has no place to go to",
     "exists": "a file has come to lie where a result was to be written, or a result was edited",
     "unwritable": "a result cannot be encoded or written",
+    "crashed": "the processes that worked on it died; on a cluster only",
     "unexpected": "something else went wrong, which is a fault of this program",
 }
 """Codes of Outcome.code, which do not change, and what they say."""

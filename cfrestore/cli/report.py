@@ -29,26 +29,21 @@ def write_record(record: dict[str, Any], stream: TextIO) -> None:
     stream.flush()
 
 
-def introduce(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> None:
-    """Says what computes, and which file, if any, had a say in it."""
+def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> tuple[str, ...]:
+    """Lines that say what computes, and which file, if any, had a say in it."""
     from cfrestore.device import Precision, describe
 
-    console = make_console()
-    if settings is not None:
-        console.print(f"settings of {settings}")
     codes = pipeline.code_precision
-    console.print(
+    return (
+        *([f"settings of {settings}"] if settings is not None else ()),
         f"model {pipeline.model_name}, detector {pipeline.detector.name}, "
         f"device {describe(pipeline.device)}, {pipeline.painted_in}"
         f"{'' if codes is Precision.FP32 else f', codes in {codes.value}'}"
         f"{', compiled' if pipeline.compile else ''}"
-        f"{'' if pipeline.backend == 'torch' else f' by {pipeline.backend}'}"
+        f"{'' if pipeline.backend == 'torch' else f' by {pipeline.backend}'}",
+        *(f"note: {note}" for note in pipeline.notes),
+        *(f"  {purpose}: {path}" for purpose, path in pipeline.files.items() if verbose),
     )
-    for note in pipeline.notes:
-        console.print(f"note: {note}")
-    if verbose:
-        for purpose, path in pipeline.files.items():
-            console.print(f"  {purpose}: {path}")
 
 
 def show_plan(jobs: Sequence[Job], console: Console) -> None:
