@@ -67,6 +67,7 @@ def connected(address: str | None) -> Iterator[None]:
         ConfigError: there is no Ray, or no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it remarks on our actors
     require("ray.data", extra="ray")
     import ray
 
@@ -142,8 +143,11 @@ def ask(question: Callable[[], Answer], staff: Staff) -> Answer:
     """
     import ray
 
+    place = _Place("", str(Path.cwd()))
+
     def answer() -> Answer | CFRestoreError:
         try:
+            place.enter()
             return question()
         except CFRestoreError as error:
             return error
@@ -233,7 +237,7 @@ def _pass(
     rows = [(index, job, _known(desk, job)) for index, job in jobs.items()]
     size = 1 if alone else max(1, min(BLOCK, len(rows) // (4 * staff.actors)))
     office = replace(desk, manifests={})
-    task = {"num_cpus": TASK_CORES, "max_retries": 0}
+    task = {"num_cpus": TASK_CORES, "ray_remote_args_fn": lambda: {"max_retries": 0}}
     pictures = (
         ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size))
         .map(_Opening(office, place), **task)
@@ -246,8 +250,7 @@ def _pass(
             ),
             num_cpus=staff.cpus,
             num_gpus=staff.gpus,
-            max_restarts=-1,
-            max_task_retries=0,
+            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": 0},
         )
         .map(_Closing(office, place), **task)
     )
