@@ -16,6 +16,7 @@ import ranks
 import torch
 
 from cfrestore.train.config import LARGE
+from cfrestore.train.data import augment
 from cfrestore.train.degrade import degrade
 from cfrestore.train.distributed import Part
 
@@ -74,6 +75,9 @@ def test_a_face_is_damaged_and_augmented_alike_whoever_has_it(world: int) -> Non
         part, generator = Part(6, rank, world), torch.Generator().manual_seed(1)
         own = degrade(part.of(images), damage, generator, part)
         torch.testing.assert_close(own, part.of(together), rtol=0, atol=2 / 255)
+        looks = augment(part.of(images), ranks.LOOKS, torch.Generator().manual_seed(2), part)
+        every = augment(images, ranks.LOOKS, torch.Generator().manual_seed(2))
+        torch.testing.assert_close(looks, part.of(every))
         after = torch.rand(1, generator=generator)
         none = torch.Generator().manual_seed(1)
         assert degrade(images[:0], damage, none, Part(6, 7, 8)).shape == (0, 3, 32, 32)

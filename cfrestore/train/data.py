@@ -167,7 +167,7 @@ def augment(
         part: as `degrade` takes it.
     """
     batch, _, size, _ = images.shape
-    part = part or Part.own(batch)
+    part = Part.own(batch) if part is None else part
 
     def draw(*shape: int) -> Tensor:
         shape = (part.whole, *shape, 1, 1)

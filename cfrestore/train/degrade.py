@@ -61,7 +61,7 @@ def degrade(
     """
     batch, _, size, _ = images.shape
     device = images.device
-    part = part or Part.own(batch)
+    part = Part.own(batch) if part is None else part
     if not batch:  # draws all the same, for what comes after it
         degrade(
             images.new_zeros(1, 3, size, size), damage, generator, Part(part.whole, 0, part.whole)
