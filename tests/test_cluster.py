@@ -16,9 +16,12 @@ import torch
 from command import Command
 from stubs import StubDetector, face_at, picture, save_network, small_network
 
-from cfrestore.batch import Manifest, plan
+from cfrestore.batch import Manifest, plan, remote
+from cfrestore.batch import run as engine_run
+from cfrestore.batch.engine import Desk, manifests_of
+from cfrestore.batch.job import named
 from cfrestore.cli import main
-from cfrestore.errors import ConfigError
+from cfrestore.errors import ConfigError, ImageError
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.pipeline import Pipeline
 from cfrestore.procedure import Procedure
@@ -306,10 +309,75 @@ def test_a_picture_that_kills_whoever_works_on_it_is_reported_and_costs_no_other
             engine.ask(refuse, staff)
 
 
+@pytest.mark.slow
+def test_pictures_behind_urls_are_restored_as_others_are(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make(6)
+    Command(capsys)("in", "-o", "one/", *WORDS)
+    words = [f"file://{tmp_path}/in", "-o", f"file://{tmp_path}/far/", *WORDS]
+    first = run(cluster.command(*words))
+    assert first.returncode == 0, first.stderr
+    assert contents("far") == contents("one")
+    assert [path.name for path in Path("far").glob(".*")] == [".cfrestore.jsonl"]
+    assert manifest("far").keys() == manifest("one").keys()
+    assert sorted(records(first.stdout, "far")) == [
+        f"file://{tmp_path}/in/{index:03d}.png" for index in range(6)
+    ]
+    os.utime("in/002.png")
+    Path("far/004.png").unlink()
+    again = run(cluster.command(*words))
+    done = [path for path, r in records(again.stdout, "far").items() if r["status"] == "done"]
+    assert sorted(path[-7:] for path in done) == ["002.png", "004.png"]
+    assert contents("far") == contents("one")
+
+
+def test_a_folder_behind_a_url_looks_like_one_here(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With memory://, which no other process sees: fetched, restored and sent by this one."""
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
+    memory = fsspec.filesystem("memory")
+    make(3)
+    for path in Path("in").iterdir():
+        memory.pipe(f"/there/in/sub/{path.name}", path.read_bytes())
+    procedure = Pipeline(small_network(), StubDetector(face_at(2, 2, 20))).restoring()
+    statuses = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        os.chdir(folder)
+        remote.mirror(["memory://there/in", "local.png"], "memory://there/out", recursive=True)
+        jobs = plan(["memory://there/in"], "memory://there/out/", recursive=True)
+        assert [named(job.target) for job in jobs] == [
+            f"memory://there/out/sub/{index:03d}.png" for index in range(3)
+        ]
+        desk = Desk(read_photo, write_photo, procedure.settings, manifests_of(jobs))
+        for job in jobs:
+            outcome = desk.earlier(job)
+            if outcome is None:
+                assert isinstance(job.source, Path)
+                remote.fetch(job.source)
+                (outcome,) = engine_run([job], procedure)
+                assert isinstance(job.target, Path)
+                assert job.manifest is not None
+                remote.send([job.manifest, job.target])
+            statuses.append((outcome.status, outcome.error))
+    assert statuses == [("done", None)] * 3 + [("unchanged", None)] * 3
+    assert len(memory.glob("/there/out/sub/*.png")) == 3
+    with pytest.raises(ImageError, match="memory://there/none.png cannot be read"):
+        remote.fetch(Path("memory:/there/none.png"))
+    with pytest.raises(ConfigError, match="nosuch://x cannot be reached"):
+        remote.fetch(Path("nosuch:/x"))
+    memory.rm("/there", recursive=True)
+
+
 def test_what_is_said_of_a_cluster_must_make_sense(capsys: pytest.CaptureFixture[str]) -> None:
     for words, sentence in (
         (["a.png", "--engine", "slurm"], "engine must be local or ray, found 'slurm'"),
         (["a.png", "--actors", "2"], "--actors is said of --engine ray"),
+        (["s3://b/a.png", "-o", "x/"], "s3://b/a.png is a URL, which --engine ray reads"),
+        (["s3://b/a.png", "--engine", "ray"], "with URLs -o is a file or folder"),
         (["-", "-o", "a.png", "--engine", "ray"], "neither stdin nor stdout"),
     ):
         assert main(words) == 2

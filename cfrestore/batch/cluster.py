@@ -15,12 +15,14 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cfrestore.batch.ahead import ahead
@@ -36,10 +38,11 @@ from cfrestore.batch.engine import (
     gathered,
     manifests_of,
 )
-from cfrestore.batch.job import Job
+from cfrestore.batch.job import Job, named
 from cfrestore.batch.manifest import Manifest, collect
 from cfrestore.batch.outcome import Outcome
-from cfrestore.errors import CFRestoreError, ConfigError
+from cfrestore.batch.remote import fetch, is_remote, listed, remove, send
+from cfrestore.errors import CFRestoreError, ConfigError, ImageError
 from cfrestore.extras import require
 from cfrestore.image import read_photo, write_photo
 
@@ -135,15 +138,15 @@ def hire(actors: int | None, gpus: float | None, threads: int | None) -> Staff:
     )
 
 
-def ask(question: Callable[[], Answer], staff: Staff) -> Answer:
-    """What a function returns in a place such as the actors will have.
+def ask(question: Callable[[], Answer], staff: Staff, home: Path | None = None) -> Answer:
+    """What a function returns in a place such as the actors will have, see `run`.
 
     Raises:
         CFRestoreError: whatever of this kind it raises.
     """
     import ray
 
-    place = _Place("", str(Path.cwd()))
+    place = _Place("", str(home or Path.cwd()), apart=home is not None)
 
     def answer() -> Answer | CFRestoreError:
         try:
@@ -164,12 +167,14 @@ def run(
     staff: Staff,
     settings: Mapping[str, object],
     *,
+    home: Path | None = None,
     read: Reader = read_photo,
     write: Writer = write_photo,
 ) -> Generator[Outcome, None, None]:
     """Does the jobs as `engine.run` does, on the cluster that this process is connected to.
 
-    Paths are the same on all machines of the cluster, relative ones from this process's folder.
+    Paths are the same on all machines of the cluster, relative ones from the current folder. Where
+    there are URLs among them, see `remote`, what is not is absolute.
     Close the iterator, or interrupt it, and pictures that are being worked on are given up.
 
     Args:
@@ -177,12 +182,15 @@ def run(
         load: makes the procedure, once in each actor.
         settings: all that decides the results: those of the procedure and of the options of read
             and write.
+        home: where load is called, if that is another folder than the current one.
     Yields:
         an outcome per job, in the order in which they come to their ends.
     Raises:
         CFRestoreError: what was asked for fits no picture, or an actor has not what it needs.
     """
     mark = secrets.token_hex(8)
+    apart = any(is_remote(place) for job in jobs for place in (job.source, job.target))
+    place = _Place(mark, str(home or Path.cwd()), apart)
     lost: list[Job] = []
     try:
         for alone in (False, True):
@@ -197,7 +205,6 @@ def run(
                     yield replace(outcome, status="done")
                 else:
                     yield outcome
-            place = _Place(mark, str(Path.cwd()))
             for index, outcome in _pass(waiting, desk, load, staff, place, alone=alone):
                 yield replace(outcome, job=waiting.pop(index))
             lost = list(waiting.values())
@@ -210,7 +217,22 @@ def run(
     finally:
         for manifest in {job.manifest for job in jobs if job.manifest}:
             with suppress(OSError):  # what is not collected is read all the same
-                collect(manifest, f".cfrestore-{mark}-*.jsonl")
+                _collect(manifest, f".cfrestore-{mark}-*.jsonl")
+
+
+def _collect(manifest: Path, pattern: str) -> None:
+    """Makes one manifest of those of all workers."""
+    if not is_remote(manifest):
+        return collect(manifest, pattern)
+    parts = listed(manifest.parent, pattern)
+    for part in parts:
+        fetch(part)
+    if parts:
+        collect(manifest, pattern)
+        send([manifest])
+    for part in parts:
+        remove(part)
+    return None
 
 
 def _pass(
@@ -238,22 +260,24 @@ def _pass(
     size = 1 if alone else max(1, min(BLOCK, len(rows) // (4 * staff.actors)))
     office = replace(desk, manifests={})
     task = {"num_cpus": TASK_CORES, "ray_remote_args_fn": lambda: {"max_retries": 0}}
-    pictures = (
-        ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size))
-        .map(_Opening(office, place), **task)
-        .map_batches(
-            _Painting,
-            batch_size=None,
-            fn_constructor_args=(office, place, load, staff.threads),
-            compute=ray.data.ActorPoolStrategy(
-                size=staff.actors, max_tasks_in_flight_per_actor=1 if alone else 2
-            ),
-            num_cpus=staff.cpus,
-            num_gpus=staff.gpus,
-            ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": 0},
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of ray_remote_args_fn, see pyproject
+        pictures = (
+            ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size))
+            .map(_Opening(office, place), **task)
+            .map_batches(
+                _Painting,
+                batch_size=None,
+                fn_constructor_args=(office, place, load, staff.threads),
+                compute=ray.data.ActorPoolStrategy(
+                    size=staff.actors, max_tasks_in_flight_per_actor=1 if alone else 2
+                ),
+                num_cpus=staff.cpus,
+                num_gpus=staff.gpus,
+                ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": 0},
+            )
+            .map_batches(_Closing(office, place), batch_size=None, **task)
         )
-        .map(_Closing(office, place), **task)
-    )
     for row in pictures.iter_rows():
         index, item = row["item"]
         if isinstance(item, CFRestoreError):
@@ -274,17 +298,36 @@ class _Place:
     Attributes:
         mark: of this run, in the names of its manifests.
         folder: that relative paths start from.
+        apart: pictures are behind URLs, and each task has a folder of its own for them.
     """
 
     mark: str
     folder: str
+    apart: bool = False
 
     def enter(self) -> None:
-        """Raises ConfigError where the folder is not there."""
+        """Raises ConfigError where the folder is not there and has to be."""
         try:
             os.chdir(self.folder)
         except OSError as error:
+            if self.apart:
+                return
             raise ConfigError(f"{self.folder} is not on every machine of the cluster") from error
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """The current folder is where paths of jobs start from."""
+        if not self.apart:
+            self.enter()
+            yield
+            return
+        before = Path.cwd()
+        with TemporaryDirectory(prefix="cfrestore-") as folder:
+            os.chdir(folder)
+            try:
+                yield
+            finally:
+                os.chdir(before)
 
     def job(self, job: Job) -> Job:
         """The job, recorded in this worker's own file."""
@@ -311,12 +354,21 @@ class _Opening:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         index, job, known = row["item"]
+        desk, job = replace(self.desk, manifests=known), self.place.job(job)
         try:
-            self.place.enter()
-            opened = replace(self.desk, manifests=known).open(self.place.job(job))
+            with self.place.entered():
+                opened = self._open(desk, job)
         except CFRestoreError as error:
             return {"item": (index, known, error)}
         return {"item": (index, known, opened)}
+
+    def _open(self, desk: Desk, job: Job) -> Opened | Outcome:
+        if isinstance(job.source, Path) and is_remote(job.source):
+            try:
+                fetch(job.source)
+            except ImageError as error:
+                return desk.failed(job, FailureError("unreadable", str(error)))
+        return desk.open(job)
 
 
 class _Painting:
@@ -338,7 +390,8 @@ class _Painting:
         rows = list(batch["item"])
         done: list[Any]
         try:
-            done = list(self._work([item for _, _, item in rows]))
+            with self.place.entered():
+                done = list(self._work([item for _, _, item in rows]))
         except CFRestoreError as error:
             done = [error] * len(rows)
         return {"item": [(*row[:2], item) for row, item in zip(rows, done, strict=True)]}
@@ -363,18 +416,52 @@ class _Painting:
 
 @dataclass(frozen=True)
 class _Closing:
-    """A task that writes."""
+    """A task that writes a block."""
 
     desk: Desk
     place: _Place
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        index, known, item = row["item"]
-        if isinstance(item, CFRestoreError):
-            return {"item": (index, item)}
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        rows = list(batch["item"])
+        done: list[Any]
         try:
-            self.place.enter()
-            outcome = replace(self.desk, manifests=known).close(self.place.item(item))
+            with self.place.entered():
+                done = self._close(rows)
         except CFRestoreError as error:
-            return {"item": (index, error)}
-        return {"item": (index, outcome)}
+            done = [error] * len(rows)
+        return {"item": [(row[0], item) for row, item in zip(rows, done, strict=True)]}
+
+    def _close(self, rows: Sequence[tuple[int, Mapping[Path, Manifest], Any]]) -> list[Outcome]:
+        done = []
+        for _, known, item in rows:
+            if isinstance(item, CFRestoreError):
+                raise item
+            desk = replace(self.desk, manifests=known)
+            done.append(desk.close(self.place.item(item)))
+        return self._sent(done) if self.place.apart else done
+
+    def _sent(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Sends what lies below the current folder: what is recorded first, then results.
+
+        Args:
+            outcomes: of the block; those whose files cannot be sent fail.
+        """
+        files = [path for path in Path().rglob("*") if path.is_file() and is_remote(path)]
+        manifests = [path for path in files if path.suffix == ".jsonl"]
+        try:
+            send(
+                path.rename(path.with_stem(f"{path.stem}-{secrets.token_hex(4)}"))
+                for path in manifests
+            )
+            send(path for path in files if path not in manifests)
+        except OSError as error:
+            text = f"cannot be written: {error}"
+            return [
+                replace(
+                    o, status="failed", code="unwritable", error=f"{named(o.job.target)} {text}"
+                )
+                if o.status == "done"
+                else o
+                for o in outcomes
+            ]
+        return list(outcomes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from cfrestore.batch.job import Job, Place
+from cfrestore.batch.job import Job, Place, named
 
 if TYPE_CHECKING:
     from cfrestore.procedure import Restoration, Result
@@ -164,8 +164,8 @@ class Outcome:
         """Plain values; paths as text, in which bytes that are none are escaped by Python."""
         return {
             "schema": SCHEMA,
-            "path": str(self.job.source),
-            "output": None if self.status == "failed" else str(self.job.target),
+            "path": named(self.job.source),
+            "output": None if self.status == "failed" else named(self.job.target),
             "status": self.status,
             "code": self.code,
             "error": self.error,

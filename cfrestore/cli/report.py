@@ -48,11 +48,12 @@ def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) ->
 
 def show_plan(jobs: Sequence[Job], console: Console) -> None:
     """Says what would be read and written."""
+    from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
 
     for job in jobs:
         replaces = " (replaces it)" if job.in_place else ""
-        console.print(printable(f"{job.source} -> {job.target}{replaces}"))
+        console.print(printable(f"{named(job.source)} -> {named(job.target)}{replaces}"))
         for path in job.singles:
             if path != job.target:
                 console.print(printable(f"  and {path}"))
@@ -97,11 +98,13 @@ def progress(
 
 def describe(outcome: Outcome, done: str, *, verbose: bool = False) -> str:
     """What became of one job, in one line, its notes and under verbose its times in others."""
+    from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
 
     if outcome.error is not None:
         return printable(f"error: {outcome.error}")
-    lines = [f"{outcome.job.source} -> {outcome.job.target}  {_faces(outcome, done)}"]
+    way = f"{named(outcome.job.source)} -> {named(outcome.job.target)}"
+    lines = [f"{way}  {_faces(outcome, done)}"]
     lines += outcome.notes
     if verbose and outcome.seconds:
         times = ", ".join(f"{stage} {time:.2f} s" for stage, time in outcome.seconds.items())

@@ -524,6 +524,11 @@ def check(words: Words, parser: Path | None = None) -> None:
         raise ConfigError(f"{' and '.join(said)} is said of --engine ray")
     if words.engine == "ray" and ("-" in inputs or words.output == "-"):
         raise ConfigError("a cluster reads and writes files, neither stdin nor stdout")
+    urls = [word for word in (*inputs, words.output or "") if "://" in word]
+    if urls and words.engine != "ray":
+        raise ConfigError(f"{urls[0]} is a URL, which --engine ray reads and writes")
+    if urls and (words.watch or words.in_place or not words.output or "{" in words.output):
+        raise ConfigError("with URLs -o is a file or folder, and nothing is watched or replaced")
     parse_quality(words.quality)
 
 

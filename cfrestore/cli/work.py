@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import typer
@@ -62,8 +63,9 @@ def work(
     if words.json and stdout is None:
         raise ConfigError("stdout is closed, and --json is to be written there")
     try:
-        with redirect_stdout(sys.stderr):  # what packages print is for people
-            look = _planner(words, task, fidelity)
+        with redirect_stdout(sys.stderr), ExitStack() as stack:  # what packages print is for people
+            places = stack.enter_context(_reached(words))
+            look = _planner(words, places, task, fidelity)
             jobs = look()
             if words.dry_run:
                 return _show(jobs, words, stdout)
@@ -73,7 +75,7 @@ def work(
                 _check_there(jobs)
             prepare = partial(_prepare, words, task, model, parser, procedure_of)
             engine = _on_cluster if words.engine == "ray" else _here
-            with engine(words, prepare, jobs, stdout) as (do, about):
+            with engine(words, prepare, jobs, stdout, places.home) as (do, about):
                 if not words.quiet:
                     for line in about.lines:
                         report.make_console().print(line)
@@ -88,20 +90,64 @@ def work(
     return None
 
 
-def _planner(words: Words, task: Task, fidelity: float | None) -> Callable[[], Sequence[Job]]:
+@dataclass(frozen=True)
+class Places:
+    """What is to be read and written, as planning takes it.
+
+    Attributes:
+        home: the folder that the words were said in, if that is not the current one any more.
+    """
+
+    inputs: Sequence[str | Path]
+    output: str | None
+    home: Path | None = None
+
+
+@contextmanager
+def _reached(words: Words) -> Iterator[Places]:
+    """Where there are URLs, the current folder looks like what is there, see `batch.remote`.
+
+    Raises:
+        ConfigError, ImageError: as `mirror`.
+    """
+    from cfrestore.batch.remote import is_remote, mirror
+
+    listed = () if words.files_from is None else _listed(words.files_from, null=words.null)
+    inputs: list[str | Path] = [*(words.inputs or []), *listed]
+    output = words.output
+    if not any(map(is_remote, (*inputs, output))):
+        yield Places(inputs, output)
+        return
+    home = Path.cwd()
+
+    def absolute(word: str | Path) -> str | Path:
+        # The path type would lose a slash at the end, which says that it is a folder.
+        return word if is_remote(word) else type(word)(os.path.join(home, word))  # noqa: PTH118
+
+    with TemporaryDirectory(prefix="cfrestore-") as folder:
+        os.chdir(folder)
+        try:
+            mirror(inputs, output, recursive=words.recursive)
+            target = output if output is None else str(absolute(output))
+            yield Places([absolute(word) for word in inputs], target, home)
+        finally:
+            os.chdir(home)
+
+
+def _planner(
+    words: Words, places: Places, task: Task, fidelity: float | None
+) -> Callable[[], Sequence[Job]]:
     """What finds the jobs that the words ask for, anew each time that it is called."""
     from cfrestore.batch import COMPARED, CROPS, RESTORED, parse_shard, plan
 
-    inputs: list[str | Path] = [*(words.inputs or [])]
-    output = words.output
-    if words.files_from is not None:
-        inputs += _listed(words.files_from, null=words.null)
-        if output not in (None, "-") and not set("{}") & set(output):
-            output = f"{output}/"  # a folder, however many names there are
+    output = places.output
+    files = words.files_from is not None and output not in (None, "-")
+    if files and not set("{}") & set(str(output)):
+        output = f"{output}/"  # a folder, however many names there are
     wanted = {CROPS: words.save_crops, RESTORED: words.save_restored, COMPARED: words.compare}
     return partial(
         plan,
-        inputs,
+        places.inputs,
         output,
         overwrite=words.overwrite,
         mark=f".{DONE[task]}",
@@ -229,7 +275,7 @@ Do = Callable[["Sequence[Job]"], "Generator[Outcome, None, None]"]
 
 @contextmanager
 def _here(
-    words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None
+    words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
 ) -> Iterator[tuple[Do, About]]:
     """What does jobs on this machine."""
     from cfrestore.batch import WORKERS, run
@@ -251,18 +297,23 @@ def _here(
 
 @contextmanager
 def _on_cluster(
-    words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None
+    words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
 ) -> Iterator[tuple[Do, About]]:
-    """What does jobs on a Ray cluster, where alone the networks are."""
+    """What does jobs on a Ray cluster, where alone the networks are.
+
+    Args:
+        home: the folder that the words were said in, if that is not the current one.
+    """
     from cfrestore.batch import cluster
 
     with cluster.connected(words.address):
         staff = cluster.hire(words.actors, words.gpus_per_actor, words.jobs)
-        about = cluster.ask(lambda: prepare()[1], staff)
+        about = cluster.ask(lambda: prepare()[1], staff, home)
         ends = _ends(words, about)
         settings = {**about.settings, **ends.pop("settings")}
         load = lambda: prepare()[0]  # noqa: E731
-        yield partial(cluster.run, load=load, staff=staff, settings=settings, **ends), about
+        do = partial(cluster.run, load=load, staff=staff, settings=settings, home=home, **ends)
+        yield do, about
 
 
 def _ends(words: Words, about: About) -> dict[str, Any]:
