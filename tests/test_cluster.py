@@ -28,7 +28,7 @@ from cfrestore.procedure import Procedure
 
 REPOSITORY = Path(__file__).parents[1]
 
-WAIT = 120  # seconds until a test that would hang fails
+WAIT = 300  # seconds until a test that would hang fails
 
 
 def environment(**others: str) -> dict[str, str]:
@@ -100,7 +100,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     finally:
         head.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            head.wait(20)
+            head.wait(60)
         for pid in workers_of(mark):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

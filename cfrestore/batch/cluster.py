@@ -76,6 +76,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     variables = {k: v for k, v in os.environ.items() if k.startswith("CFRESTORE_")}
     local = {} if address else {"include_dashboard": False}
+    address = address or "local"  # without one Ray would look for one that runs
     try:
         ray.init(
             address,
@@ -85,7 +86,7 @@ def connected(address: str | None) -> Iterator[None]:
             **local,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"there is no Ray cluster at {address or 'hand'}: {error}") from error
+        raise ConfigError(f"there is no Ray cluster at {address}: {error}") from error
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # lost blocks are told as outcomes
     try:
         yield
