@@ -46,7 +46,7 @@ class Costs:
     """What one photograph costs.
 
     Attributes:
-        read, find, paint, paste, write: CPU seconds; paint is for one face, by the shipped weights.
+        read, find, paint, paste, write: CPU seconds; the shipped weights paint.
         faces: that were found.
         bytes_in, bytes_out: of the files.
         pixels: of the photograph.
@@ -86,14 +86,14 @@ class Assumed:
 
     pictures: float = 1e9
     faces: float = 1.5
-    faces_a_second: float = 181
+    faces_a_second: float = 181.0
     cores: int = 16
     card: float = 3.1e9
-    requests: float = 9000
+    requests: float = 9000.0
     drivers: int = 0
-    passing: float = 0
-    hours_to_failure: float = 1000
-    minutes_away: float = 10
+    passing: float = 0.0
+    hours_to_failure: float = 1000.0
+    minutes_away: float = 10.0
     in_hand: int = 8
     fatal: float = 1e-6
 
@@ -108,10 +108,9 @@ class Run:
 
 
 def cpu_seconds(costs: Costs, assumed: Assumed) -> float:
-    """CPU seconds of a photograph: those of one face here, painting by GPU left out."""
-    paint = 0.0 if assumed.faces_a_second else costs.paint * assumed.faces
-    faces = max(costs.faces, 1)
-    return costs.read + costs.find + costs.paste * assumed.faces / faces + paint + costs.write
+    """CPU seconds of a photograph, without painting where GPUs paint."""
+    for_faces = costs.paste + (0.0 if assumed.faces_a_second else costs.paint)
+    return costs.read + costs.find + costs.write + for_faces * assumed.faces / costs.faces
 
 
 def paces(costs: Costs, assumed: Assumed, machines: int, drivers: int) -> dict[str, float]:
@@ -191,11 +190,9 @@ def plan(costs: Costs, assumed: Assumed) -> None:
     head = ["machines", "drivers", "photographs/s", "bound by", "GB/s in, out"]
     head += ["hours (range)", "machine hours", "machines that fail", "done again"]
     print(table(head, rows))
-    total = assumed.pictures
-    print(
-        f"\n{total * costs.bytes_in / 1e12:,.0f} TB read, {total * costs.bytes_out / 1e12:,.0f} TB"
-    )
-    print(f"written, {total * assumed.fatal:,.0f} pictures reported as crashed")
+    read, written = (assumed.pictures * size / 1e12 for size in (costs.bytes_in, costs.bytes_out))
+    crashed = assumed.pictures * assumed.fatal
+    print(f"\n{read:,.0f} TB read, {written:,.0f} TB written, {crashed:,.0f} pictures crashed")
 
 
 def measure(options: argparse.Namespace) -> None:
