@@ -421,8 +421,9 @@ def test_what_a_plan_refused_fails_alone() -> None:
 
 
 def test_every_code_is_explained() -> None:
-    source = Path(engine.__file__).read_text(encoding="utf-8")
-    codes = set(re.findall(r'(?:_FailureError\(|_failing\([\w.\[\]]+, )"(\w+)"', source))
+    files = (Path(engine.__file__), Path(engine.__file__).with_name("cluster.py"))
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    codes = set(re.findall(r'(?:FailureError\(|_failing\([\w.\[\]]+, )"(\w+)"', source))
     assert codes == set(REASONS)
 
 

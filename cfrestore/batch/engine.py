@@ -106,15 +106,8 @@ def run(
     Raises:
         ConfigError: what was asked for fits no picture, or a stream was not given.
     """
-    workshop = _Workshop(
-        procedure,
-        read,
-        write,
-        {**procedure.settings, **(settings or {}), "version": __version__},
-        {job.manifest.parent: Manifest.read(job.manifest.parent) for job in jobs if job.manifest},
-        stdin,
-        stdout,
-    )
+    every = {**procedure.settings, **(settings or {})}
+    workshop = Workshop(Desk(read, write, every, manifests_of(jobs), stdin, stdout), procedure)
     sweep(jobs)
     # One picture is done by the caller's thread: there, reading stdin can be interrupted.
     readers, writers = (
@@ -123,7 +116,7 @@ def run(
     count, weight = 2 * workers, PIXELS_AHEAD
     try:
         begun = ahead(readers, workshop.begin, jobs, _pixels_of, count=count, weight=weight)
-        groups = _gathered(begun, procedure.batch_size)
+        groups = gathered(begun, procedure.batch_size)
         painted = chain.from_iterable(map(workshop.paint, groups))
         size = workshop.pixels_to_write
         yield from ahead(
@@ -133,6 +126,26 @@ def run(
         for pool in (writers, readers):
             if pool is not None:
                 pool.shutdown(cancel_futures=True)
+
+
+def manifests_of(jobs: Iterable[Job]) -> dict[Path, Manifest]:
+    """What earlier runs have recorded, by the folders of the jobs' manifests."""
+    folders = {job.manifest.parent for job in jobs if job.manifest}
+    return {folder: Manifest.read(folder) for folder in folders}
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A picture that has been read.
+
+    Attributes:
+        parcel: the photograph; taken out by who goes on with it, see `_Begun`.
+    """
+
+    job: Job
+    fingerprint: Fingerprint | None
+    parcel: list[Photo]
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +175,23 @@ class _Painted:
     faces: Sequence[Painted]
 
 
-class _FailureError(Exception):
+@dataclass(frozen=True, eq=False)
+class Pasted:
+    """A picture that is to be written.
+
+    Attributes:
+        fingerprint: of the picture.
+        files: what is to be written where, the result of the job last.
+        outcome: what will have become of the job then.
+    """
+
+    job: Job
+    fingerprint: Fingerprint | None
+    files: list[tuple[Place, Photo]]
+    outcome: Outcome
+
+
+class FailureError(Exception):
     """Why a picture cannot be done: a code of REASONS and a sentence."""
 
     def __init__(self, code: str, sentence: str) -> None:
@@ -172,20 +201,20 @@ class _FailureError(Exception):
 
 @contextmanager
 def _failing(job: Job, code: str) -> Iterator[None]:
-    """Makes a _FailureError of what goes wrong with one picture."""
+    """Makes a FailureError of what goes wrong with one picture."""
     try:
         yield
-    except (ConfigError, _FailureError):
+    except (ConfigError, FailureError):
         raise
     except CFRestoreError as error:
-        raise _FailureError(code, str(error)) from error
+        raise FailureError(code, str(error)) from error
     except MemoryError as error:
-        raise _FailureError("memory", f"{job.source} needs more memory than there is") from error
+        raise FailureError("memory", f"{job.source} needs more memory than there is") from error
     except _UNFORESEEN as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = " ".join(f"{type(error).__name__}: {error}".split())
         where = f"{Path(place.filename).name}:{place.lineno}"
-        raise _FailureError("unexpected", f"{job.source} met a fault, {what} ({where})") from error
+        raise FailureError("unexpected", f"{job.source} met a fault, {what} ({where})") from error
 
 
 @contextmanager
@@ -196,41 +225,50 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Workshop:
-    """What all pictures of a run have in common; see `run`."""
+class Desk:
+    """Where pictures are read, written and recorded; it needs no network. See `run`.
 
-    procedure: Procedure
+    Attributes:
+        settings: all that decides the results, but for the version and what a job says itself.
+        manifests: what is recorded already, by folder.
+    """
+
     read: Reader
     write: Writer
     settings: Mapping[str, object]
     manifests: Mapping[Path, Manifest]
-    stdin: BinaryIO | None
-    stdout: BinaryIO | None
+    stdin: BinaryIO | None = None
+    stdout: BinaryIO | None = None
 
-    def begin(self, job: Job) -> _Begun | Outcome:
-        """Reads a picture and cuts out its faces, if that has to be done at all."""
-        try:
-            with _failing(job, "unreadable"):
-                return self._earlier(job) or self._begin(job)
-        except _FailureError as failure:
-            return self._failed(job, failure)
-
-    def _earlier(self, job: Job) -> Outcome | None:
-        """What an earlier run made of the job, if that still holds."""
+    def earlier(self, job: Job) -> Outcome | None:
+        """What planning or an earlier run made of the job, if that still holds."""
         if job.refusal:
-            raise _FailureError("refused", job.refusal)
+            return self.failed(job, FailureError("refused", job.refusal))
         if job.manifest is None or not isinstance(job.target, Path):
             return None
-        manifest = self.manifests[job.manifest.parent]
-        record = manifest.finished(job, self._digest(job))
-        if record is None:
-            return None
-        notes = record.outcome.notes
-        if not manifest.wrote(job.target, job):
-            notes += (f"{job.target} has been edited since it was written, and is left so.",)
-        return replace(record.outcome, job=job, status="unchanged", notes=notes, seconds={})
+        try:
+            with _failing(job, "unreadable"):
+                manifest = self.manifests[job.manifest.parent]
+                record = manifest.finished(job, self.digest(job))
+                if record is None:
+                    return None
+                notes = record.outcome.notes
+                if not manifest.wrote(job.target, job):
+                    left = f"{job.target} has been edited since it was written, and is left so."
+                    notes += (left,)
+                return replace(record.outcome, job=job, status="unchanged", notes=notes, seconds={})
+        except FailureError as failure:
+            return self.failed(job, failure)
 
-    def _begin(self, job: Job) -> _Begun:
+    def open(self, job: Job) -> Opened | Outcome:
+        """Reads a picture."""
+        try:
+            with _failing(job, "unreadable"):
+                return self._open(job)
+        except FailureError as failure:
+            return self.failed(job, failure)
+
+    def _open(self, job: Job) -> Opened:
         self._check_free(job.singles, job)
         seconds: dict[str, float] = {}
         source = job.source if isinstance(job.source, Path) else None
@@ -238,26 +276,114 @@ class _Workshop:
             fingerprint = _fingerprint(source) if source and job.manifest else None
             photo = self.read(source or self._given(self.stdin, job.source))
             if source and fingerprint and not fingerprint.is_recent(source):
-                raise _FailureError("modified", f"{source} was written to while it was read")
-        with _timed(seconds, "find"), _failing(job, "unsuitable"):
+                raise FailureError("modified", f"{source} was written to while it was read")
+        return Opened(job, fingerprint, [photo], seconds)
+
+    def close(self, picture: Pasted | Outcome) -> Outcome:
+        """Writes a result and records it."""
+        if isinstance(picture, Outcome):
+            return picture
+        try:
+            with _failing(picture.job, "unwritable"):
+                return self._close(picture)
+        except FailureError as failure:
+            return self.failed(picture.job, failure)
+
+    def _close(self, picture: Pasted) -> Outcome:
+        job, start = picture.job, time.perf_counter()
+
+        def outcome(notes: Sequence[str]) -> Outcome:
+            seconds = {**picture.outcome.seconds, "write": time.perf_counter() - start}
+            return replace(picture.outcome, notes=(*picture.outcome.notes, *notes), seconds=seconds)
+
+        if isinstance(job.target, Stream):
+            photo = picture.files[-1][1]
+            stream = self._given(self.stdout, job.target)
+            return outcome(self.write(photo, stream, format=job.format or photo.format))
+
+        def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
+            ended = outcome(notes)
+            record_outcome(ended, self.digest(job), picture.fingerprint, prints)
+            return ended
+
+        files = [(path, photo) for path, photo in picture.files if isinstance(path, Path)]
+        self._check_free([path for path, _ in files], job)
+        return put(files, job, self.write, record)
+
+    def _check_free(self, paths: Iterable[Path], job: Job) -> None:
+        """Raises FailureError if a file lies in the place of a result that is not to be lost."""
+        manifest = self.manifests[job.manifest.parent] if job.manifest else None
+        for path in paths:
+            own = job.in_place and path == job.target
+            if path.exists() and not (job.overwrite or own):
+                if manifest is None or not manifest.knows(path, job):
+                    text = f"{path} exists; only --overwrite replaces it"
+                    raise FailureError("exists", text)
+                if not manifest.wrote(path, job):
+                    text = f"{path} was edited since it was written; only --overwrite replaces it"
+                    raise FailureError("exists", text)
+
+    def failed(self, job: Job, failure: FailureError) -> Outcome:
+        """The outcome of a job that cannot be done, recorded."""
+        outcome = Outcome(job, "failed", failure.code, failure.sentence)
+        if failure.code != "refused":
+            with suppress(OSError):  # then it stands in no manifest, as if it had not been tried
+                record_outcome(outcome, self.digest(job))
+        return outcome
+
+    def digest(self, job: Job) -> str:
+        """What stands in a record for all settings of a job."""
+        own = {"version": __version__, "kept": sorted(job.kept), "format": job.format}
+        return digest_of({**self.settings, **own})
+
+    def _given(self, stream: BinaryIO | None, place: Place) -> BinaryIO:
+        if stream is None:
+            raise ConfigError(f"there is no {place} for the jobs that need one")
+        return stream
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """Where faces are found, painted and pasted, beside the desk."""
+
+    desk: Desk
+    procedure: Procedure
+
+    def begin(self, job: Job) -> _Begun | Outcome:
+        """Reads a picture and cuts out its faces, if that has to be done at all."""
+        return self.desk.earlier(job) or self.find(self.desk.open(job))
+
+    def find(self, picture: Opened | Outcome) -> _Begun | Outcome:
+        """Cuts out the faces of a picture."""
+        if isinstance(picture, Outcome):
+            return picture
+        try:
+            with _failing(picture.job, "unsuitable"):
+                return self._find(picture)
+        except FailureError as failure:
+            return self.desk.failed(picture.job, failure)
+
+    def _find(self, picture: Opened) -> _Begun:
+        job, photo = picture.job, picture.parcel.pop()
+        with _timed(picture.seconds, "find"):
             try:
                 prepared = self.procedure.prepare(photo)
             except ImageError as error:
                 text = f"{job.source} cannot be worked on: {error}"
                 raise ImageError(text) from error
         parcel, pixels = [(photo, prepared)], math.prod(photo.size)
-        return _Begun(job, fingerprint, parcel, prepared.faces, pixels, seconds)
+        return _Begun(job, picture.fingerprint, parcel, prepared.faces, pixels, picture.seconds)
 
     def paint(self, pictures: Sequence[_Begun | Outcome]) -> Iterator[_Painted | Outcome]:
         """Has the faces of several pictures painted together, or if that fails, each alone."""
         try:
             painted = iter(self._paint([p for p in pictures if isinstance(p, _Begun)]))
-        except _FailureError as failure:
+        except FailureError as failure:
             if len(pictures) > 1:
                 for picture in pictures:
                     yield from self.paint([picture])
             else:
-                yield self._failed(pictures[0].job, failure)
+                yield self.desk.failed(pictures[0].job, failure)
             return
         for picture in pictures:
             yield next(painted) if isinstance(picture, _Begun) else picture
@@ -276,71 +402,29 @@ class _Workshop:
             results.append(_Painted(picture, own))
         return results
 
-    def finish(self, picture: _Painted | Outcome) -> Outcome:
-        """Pastes faces, writes the result and records it."""
+    def paste(self, picture: _Painted | Outcome) -> Pasted | Outcome:
+        """Pastes the faces of a picture."""
         if isinstance(picture, Outcome):
             return picture
-        job = picture.begun.job
         try:
-            with _failing(job, "unwritable"):
-                return self._finish(picture.begun, picture.faces)
-        except _FailureError as failure:
-            return self._failed(job, failure)
+            with _failing(picture.begun.job, "unwritable"):
+                return self._paste(picture.begun, picture.faces)
+        except FailureError as failure:
+            return self.desk.failed(picture.begun.job, failure)
 
-    def _finish(self, begun: _Begun, faces: Sequence[Painted]) -> Outcome:
+    def _paste(self, begun: _Begun, faces: Sequence[Painted]) -> Pasted:
         job, seconds = begun.job, begun.seconds
         photo, prepared = begun.parcel.pop()
         with _timed(seconds, "paste"):
             restoration = prepared.finish(faces)
-        start, remarks = time.perf_counter(), photo.notes
-        files = list(_kept(job, photo, restoration))
-        del photo, prepared  # they may be large
-
-        def outcome(notes: Sequence[str]) -> Outcome:
-            seconds["write"] = time.perf_counter() - start
-            return outcome_of(job, restoration, (*remarks, *notes), seconds)
-
-        if isinstance(job.target, Stream):
-            stream = self._given(self.stdout, job.target)
-            format = job.format or restoration.photo.format
-            return outcome(self.write(restoration.photo, stream, format=format))
-
-        def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
-            ended = outcome(notes)
-            record_outcome(ended, self._digest(job), begun.fingerprint, prints)
-            return ended
-
+            files: list[tuple[Place, Photo]] = [*_kept(job, photo, restoration)]
         files.append((job.target, restoration.photo))
-        self._check_free([path for path, _ in files], job)
-        return put(files, job, self.write, record)
+        outcome = outcome_of(job, restoration, photo.notes, seconds)
+        return Pasted(job, begun.fingerprint, files, outcome)
 
-    def _check_free(self, paths: Iterable[Path], job: Job) -> None:
-        """Raises _FailureError if a file lies in the place of a result that is not to be lost."""
-        manifest = self.manifests[job.manifest.parent] if job.manifest else None
-        for path in paths:
-            own = job.in_place and path == job.target
-            if path.exists() and not (job.overwrite or own):
-                if manifest is None or not manifest.knows(path, job):
-                    text = f"{path} exists; only --overwrite replaces it"
-                    raise _FailureError("exists", text)
-                if not manifest.wrote(path, job):
-                    text = f"{path} was edited since it was written; only --overwrite replaces it"
-                    raise _FailureError("exists", text)
-
-    def _failed(self, job: Job, failure: _FailureError) -> Outcome:
-        outcome = Outcome(job, "failed", failure.code, failure.sentence)
-        if failure.code != "refused":
-            with suppress(OSError):  # then it stands in no manifest, as if it had not been tried
-                record_outcome(outcome, self._digest(job))
-        return outcome
-
-    def _digest(self, job: Job) -> str:
-        return digest_of({**self.settings, "kept": sorted(job.kept), "format": job.format})
-
-    def _given(self, stream: BinaryIO | None, place: Place) -> BinaryIO:
-        if stream is None:
-            raise ConfigError(f"there is no {place} for the jobs that need one")
-        return stream
+    def finish(self, picture: _Painted | Outcome) -> Outcome:
+        """Pastes faces, writes the result and records it."""
+        return self.desk.close(self.paste(picture))
 
     def pixels_to_write(self, picture: _Painted | Outcome) -> int:
         """How many pixels the result has."""
@@ -357,7 +441,7 @@ def _fingerprint(source: Path) -> Fingerprint | None:
     return None
 
 
-def _gathered(
+def gathered(
     pictures: Iterable[_Begun | Outcome], batch_size: int
 ) -> Iterator[list[_Begun | Outcome]]:
     """Pictures in groups, in order, each with faces for a batch if there are so many."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -27,6 +28,15 @@ class Stream(Enum):
 
 
 Place: TypeAlias = Path | Stream
+
+
+def named(place: Place) -> str:
+    """What a place is called; of a URL, its path lacks a slash, see `remote`."""
+    return re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/(?!/)", _slashes, str(place))
+
+
+def _slashes(match: re.Match[str]) -> str:
+    return f"{match[1]}://{'/' if match[1] == 'file' else ''}"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,21 @@ class Manifest:
                     records[output] = (*records.get(output, ()), record)
         return cls(folder, records)
 
+    @cached_property
+    def _by_source(self) -> Mapping[str, tuple[str, ...]]:
+        """Paths of results by the picture that they were made from."""
+        outputs: dict[str, dict[str, None]] = {}
+        for output, records in self.records.items():
+            for record in records:
+                outputs.setdefault(record.source, {})[output] = None
+        return {source: tuple(names) for source, names in outputs.items()}
+
+    def part(self, job: Job) -> Manifest:
+        """What of it concerns a job."""
+        source = relative(job.source, self.folder) if isinstance(job.source, Path) else ""
+        names = self._by_source.get(source, ())
+        return Manifest(self.folder, {name: self.records[name] for name in names})
+
     def knows(self, path: Path, job: Job) -> bool:
         """Whether a run wrote that file from the picture of the job, whatever became of it."""
         return any(self._records(path, job))
@@ -231,14 +247,24 @@ def record_outcome(
             relative(name, folder): value.to_json() for name, value in (outputs or {}).items()
         },
     }
-    line = json.dumps(values, ensure_ascii=True).encode() + b"\n"
     folder.mkdir(parents=True, exist_ok=True)
+    _append(path, json.dumps(values, ensure_ascii=True).encode() + b"\n")
+
+
+def collect(path: Path, pattern: str) -> None:
+    """Moves the lines of manifests beside one, to which nobody writes any more, into that one."""
+    for part in sorted(path.parent.glob(pattern)):
+        _append(path, part.read_bytes())
+        part.unlink()
+
+
+def _append(path: Path, lines: bytes) -> None:
     with _APPENDING, path.open("ab+", buffering=0) as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # a line was cut short
-                line = b"\n" + line
-        if file.write(line) != len(line):
+                lines = b"\n" + lines
+        if file.write(lines) != len(lines):
             raise OSError(f"{path} could not be written to its end")
         os.fsync(file.fileno())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from cfrestore.batch.job import Job, Place
+from cfrestore.batch.job import Job, Place, named
 
 if TYPE_CHECKING:
     from cfrestore.procedure import Restoration, Result
@@ -26,6 +26,7 @@ REASONS = {
     "refused": "planning found that it would destroy something, or has no place to go to",
     "exists": "a file has come to lie where a result was to be written, or a result was edited",
     "unwritable": "a result cannot be encoded or written",
+    "crashed": "the processes that worked on it died; on a cluster only",
     "unexpected": "something else went wrong, which is a fault of this program",
 }
 """Codes of Outcome.code, which do not change, and what they say."""
@@ -163,8 +164,8 @@ class Outcome:
         """Plain values; paths as text, in which bytes that are none are escaped by Python."""
         return {
             "schema": SCHEMA,
-            "path": str(self.job.source),
-            "output": None if self.status == "failed" else str(self.job.target),
+            "path": named(self.job.source),
+            "output": None if self.status == "failed" else named(self.job.target),
             "status": self.status,
             "code": self.code,
             "error": self.error,

@@ -29,35 +29,31 @@ def write_record(record: dict[str, Any], stream: TextIO) -> None:
     stream.flush()
 
 
-def introduce(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> None:
-    """Says what computes, and which file, if any, had a say in it."""
+def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> tuple[str, ...]:
+    """Lines that say what computes, and which file, if any, had a say in it."""
     from cfrestore.device import Precision, describe
 
-    console = make_console()
-    if settings is not None:
-        console.print(f"settings of {settings}")
     codes = pipeline.code_precision
-    console.print(
+    return (
+        *([f"settings of {settings}"] if settings is not None else ()),
         f"model {pipeline.model_name}, detector {pipeline.detector.name}, "
         f"device {describe(pipeline.device)}, {pipeline.painted_in}"
         f"{'' if codes is Precision.FP32 else f', codes in {codes.value}'}"
         f"{', compiled' if pipeline.compile else ''}"
-        f"{'' if pipeline.backend == 'torch' else f' by {pipeline.backend}'}"
+        f"{'' if pipeline.backend == 'torch' else f' by {pipeline.backend}'}",
+        *(f"note: {note}" for note in pipeline.notes),
+        *(f"  {purpose}: {path}" for purpose, path in pipeline.files.items() if verbose),
     )
-    for note in pipeline.notes:
-        console.print(f"note: {note}")
-    if verbose:
-        for purpose, path in pipeline.files.items():
-            console.print(f"  {purpose}: {path}")
 
 
 def show_plan(jobs: Sequence[Job], console: Console) -> None:
     """Says what would be read and written."""
+    from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
 
     for job in jobs:
         replaces = " (replaces it)" if job.in_place else ""
-        console.print(printable(f"{job.source} -> {job.target}{replaces}"))
+        console.print(printable(f"{named(job.source)} -> {named(job.target)}{replaces}"))
         for path in job.singles:
             if path != job.target:
                 console.print(printable(f"  and {path}"))
@@ -102,11 +98,13 @@ def progress(
 
 def describe(outcome: Outcome, done: str, *, verbose: bool = False) -> str:
     """What became of one job, in one line, its notes and under verbose its times in others."""
+    from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
 
     if outcome.error is not None:
         return printable(f"error: {outcome.error}")
-    lines = [f"{outcome.job.source} -> {outcome.job.target}  {_faces(outcome, done)}"]
+    way = f"{named(outcome.job.source)} -> {named(outcome.job.target)}"
+    lines = [f"{way}  {_faces(outcome, done)}"]
     lines += outcome.notes
     if verbose and outcome.seconds:
         times = ", ".join(f"{stage} {time:.2f} s" for stage, time in outcome.seconds.items())

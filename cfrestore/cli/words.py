@@ -25,6 +25,8 @@ FILES, MANY, FACES, NETWORKS, TALK = "Files", "Many pictures", "Faces", "Network
 
 DEFAULTS = Options()
 
+ENGINES = ("local", "ray")
+
 WeightsDir = Annotated[
     Path | None,
     typer.Option(
@@ -218,6 +220,44 @@ class Words:
             metavar="I/N",
             rich_help_panel=MANY,
             help="Do only the I-th of N parts, so that N machines share the work.",
+        ),
+    ] = None
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray",
+            rich_help_panel=MANY,
+            help="What does the work: this machine, or a Ray cluster whose machines share the "
+            "folders.",
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|HOST:PORT",
+            rich_help_panel=MANY,
+            help="The Ray cluster; by default one that is started on this machine and stopped "
+            "again.",
+        ),
+    ] = None
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=MANY,
+            help="Copies of the networks in the Ray cluster; by default one for each GPU, or "
+            "without any, for every two cores.",
+        ),
+    ] = None
+    gpus_per_actor: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="F",
+            rich_help_panel=MANY,
+            help="GPUs, or part of one, for each copy of the networks; by default 1 where there "
+            "is any.",
         ),
     ] = None
     watch: Annotated[
@@ -473,6 +513,22 @@ def check(words: Words, parser: Path | None = None) -> None:
         raise ConfigError("stdout cannot have both the picture and JSON")
     if words.watch and ("-" in inputs or words.files_from is not None or words.dry_run):
         raise ConfigError("--watch looks at folders and patterns, neither at stdin nor at a list")
+    if words.engine not in ENGINES:
+        raise ConfigError(f"engine must be local or ray, found {words.engine!r}")
+    ray = {
+        "--address": words.address,
+        "--actors": words.actors,
+        "--gpus-per-actor": words.gpus_per_actor,
+    }
+    if words.engine != "ray" and (said := [k for k, v in ray.items() if v is not None]):
+        raise ConfigError(f"{' and '.join(said)} is said of --engine ray")
+    if words.engine == "ray" and ("-" in inputs or words.output == "-"):
+        raise ConfigError("a cluster reads and writes files, neither stdin nor stdout")
+    urls = [word for word in (*inputs, words.output or "") if "://" in word]
+    if urls and words.engine != "ray":
+        raise ConfigError(f"{urls[0]} is a URL, which --engine ray reads and writes")
+    if urls and (words.watch or words.in_place or not words.output or "{" in words.output):
+        raise ConfigError("with URLs -o is a file or folder, and nothing is watched or replaced")
     parse_quality(words.quality)
 
 

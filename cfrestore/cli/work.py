@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, redirect_stdout
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import typer
 
@@ -57,13 +59,13 @@ def work(
         typer.Exit: code 1 if something failed, 130 if interrupted.
     """
     check(words, parser)
-    set_up(words.weights_dir, words.offline)
     stdout = sys.stdout
     if words.json and stdout is None:
         raise ConfigError("stdout is closed, and --json is to be written there")
     try:
-        with redirect_stdout(sys.stderr):  # what packages print is for people
-            look = _planner(words, task, fidelity)
+        with redirect_stdout(sys.stderr), ExitStack() as stack:  # what packages print is for people
+            places = stack.enter_context(_reached(words))
+            look = _planner(words, places, task, fidelity)
             jobs = look()
             if words.dry_run:
                 return _show(jobs, words, stdout)
@@ -71,14 +73,15 @@ def work(
                 return report.make_console().print("there is nothing to do")
             if not words.watch:
                 _check_there(jobs)
-            with _streams(jobs, stdout) as (source, sink):
-                pipeline = load(words, task, model, parser)
+            prepare = partial(_prepare, words, task, model, parser, procedure_of)
+            engine = _on_cluster if words.engine == "ray" else _here
+            with engine(words, prepare, jobs, stdout, places.home) as (do, about):
                 if not words.quiet:
-                    report.introduce(pipeline, words.config, verbose=words.verbose)
-                do = _doer(words, pipeline, procedure_of(pipeline), source, sink)
-                facts, done = facts_of(pipeline), DONE[task]
+                    for line in about.lines:
+                        report.make_console().print(line)
                 parts = _arriving(look) if words.watch else (jobs,)
-                fine = [_report(part, do(part), words, done, facts, stdout) for part in parts]
+                done = DONE[task]
+                fine = [_report(part, do(part), words, done, about.facts, stdout) for part in parts]
     except KeyboardInterrupt:
         report.make_console().print("interrupted")
         raise typer.Exit(130) from None
@@ -87,20 +90,64 @@ def work(
     return None
 
 
-def _planner(words: Words, task: Task, fidelity: float | None) -> Callable[[], Sequence[Job]]:
+@dataclass(frozen=True)
+class Places:
+    """What is to be read and written, as planning takes it.
+
+    Attributes:
+        home: the folder that the words were said in, if that is not the current one any more.
+    """
+
+    inputs: Sequence[str | Path]
+    output: str | None
+    home: Path | None = None
+
+
+@contextmanager
+def _reached(words: Words) -> Iterator[Places]:
+    """Where there are URLs, the current folder looks like what is there, see `batch.remote`.
+
+    Raises:
+        ConfigError, ImageError: as `mirror`.
+    """
+    from cfrestore.batch.remote import is_remote, mirror
+
+    listed = () if words.files_from is None else _listed(words.files_from, null=words.null)
+    inputs: list[str | Path] = [*(words.inputs or []), *listed]
+    output = words.output
+    if not any(map(is_remote, (*inputs, output))):
+        yield Places(inputs, output)
+        return
+    home = Path.cwd()
+
+    def absolute(word: str | Path) -> str | Path:
+        # The path type would lose a slash at the end, which says that it is a folder.
+        return word if is_remote(word) else type(word)(os.path.join(home, word))  # noqa: PTH118
+
+    with TemporaryDirectory(prefix="cfrestore-") as folder:
+        os.chdir(folder)
+        try:
+            mirror(inputs, output, recursive=words.recursive)
+            target = output if output is None else str(absolute(output))
+            yield Places([absolute(word) for word in inputs], target, home)
+        finally:
+            os.chdir(home)
+
+
+def _planner(
+    words: Words, places: Places, task: Task, fidelity: float | None
+) -> Callable[[], Sequence[Job]]:
     """What finds the jobs that the words ask for, anew each time that it is called."""
     from cfrestore.batch import COMPARED, CROPS, RESTORED, parse_shard, plan
 
-    inputs: list[str | Path] = [*(words.inputs or [])]
-    output = words.output
-    if words.files_from is not None:
-        inputs += _listed(words.files_from, null=words.null)
-        if output not in (None, "-") and not set("{}") & set(output):
-            output = f"{output}/"  # a folder, however many names there are
+    output = places.output
+    files = words.files_from is not None and output not in (None, "-")
+    if files and not set("{}") & set(str(output)):
+        output = f"{output}/"  # a folder, however many names there are
     wanted = {CROPS: words.save_crops, RESTORED: words.save_restored, COMPARED: words.compare}
     return partial(
         plan,
-        inputs,
+        places.inputs,
         output,
         overwrite=words.overwrite,
         mark=f".{DONE[task]}",
@@ -186,33 +233,104 @@ def _streams(
             signal.signal(signal.SIGPIPE, before)
 
 
-def _doer(
+@dataclass(frozen=True)
+class About:
+    """What is to be known of a pipeline and a procedure, whichever machine has them.
+
+    Attributes:
+        facts, provenance: see `facts_of` and `provenance_of`.
+        lines: what is said of them first.
+        settings: those of the procedure.
+    """
+
+    facts: Facts
+    provenance: Mapping[str, str]
+    lines: tuple[str, ...]
+    settings: Mapping[str, object]
+
+
+def _prepare(
     words: Words,
-    pipeline: Pipeline,
-    procedure: Procedure,
-    source: BinaryIO | None,
-    sink: BinaryIO | None,
-) -> Callable[[Sequence[Job]], Generator[Outcome, None, None]]:
-    """What does jobs as the words ask for."""
+    task: Task,
+    model: str,
+    parser: Path | None,
+    procedure_of: Callable[[Pipeline], Procedure],
+) -> tuple[Procedure, About]:
+    """What is to be done to each photograph, on this machine."""
+    set_up(words.weights_dir, words.offline)
+    pipeline = load(words, task, model, parser)
+    procedure = procedure_of(pipeline)
+    about = About(
+        facts_of(pipeline),
+        provenance_of(pipeline, procedure),
+        report.introduction(pipeline, words.config, verbose=words.verbose),
+        procedure.settings,
+    )
+    return procedure, about
+
+
+Prepare = Callable[[], "tuple[Procedure, About]"]
+Do = Callable[["Sequence[Job]"], "Generator[Outcome, None, None]"]
+
+
+@contextmanager
+def _here(
+    words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
+) -> Iterator[tuple[Do, About]]:
+    """What does jobs on this machine."""
     from cfrestore.batch import WORKERS, run
+
+    with _streams(jobs, stdout) as (source, sink):
+        procedure, about = prepare()
+        yield (
+            partial(
+                run,
+                procedure=procedure,
+                workers=words.jobs or WORKERS,
+                stdin=source,
+                stdout=sink,
+                **_ends(words, about),
+            ),
+            about,
+        )
+
+
+@contextmanager
+def _on_cluster(
+    words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
+) -> Iterator[tuple[Do, About]]:
+    """What does jobs on a Ray cluster, where alone the networks are.
+
+    Args:
+        home: the folder that the words were said in, if that is not the current one.
+    """
+    from cfrestore.batch import cluster
+
+    with cluster.connected(words.address):
+        staff = cluster.hire(words.actors, words.gpus_per_actor, words.jobs)
+        about = cluster.ask(lambda: prepare()[1], staff, home)
+        ends = _ends(words, about)
+        settings = {**about.settings, **ends.pop("settings")}
+        load = lambda: prepare()[0]  # noqa: E731
+        do = partial(cluster.run, load=load, staff=staff, settings=settings, home=home, **ends)
+        yield do, about
+
+
+def _ends(words: Words, about: About) -> dict[str, Any]:
+    """How pictures are read and written, as both engines take it."""
     from cfrestore.image import MAX_PIXELS, read_photo, write_photo
 
     quality = parse_quality(words.quality)
-    return partial(
-        run,
-        procedure=procedure,
-        workers=words.jobs or WORKERS,
-        read=partial(read_photo, max_pixels=words.max_pixels or MAX_PIXELS),
-        write=partial(
+    return {
+        "read": partial(read_photo, max_pixels=words.max_pixels or MAX_PIXELS),
+        "write": partial(
             write_photo,
             quality=quality,
             metadata="strip" if words.metadata == "strip" else "keep",
-            provenance=provenance_of(pipeline, procedure),
+            provenance=about.provenance,
         ),
-        settings={"quality": quality, "metadata": words.metadata},
-        stdin=source,
-        stdout=sink,
-    )
+        "settings": {"quality": quality, "metadata": words.metadata},
+    }
 
 
 def _arriving(look: Callable[[], Sequence[Job]]) -> Iterator[Sequence[Job]]:

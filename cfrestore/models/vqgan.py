@@ -414,7 +414,7 @@ def histogram(codes: Tensor, codebook_size: int) -> Tensor:
     )
 
 
-def perplexity(codes: Tensor, codebook_size: int) -> Tensor:
-    """Effective number of codes in use, in [1, K]: exp of the entropy of the code histogram."""
-    p = histogram(codes, codebook_size) / codes.numel()
+def perplexity(counts: Tensor) -> Tensor:
+    """Effective number of codes in use, in [1, K]: exp of the entropy of a histogram (K,)."""
+    p = counts / counts.sum()
     return torch.exp(-(p * torch.log(p + 1e-10)).sum())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfrestore.models.vqgan import histogram
 from cfrestore.train.config import Codebook
-from cfrestore.train.distributed import all_sum, from_first
+from cfrestore.train.distributed import all_sum, place, take
 
 KMEANS_ROUNDS = 10
 
@@ -44,12 +44,14 @@ class MovingCodebook:
         """Chooses the codes by k-means.
 
         Args:
-            latents: (N,d), from many faces; N at least K.
-            generator: draws the first centres.
+            latents: (B,T,d), from many faces; in all processes together at least K.
+            generator: draws the first centres, the same in each.
         """
-        points = self._directions(latents)
-        first = torch.randperm(len(points), generator=generator, device=points.device)
-        centres = from_first(points[first[: len(self.codes)]])
+        faces = self._directions(latents)
+        points = faces.flatten(0, 1)
+        count = len(points) * place()[1]
+        first = torch.randperm(count, generator=generator, device=points.device)
+        centres = take(faces, first[: len(self.codes)])
         for _ in range(KMEANS_ROUNDS):
             nearest = torch.cdist(points, centres).argmin(1)
             counts, sums = (all_sum(x) for x in _tally(points, nearest, len(centres)))
@@ -63,20 +65,22 @@ class MovingCodebook:
         """One step: N_k <- g N_k + (1-g) n_k, m_k <- g m_k + (1-g) sum z, e_k = m_k / N_k.
 
         Args:
-            latents: (N,d) of the batch.
-            codes: (N,) int64, the code nearest to each.
-            generator: picks the latents that replace dead codes.
+            latents: (B,T,d) of the batch.
+            codes: (B * T,) int64, the code nearest to each.
+            generator: picks the latents that replace dead codes, the same in each process.
         """
-        points = self._directions(latents)
+        faces = self._directions(latents)
+        points = faces.flatten(0, 1)
         counts, sums = (all_sum(x) for x in _tally(points, codes, len(self.codes)))
         self.counts.lerp_(counts, 1 - self.recipe.decay)
         self.sums.lerp_(sums, 1 - self.recipe.decay)
         if self.recipe.revive_below:
             dead = self.counts < self.recipe.revive_below * self.counts.mean()
+            count = len(points) * place()[1]
             picked = torch.randint(
-                len(points), (len(self.codes),), generator=generator, device=points.device
+                count, (len(self.codes),), generator=generator, device=points.device
             )
-            fresh = from_first(points[picked])
+            fresh = take(faces, picked)
             level = self.counts.mean()
             self.sums = torch.where(dead[:, None], fresh * level, self.sums)
             self.counts = torch.where(dead, level, self.counts)
@@ -86,7 +90,7 @@ class MovingCodebook:
         latents = latents.detach().float()
         if not self.recipe.spherical:
             return latents
-        return F.normalize(latents, dim=1) * math.sqrt(latents.shape[1])
+        return F.normalize(latents, dim=-1) * math.sqrt(latents.shape[-1])
 
     def _write(self) -> None:
         self.codes.copy_(self._directions(self.sums / self.counts[:, None]))

@@ -148,6 +148,7 @@ def _run(
     import torch
 
     from cfrestore.device import describe
+    from cfrestore.train import distributed
     from cfrestore.train.config import with_iterations
     from cfrestore.train.data import Sampler
     from cfrestore.train.loop import Schedule, fitting
@@ -169,7 +170,8 @@ def _run(
     )
     if arguments.minutes:
         deadline = began + 60 * arguments.minutes
-        iterations = fitting(stage, sampler, lambda: deadline - time.monotonic())
+        fit = torch.tensor(fitting(stage, sampler, lambda: deadline - time.monotonic()))
+        iterations = int(distributed.from_first(fit.to(device)))
         stage = build(with_iterations(recipe, iterations))
         say(f"{iterations} iterations fit into {arguments.minutes:.1f} minutes")
     schedule = Schedule(

@@ -19,6 +19,7 @@ from torch import Tensor
 from cfrestore.device import free_memory
 from cfrestore.errors import ImageError
 from cfrestore.train.config import Augmentation
+from cfrestore.train.distributed import Part
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -108,7 +109,7 @@ class Sampler:
         augmentation: mirror, shift, colour; also how often each source is shown.
         batch_size: B of this process.
         seed: decides everything together with the iteration.
-        rank, world: this process among all; each sees its own part of every epoch.
+        rank, world: this process among all; each has its own part of every batch, see `Part`.
     """
 
     def __init__(
@@ -130,11 +131,11 @@ class Sampler:
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.seed, self.rank, self.world = seed, rank, world
+        self._part = Part(batch_size * world, rank, world)
 
     def indices(self, t: int) -> Tensor:
         """Which faces iteration t (from 1) of this process sees, (B,) int64."""
-        start = (t - 1) * self.batch_size * self.world + self.rank * self.batch_size
-        position = torch.arange(start, start + self.batch_size)
+        position = (t - 1) * self._part.whole + self._part.of(torch.arange(self._part.whole))
         epochs = position // len(self.epoch)
         chosen = torch.empty_like(position)
         for epoch in epochs.unique().tolist():
@@ -150,19 +151,27 @@ class Sampler:
         picked = (
             images[self.indices(t).to(images.device, non_blocking=True)].to(device).float() / 255
         )
-        return augment(picked, self.augmentation, self.generator(t, 1, device))
+        return augment(picked, self.augmentation, self.generator(t, 1, device), self._part)
 
     def generator(self, t: int, purpose: int, device: torch.device) -> torch.Generator:
-        """The randomness of iteration t for one purpose."""
-        return generator_for(device, self.seed, t, purpose, self.rank)
+        """The randomness of iteration t for one purpose, the same in every process."""
+        return generator_for(device, self.seed, t, purpose)
 
 
-def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Changes clean faces (B,3,S,S) in [0, 1] as the augmentation says; same shape and range."""
+def augment(
+    images: Tensor, how: Augmentation, generator: torch.Generator, part: Part | None = None
+) -> Tensor:
+    """Changes clean faces (B,3,S,S) in [0, 1] as the augmentation says; same shape and range.
+
+    Args:
+        part: as `degrade` takes it.
+    """
     batch, _, size, _ = images.shape
+    part = Part.own(batch) if part is None else part
 
     def draw(*shape: int) -> Tensor:
-        return torch.rand(batch, *shape, 1, 1, generator=generator, device=images.device)
+        shape = (part.whole, *shape, 1, 1)
+        return part.of(torch.rand(shape, generator=generator, device=images.device))
 
     def around(strength: float, channels: int = 1) -> Tensor:
         return 1 + strength * (2 * draw(channels) - 1)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfrestore.train.config import Degradation, Range
+from cfrestore.train.distributed import Part
 
 # ITU-T T.81, tables K.1 and K.2.
 _LUMA_TABLE = (
@@ -43,25 +44,36 @@ _BLOCK = 16  # two 8x8 blocks: chroma is stored at half size
 
 
 @torch.no_grad()
-def degrade(images: Tensor, damage: Degradation, generator: torch.Generator) -> Tensor:
+def degrade(
+    images: Tensor, damage: Degradation, generator: torch.Generator, part: Part | None = None
+) -> Tensor:
     """Damages faces.
 
     Args:
         images: (B,3,S,S) float32 RGB in [0, 1].
         damage: the ranges to draw from, in pixels of S (see `Degradation.scaled`).
         generator: on the images' device; the same state gives the same result.
+        part: what they are of a batch, whose other faces' numbers are drawn as well; None: this
+            process's.
     Returns:
         (B,3,S,S) float32 in [0, 1], multiples of 1/255.
     Source: Resize_S(JPEG_q(clip(Resize_{S/r}(x * k) + n))), specification of CodeFormer's training.
     """
     batch, _, size, _ = images.shape
     device = images.device
+    part = Part.own(batch) if part is None else part
+    if not batch:  # draws all the same, for what comes after it
+        degrade(
+            images.new_zeros(1, 3, size, size), damage, generator, Part(part.whole, 0, part.whole)
+        )
+        return images
 
     def draw(bounds: Range) -> Tensor:
         low, high = bounds
-        return low + (high - low) * torch.rand(batch, generator=generator, device=device)
+        drawn = part.of(torch.rand(part.whole, generator=generator, device=device))
+        return low + (high - low) * drawn
 
-    x = blur(images, gaussian_kernels(damage, batch, generator, device))
+    x = blur(images, part.of(gaussian_kernels(damage, part.whole, generator, device)))
     sides = (size / draw(damage.downsample)).long().clamp_(1, size)  # (B,)
     largest = min(size, int(size / damage.downsample[0]))  # asking `sides` would wait for a GPU
     canvas = -(-largest // _BLOCK) * _BLOCK
@@ -70,7 +82,8 @@ def degrade(images: Tensor, damage: Degradation, generator: torch.Generator) -> 
 
     # Positions past a face's own side repeat its last row and column, noise included, as a JPEG
     # encoder pads; drawing the noise for the full size keeps it independent of the batch's sizes.
-    noise = torch.randn(images.shape, generator=generator, device=device)
+    shape = (part.whole, *images.shape[1:])
+    noise = part.of(torch.randn(shape, generator=generator, device=device))
     inside = torch.arange(canvas, device=device).expand(batch, -1).clamp(max=sides[:, None] - 1)
     rows = inside[:, None, :, None].expand(-1, 3, -1, size)
     noise = noise.gather(2, rows).gather(3, inside[:, None, None].expand(-1, 3, canvas, -1))

@@ -1,15 +1,64 @@
-"""Several processes training one network: what `torchrun` started, or a single process."""
+"""Several processes training one network: what `torchrun` started, or a single process.
+
+How many there are shall not change what is learnt. A batch is dealt out to them like cards, so that
+each has faces of every kind of damage. Random numbers are drawn for the whole batch by each of
+them, which then keeps its own. Losses are means over equal parts, so that the mean of their
+gradients is the gradient of the whole. What differs are the last bits, since sums have another
+order, and, once there is a discriminator, its BatchNorm's statistics, which are each process's own.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from cfrestore.device import own_device
+from cfrestore.errors import CFRestoreError
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a process has of a batch: every world-th face, from rank on.
+
+    Attributes:
+        whole: faces of the batch.
+    """
+
+    whole: int
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def own(cls, count: int) -> Part:
+        """This process's, if each has so many."""
+        rank, world = place()
+        return cls(count * world, rank, world)
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.whole, self.world))
+
+    def of(self, x: Tensor) -> Tensor:
+        """Its rows of what there is of the whole batch."""
+        return x[self.rank :: self.world]
+
+    def split(self, counts: Sequence[int]) -> list[Part]:
+        """The same of each of the pieces that the whole batch falls into."""
+        starts = (sum(counts[:n]) for n in range(len(counts)))
+        return [
+            Part(count, (self.rank - start) % self.world, self.world)
+            for start, count in zip(starts, counts, strict=True)
+        ]
+
+
+def place() -> tuple[int, int]:
+    """This process's rank, and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def start(device: torch.device) -> tuple[torch.device, int, int]:
@@ -37,18 +86,62 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def _together(operation: Callable[..., object], *values: Any) -> None:
+    """What all processes do together.
+
+    Raises:
+        CFRestoreError: one of them is gone.
+    """
+    try:
+        operation(*values)
+    except RuntimeError as error:
+        raise CFRestoreError(
+            "another process of this training has ended; --resume continues from the last "
+            f"checkpoint ({str(error).splitlines()[0]})"
+        ) from error
+
+
 def all_sum(x: Tensor) -> Tensor:
     """x summed over all processes, in place."""
     if dist.is_initialized():
-        dist.all_reduce(x)
+        _together(dist.all_reduce, x)
     return x
+
+
+def all_mean(x: Tensor) -> Tensor:
+    """The mean of x over all processes, in place."""
+    return all_sum(x).div_(place()[1]) if dist.is_initialized() else x
 
 
 def from_first(x: Tensor) -> Tensor:
     """The first process's x, in every process."""
     if dist.is_initialized():
-        dist.broadcast(x, 0)
+        _together(dist.broadcast, x, 0)
     return x
+
+
+def whole(x: Tensor) -> Tensor:
+    """The whole batch in every process, of which x (B,...) is each one's part."""
+    if not dist.is_initialized():
+        return x
+    parts = [torch.empty_like(x) for _ in range(place()[1])]
+    _together(dist.all_gather, parts, x.contiguous())
+    return torch.stack(parts, 1).flatten(0, 1)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of the whole batch in every process.
+
+    Args:
+        x: (B,T,d), this process's part of the batch.
+        index: (N,) int64, below B * world * T, the same in each.
+    Returns:
+        (N,d).
+    """
+    rank, world = place()
+    face, row = index // x.shape[1], index % x.shape[1]
+    own = face % world == rank
+    return all_sum(torch.where(own[:, None], x[face // world, row], 0))
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
@@ -64,7 +157,7 @@ def average_gradients(network: nn.Module) -> None:
         return
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
-    all_sum(flat).div_(dist.get_world_size())
+    all_mean(flat)
     pieces: Iterable[Tensor] = flat.split([g.numel() for g in gradients])
     for gradient, piece in zip(gradients, pieces, strict=True):
         gradient.copy_(piece.view_as(gradient))

@@ -20,7 +20,7 @@ from cfrestore.device import synchronize
 from cfrestore.errors import CFRestoreError, CheckpointError, OutputError
 from cfrestore.train import checkpoint
 from cfrestore.train.data import Sampler, generator_for
-from cfrestore.train.distributed import any_process
+from cfrestore.train.distributed import all_mean, any_process
 from cfrestore.train.stages import Stage
 
 SAMPLES = 8
@@ -93,7 +93,10 @@ def train(
                 synchronize(stage.device)
                 now = time.monotonic()
                 speed = (t - logged) * sampler.batch_size * sampler.world / (now - logged_at)
-                values = {k: float(torch.stack(v).mean()) for k, v in seen.items()}
+                means = all_mean(
+                    torch.stack([torch.stack(v).float().mean() for v in seen.values()])
+                )
+                values = dict(zip(seen, means.tolist(), strict=True))
                 if first:
                     _log(folder, t, total, speed, values, stage.name, say)
                 if not all(np.isfinite(v) for v in values.values()):
@@ -104,8 +107,8 @@ def train(
                 and time.monotonic() - started > schedule.max_minutes * 60
             )
             stop = any_process(late or interruption.seen, stage.device)
-            if first and (t % schedule.save_every == 0 or t == total or stop):
-                save_state(target, stage, t, schedule.shard_mb)
+            if t % schedule.save_every == 0 or t == total or stop:
+                save_state(target, stage, t, schedule.shard_mb, writes=first)
             if first and (t % schedule.samples_every == 0 or t == total):
                 write_sheet(folder / f"samples-{t:06d}.png", samples(stage, sampler))
             if stop:
@@ -156,15 +159,21 @@ def write_sheet(path: Path, columns: list[Tensor]) -> None:
     checkpoint.replace_file(path, buffer.getvalue())
 
 
-def save_state(path: Path, stage: Stage, t: int, shard_mb: int | None = None) -> None:
-    """Writes everything that resuming needs, and what it belongs to."""
+def save_state(
+    path: Path, stage: Stage, t: int, shard_mb: int | None = None, *, writes: bool = True
+) -> None:
+    """Writes everything that resuming needs, and what it belongs to.
+
+    All processes call it, since some of it is put together from their parts; one writes.
+    """
     content = stage.state() | {
         "stage": stage.name,
         "iteration": t,
         "config": stage.recipe.model.to_json(),
         "recipe": json.dumps(asdict(stage.recipe)),
     }
-    checkpoint.write(path, content, shard_mb)
+    if writes:
+        checkpoint.write(path, content, shard_mb)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfrestore.train.distributed import all_mean
+
 ADAPTIVE_DELTA = 1e-4
 
 
@@ -46,10 +48,12 @@ def adaptive_weight(
     """How strongly the adversarial loss may act, so that neither loss drowns the other.
 
     |d reconstruction / d weight| / (|d adversarial / d weight| + 1e-4), clamped to [0, largest],
-    without gradient. Source: Esser et al. (2021); CodeFormer clamps at 1, VQGAN at 1e4.
+    without gradient; the gradients are those of the whole batch, in all processes.
+    Source: Esser et al. (2021); CodeFormer clamps at 1, VQGAN at 1e4.
     """
     (rec,) = torch.autograd.grad(reconstruction, weight, retain_graph=True)
     (adv,) = torch.autograd.grad(adversarial, weight, retain_graph=True)
+    rec, adv = all_mean(torch.stack((rec, adv)))
     return (rec.norm() / (adv.norm() + ADAPTIVE_DELTA)).clamp(0, largest).detach()
 
 

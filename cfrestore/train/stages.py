@@ -34,6 +34,7 @@ from cfrestore.models.vqgan import (
     PatchDiscriminator,
     ResidualBlock,
     VectorQuantizer,
+    histogram,
     perplexity,
 )
 from cfrestore.train import checkpoint, losses
@@ -50,7 +51,7 @@ from cfrestore.train.config import (
     PolishRecipe,
 )
 from cfrestore.train.degrade import degrade
-from cfrestore.train.distributed import average_gradients
+from cfrestore.train.distributed import Part, all_sum, average_gradients, place, whole
 
 KMEANS_LATENTS = 50
 """Latents collected for each code before k-means."""
@@ -195,7 +196,7 @@ class Autoencoder:
         self.critic = recipe.adversary and Critic(recipe.adversary).to(device)
         codes = self.network.quantize.embedding.weight
         self.codebook = MovingCodebook(codes, recipe.codebook) if moving else None
-        self.waiting: list[Tensor] = []  # latents for k-means
+        self.waiting: list[Tensor] = []  # latents (B,T,d) for k-means
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
         """Iteration t on clean faces; the losses it saw."""
@@ -219,7 +220,9 @@ class Autoencoder:
             total = total + book
             report |= {
                 "codebook": book,
-                "perplexity": perplexity(codes, len(self.network.quantize.embedding.weight)),
+                "perplexity": perplexity(
+                    all_sum(histogram(codes, len(self.network.quantize.embedding.weight)))
+                ),
             }
         if self.critic and self.critic.heard(t):
             last = self.network.generator.last_weight
@@ -243,7 +246,7 @@ class Autoencoder:
             self.codebook.follow(latents, codes, generator)
             return
         wanted = KMEANS_LATENTS * len(self.codebook.codes)
-        keep = -(-wanted // len(latents))  # batches
+        keep = -(-wanted // (latents[..., 0].numel() * place()[1]))  # batches
         self.waiting = [*self.waiting[1 - keep :], latents] if keep > 1 else [latents]
         if t == self.recipe.codebook.kmeans_after:
             self.codebook.start(torch.cat(self.waiting), generator)
@@ -256,7 +259,7 @@ class Autoencoder:
         return [clean, _to_picture(average(_to_network(clean)))]
 
     def state(self) -> dict[str, Any]:
-        state = self.learner.state() | {"waiting": self.waiting}
+        state = self.learner.state() | {"waiting": [whole(latents) for latents in self.waiting]}
         if self.critic:
             state["critic"] = self.critic.state()
         if self.codebook:
@@ -265,7 +268,9 @@ class Autoencoder:
 
     def load(self, state: dict[str, Any]) -> None:
         self.learner.load(state)
-        self.waiting = [latents.to(self.device) for latents in state["waiting"]]
+        rank, world = place()
+        waiting = (latents.to(self.device) for latents in state["waiting"])
+        self.waiting = [Part(len(latents), rank, world).of(latents) for latents in waiting]
         if self.critic:
             self.critic.load(state["critic"])
         if self.codebook:
@@ -327,13 +332,17 @@ class CodePrediction:
         """Iteration t on clean faces; the losses it saw."""
         size = clean.shape[-1]
         shares = torch.tensor([share for _, share in self.recipe.degradations])
-        counts = (shares.cumsum(0) / shares.sum() * len(clean)).round().long().tolist()
-        pieces = clean.tensor_split(counts[:-1])
+        part = Part.own(len(clean))
+        ends = (shares.cumsum(0) / shares.sum() * part.whole).round().long()
+        parts = part.split(ends.diff(prepend=ends.new_zeros(1)).tolist())
+        pieces = clean.split([len(part) for part in parts])
         damaged = torch.cat(
             [
-                degrade(piece, damage.scaled(size), generator)
-                for piece, (damage, _) in zip(pieces, self.recipe.degradations, strict=True)
-                if len(piece)
+                degrade(piece, damage.scaled(size), generator, part)
+                for piece, part, (damage, _) in zip(
+                    pieces, parts, self.recipe.degradations, strict=True
+                )
+                if part.whole
             ]
         )
         targets = self.teacher.codes(_to_network(clean))
@@ -495,10 +504,13 @@ class Polish:
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
         """Iteration t on clean faces; the losses it saw."""
         x = _to_network(clean)
-        half = len(x) // 2
+        part = Part.own(len(x))
+        first, second = part.split([part.whole // 2, part.whole - part.whole // 2])
+        half = len(first)
         with torch.no_grad():
             codes = self.teacher.codes(x[:half])
-            damaged = degrade(clean[half:], self.recipe.damage.scaled(x.shape[-1]), generator)
+            damage = self.recipe.damage.scaled(x.shape[-1])
+            damaged = degrade(clean[half:], damage, generator, second)
         with autocast(self.device, self.mixed):
             with torch.no_grad():
                 latent, skips = self.network.encode(_to_network(damaged))
@@ -603,7 +615,7 @@ def _restored(
     columns = []
     match = network.config.match_statistics
     for damage in damages:
-        damaged = degrade(clean, damage.scaled(clean.shape[-1]), generator)
+        damaged = degrade(clean, damage.scaled(clean.shape[-1]), generator, Part(len(clean)))
         columns.append(damaged)
         columns += [_to_picture(network(_to_network(damaged), w, match)) for w in fidelities]
     return columns
@@ -618,7 +630,7 @@ def _to_picture(x: Tensor) -> Tensor:
 
 
 def _rows(latent: Tensor) -> Tensor:
-    return latent.detach().permute(0, 2, 3, 1).flatten(0, 2)
+    return latent.detach().permute(0, 2, 3, 1).flatten(1, 2)  # (B,T,d)
 
 
 def _detached(report: Report) -> Report:

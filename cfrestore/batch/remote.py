@@ -1,0 +1,150 @@
+"""Pictures behind URLs of fsspec, by way of a folder that looks like what is there.
+
+`s3://bucket/in/a.jpg` as a path is `s3:/bucket/in/a.jpg`, a name below the current folder. Files
+are fetched to such names, worked on there as any others are, and sent from there. For planning
+there are stand-ins, without content but with size and time: sources, and results of earlier runs. A
+result behind a URL has no time that could be relied on; it counts as ours while it has its size.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cfrestore.batch.job import named
+from cfrestore.batch.manifest import Manifest
+from cfrestore.errors import ConfigError, ImageError
+from cfrestore.extras import require
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/+", re.IGNORECASE)  # two letters: not a drive of Windows
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
+
+
+def is_remote(place: object) -> bool:
+    """Whether a word or a path is a URL."""
+    return _URL.match(str(place)) is not None
+
+
+def mirror(inputs: Sequence[str | Path], output: str | None, *, recursive: bool) -> None:
+    """Puts stand-ins of what planning looks at below the current folder, and manifests.
+
+    Args:
+        inputs: files, folders and patterns; those that are no URLs are left out.
+        output: a file or folder; None, and what is no URL, is left out.
+    Raises:
+        ConfigError: fsspec, or what it needs for this kind of URL, is not there.
+        ImageError: what is behind a URL cannot be looked at.
+    """
+    for word in filter(is_remote, inputs):
+        fixed = re.split(r"[*?\[]", str(word), maxsplit=1)
+        for path, info in _files(Path(fixed[0]), None if recursive or len(fixed) > 1 else 1):
+            _stand_in(path, info["size"], _time_of(info))
+    if output is None or not is_remote(output):
+        return
+    for path, info in _files(Path(output), None):
+        if re.fullmatch(r"\.cfrestore.*\.jsonl", path.name):
+            fetch(path)
+        else:
+            _stand_in(path, info["size"], 0)
+    for folder in {path.parent for path in Path().glob(f"{Path(output)}/**/.cfrestore*.jsonl")}:
+        _date(Manifest.read(folder))
+
+
+def fetch(path: Path) -> None:
+    """Brings a file here, with its time.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    system, there = _open(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        system.get_file(there, str(path.absolute()))  # file: is a kind of URL to fsspec
+        time = _time_of(system.info(there))
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{named(path)} cannot be read: {error}") from error
+    os.utime(path, ns=(time, time))
+
+
+def send(paths: Iterable[Path]) -> None:
+    """Writes files to where they belong, each in whole or not at all, in this order.
+
+    Raises:
+        OSError: one cannot be written; those after it are not.
+    """
+    for path in paths:
+        system, there = _open(path)
+        system.makedirs(system._parent(there), exist_ok=True)
+        with path.open("rb") as own, system.transaction, system.open(there, "wb") as other:
+            shutil.copyfileobj(own, other, 1 << 20)
+
+
+def remove(path: Path) -> None:
+    """Removes a file where it belongs."""
+    system, there = _open(path)
+    system.rm_file(there)
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder, where it belongs, that fit a pattern."""
+    system, there = _open(folder)
+    found = system.glob(f"{there.rstrip('/')}/{pattern}")
+    return sorted(folder / str(name).rpartition("/")[2] for name in found)
+
+
+def _open(path: Path) -> tuple[Any, str]:
+    """The file system that a path belongs to, and its name there."""
+    require("fsspec", extra="ray")
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(named(path))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{named(path)} cannot be reached: {error}") from error
+
+
+def _files(path: Path, depth: int | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What is there of a file or folder, with what is known of it."""
+    system, there = _open(path)
+    try:
+        found: dict[str, dict[str, Any]] = system.find(there, maxdepth=depth, detail=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ImageError(f"{named(path)} cannot be looked at: {error}") from error
+    root = there.strip("/")
+    for name, info in found.items():
+        inner = str(name).strip("/").removeprefix(root).strip("/")
+        yield path / inner if inner else path, info
+
+
+def _stand_in(path: Path, size: int, time: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+    os.utime(path, ns=(time, time))
+
+
+def _date(manifest: Manifest) -> None:
+    """Gives stand-ins of results that have their recorded size their recorded time as well."""
+    for name, records in manifest.records.items():
+        path = manifest.folder / name
+        for record in records:
+            print_ = record.outputs[name]
+            if path.is_file() and path.stat().st_size == print_.size:
+                os.utime(path, ns=(print_.time, print_.time))
+
+
+def _time_of(info: dict[str, Any]) -> int:
+    """When a file was changed, in nanoseconds; 0 where that is not known."""
+    value = next((info[key] for key in _TIMES if info.get(key) is not None), 0)
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    if isinstance(value, datetime):
+        value = value.timestamp()
+    return round(value * 1_000_000) * 1000  # as exact as all of them are

@@ -1,0 +1,99 @@
+"""Every stage of training, small, in one process or in several that torchrun starts.
+
+    python -m torch.distributed.run --nproc-per-node 2 tests/ranks.py ALONE FOLDER
+
+ALONE holds what one process made of the same; see test_train_ranks.py.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from test_train import CPU, CRITIC, HOW, MODEL, MOVING, Features, faces
+from torch import nn
+
+from cfrestore.train import distributed
+from cfrestore.train.config import (
+    LARGE,
+    SMALL,
+    Augmentation,
+    AutoencoderRecipe,
+    CodesRecipe,
+    FusionRecipe,
+    Phase,
+    PolishRecipe,
+)
+from cfrestore.train.data import Sampler
+from cfrestore.train.loop import Schedule, train
+from cfrestore.train.stages import Autoencoder, CodePrediction, Critic, Fusion, Polish, Stage
+
+BATCH = 8
+
+NAMES = ("autoencoder", "codes", "fusion", "polish", "judged")
+
+LOOKS = Augmentation(shift=2, brightness=0.1, contrast=0.1, saturation=0.2, gray=0.3)
+
+
+def without_batch_norm(critic: Critic | None) -> None:
+    """Takes out of a discriminator what depends on how a batch is dealt out."""
+    assert critic is not None
+    for module in critic.network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+
+
+def build(name: str, alone: Path) -> Stage:
+    """A stage, which starts from what one process made of those before it."""
+    torch.manual_seed(0)
+    one, two, three = (alone / stage / "last.pt" for stage in ("autoencoder", "codes", "fusion"))
+    if name == "autoencoder":
+        return Autoencoder(AutoencoderRecipe(MODEL, HOW, MOVING), Features(), CPU)
+    if name == "judged":
+        stage = Autoencoder(
+            AutoencoderRecipe(MODEL, HOW, MOVING, adversary=replace(CRITIC, lead=1)),
+            Features(),
+            CPU,
+        )
+        without_batch_norm(stage.critic)
+        return stage
+    if name == "codes":
+        mixture = ((LARGE, 0.4), (SMALL, 0.6))
+        return CodePrediction(CodesRecipe(MODEL, HOW, degradations=mixture), one, CPU)
+    if name == "fusion":
+        recipe = FusionRecipe(MODEL, HOW, (Phase(6, (1, 2)),))
+        return Fusion(recipe, two, one, Features(), CPU)
+    return Polish(PolishRecipe(MODEL, HOW), three, one, Features(), CPU)
+
+
+def run(
+    name: str,
+    alone: Path,
+    folder: Path,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    resume: bool = False,
+    minutes: float | None = None,
+) -> bool:
+    """Trains a stage with a batch of BATCH over all processes; whether it was completed."""
+    sampler = Sampler(faces(), LOOKS, BATCH // world, 1, rank, world)
+    schedule = Schedule(log_every=1, max_minutes=minutes)
+    return train(build(name, alone), sampler, folder / name, schedule, lambda _: None, resume)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    alone, folder = map(Path, sys.argv[1:])
+    _, rank, world = distributed.start(CPU)
+    for name in NAMES:
+        assert run(name, alone, folder / "whole", rank=rank, world=world)
+    # One more iteration than none, for others to continue, and what others began.
+    assert not run("autoencoder", alone, folder / "begun", rank=rank, world=world, minutes=0)
+    assert run("autoencoder", alone, folder / "taken", rank=rank, world=world, resume=True)
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
