@@ -1,6 +1,6 @@
 """Whole photographs before and after, as a folder of small pictures with a page that lists them.
 
-    python examples/gallery.py PHOTO... --output docs/gallery [--model compact] [--fidelity 0.7]
+    python examples/gallery.py PHOTO... --output docs/gallery [--note TEXT] [--fidelity 0.7]
 
 Each photograph is restored as the command would do it, laid beside itself, and brought to at most
 SIDE pixels; what was found, restored and left alone stands on the page. Nothing is left out.
@@ -38,12 +38,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--model", default="compact")
     parser.add_argument("--fidelity", type=float, default=0.7)
+    parser.add_argument("--note", default="", help="what the pictures are, for the page")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     restore = cfrestore.load_pipeline(options.model, "mtcnn", "cpu")
     lines = [
         "# Gallery\n",
         f"Before, after with `--w {options.fidelity}`, by `python examples/gallery.py PHOTO...`.",
+        options.note,
     ]
     for path in options.photos:
         photo = cfrestore.read_photo(path)
