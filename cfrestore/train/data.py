@@ -71,6 +71,11 @@ def load_faces(sources: Sequence[Path], size: int, device: torch.device) -> Face
     return Faces(images, tuple(name for name, _ in files))
 
 
+def face_names(sources: Sequence[Path]) -> tuple[str, ...]:
+    """The names that `load_faces` gives, without reading pictures; raises as that does."""
+    return tuple(sorted(name for name, _ in _files(sources)))
+
+
 def _files(sources: Sequence[Path]) -> Iterator[tuple[str, Path | bytes]]:
     """Names of all pictures, with where they are or, out of shards, what they hold."""
     for source in sources:

@@ -37,6 +37,7 @@ from cfrestore.models.vqgan import (
 )
 from cfrestore.train import checkpoint, losses
 from cfrestore.train.codebook import MovingCodebook
+from cfrestore.train.codes import digest_of
 from cfrestore.train.config import (
     LARGE,
     SMALL,
@@ -283,15 +284,23 @@ class Teacher:
         load_strictly(self.autoencoder, checkpoint.averaged(path), path, "autoencoder")
         self.autoencoder.eval().requires_grad_(False)
 
+    @property
+    def digest(self) -> str:
+        """What tells its codes from those of other autoencoders."""
+        parts = (self.autoencoder.encoder, self.autoencoder.quantize)
+        return digest_of([p for part in parts for p in part.parameters()])
+
     def to(self, device: torch.device) -> Teacher:
         self.autoencoder.to(device).to(memory_format=torch.channels_last)
         return self
 
     @torch.no_grad()
-    def codes(self, clean: Tensor) -> Tensor:
-        """Codes (B,T) of clean faces in [-1, 1]."""
+    def codes(self, clean: Tensor, mixed: bool = False) -> Tensor:
+        """Codes (B,T) of clean faces in [-1, 1], encoded in full precision unless mixed."""
         quantizer: VectorQuantizer = self.autoencoder.quantize
-        return quantizer.nearest(self.autoencoder.encode(clean))
+        with autocast(clean.device, mixed):
+            latent = self.autoencoder.encode(clean)
+        return quantizer.nearest(latent)
 
 
 class CodePrediction:

@@ -1,0 +1,82 @@
+"""Codes of clean faces, computed once: what a prior over codes learns from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cfrestore.train import checkpoint
+from cfrestore.train.data import face_names, load_faces
+
+if TYPE_CHECKING:
+    from cfrestore.train.stages import Teacher
+
+BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class CodeMaps:
+    """The codes of clean faces.
+
+    Attributes:
+        maps: (N,2,s,s) int64: of each face, and of its mirror image.
+        names: file names, in the order of maps.
+    """
+
+    maps: Tensor
+    names: tuple[str, ...]
+
+
+def load_codes(
+    sources: Sequence[Path],
+    teacher: Teacher,
+    file: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    mixed: bool = False,
+) -> CodeMaps:
+    """Codes of all faces of folders and tar shards; out of the file, if they are there already.
+
+    Args:
+        sources: see `load_faces`.
+        teacher: the autoencoder whose codes are wanted, on the device.
+        file: keeps them; it is used again for the same autoencoder and the same names of faces.
+        say: takes a line of progress now and then.
+        mixed: encode in bfloat16, which is faster, and gives one code in fifty another number.
+    Raises:
+        ImageError, CheckpointError: a source, or the file, cannot be read.
+    """
+    names, digest = face_names(sources), teacher.digest
+    if checkpoint.exists(file):
+        kept = checkpoint.read(file)
+        if kept.get("digest") == digest and kept.get("names") == list(names):
+            return CodeMaps(kept["maps"].long(), names)
+    size = teacher.autoencoder.config.image_size
+    faces = load_faces(sources, size, device)
+    found = []
+    for start in range(0, len(names), BATCH):
+        images = faces.images[start : start + BATCH].to(device).float() / 127.5 - 1
+        both = torch.cat((images, images.flip(-1)))
+        codes = teacher.codes(both.contiguous(memory_format=torch.channels_last), mixed)
+        side = teacher.autoencoder.config.code_side
+        found.append(codes.unflatten(1, (side, side)).unflatten(0, (2, -1)).transpose(0, 1).cpu())
+        if (start // BATCH) % 50 == 49:
+            say(f"codes of {start + BATCH} of {len(names)} faces")
+    maps = torch.cat(found)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write(file, {"digest": digest, "names": list(names), "maps": maps.short()})
+    return CodeMaps(maps, names)
+
+
+def digest_of(tensors: Sequence[Tensor]) -> str:
+    """SHA-256 of tensors in half precision, which weight files keep, in hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()
