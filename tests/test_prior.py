@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_windows_stay_within_the_map(n: int) -> None:
         starts = [window_start(i, length, n) for i in range(length)]
         assert starts[0] == 0
         assert starts[-1] == length - n
-        assert all(b - a in (0, 1) for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a in (0, 1) for a, b in pairwise(starts))
         assert all(0 <= i - start < n for i, start in enumerate(starts))
 
 

@@ -172,9 +172,10 @@ def test_some_of_every_few_iterations_fuse() -> None:
 
 
 def test_presets_are_found_by_name_and_stretch() -> None:
-    assert {stage: "compact" in presets for stage, presets in PRESETS.items()} == dict.fromkeys(
-        ("autoencoder", "codes", "fusion"), True
-    )
+    assert [stage for stage, presets in PRESETS.items() if "compact" in presets] == [
+        *("autoencoder", "codes", "fusion", "polish")
+    ]
+    assert list(PRESETS["prior"]) == ["pixelcnn", "transformer"]
     with pytest.raises(ConfigError, match="compact"):
         recipe("codes", "nonsense")
     compact = with_iterations(AUTOENCODER["compact"], 1200)

@@ -130,7 +130,8 @@ class GatedLayer(nn.Module):
 
     def __init__(self, config: PriorConfig, first: bool) -> None:
         super().__init__()
-        width, kernel, mask = config.width, config.kernel, "A" if first else "B"
+        width, kernel = config.width, config.kernel
+        mask: Literal["A", "B"] = "A" if first else "B"
         self.first = first
         self.vertical = MaskedConv2d(width, 2 * width, kernel, "vertical", mask)
         self.horizontal = MaskedConv2d(width, 2 * width, kernel, "horizontal", mask)
@@ -285,7 +286,7 @@ class CodeTransformer(nn.Module):
             x = self._begin(known, condition)
         else:
             x = self.tokens(known[:, -1:]) + self.position[self.lead + t - 1]
-        pasts = memory or [None] * len(self.layers)
+        pasts = memory or (None,) * len(self.layers)
         kept: Memory = []
         for layer, past in zip(self.layers, pasts, strict=True):
             x, seen = layer(x, past)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor
 
 from cfrestore.train import checkpoint
-from cfrestore.train.data import face_names, load_faces
+from cfrestore.train.data import Order, face_names, load_faces
 
 if TYPE_CHECKING:
+    from cfrestore.train.config import Augmentation
     from cfrestore.train.stages import Teacher
 
 BATCH = 8
@@ -31,6 +31,15 @@ class CodeMaps:
 
     maps: Tensor
     names: tuple[str, ...]
+
+    def split(self, every: int) -> tuple[CodeMaps, CodeMaps]:
+        """All but every so manieth face, and those."""
+        kept = torch.arange(len(self.names)) % every == every - 1
+        first, second = (
+            CodeMaps(self.maps[some], tuple(self.names[n] for n in some.nonzero()[:, 0].tolist()))
+            for some in (~kept, kept)
+        )
+        return first, second
 
 
 def load_codes(
@@ -74,9 +83,34 @@ def load_codes(
     return CodeMaps(maps, names)
 
 
-def digest_of(tensors: Sequence[Tensor]) -> str:
-    """SHA-256 of tensors in half precision, which weight files keep, in hexadecimal."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+class CodeSampler(Order):
+    """Batches of code maps for any iteration, of faces or of their mirror images.
+
+    Args:
+        codes: what to draw from.
+        augmentation: mirror, and how often each source is shown.
+        others: see `Order`.
+    """
+
+    def __init__(
+        self,
+        codes: CodeMaps,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__(codes.names, augmentation, batch_size, seed, rank, world)
+        self.codes = codes
+
+    def batch(self, t: int, device: torch.device) -> Tensor:
+        """Code maps of iteration t, (B,s,s) int64 on the device."""
+        generator = self.generator(t, 1, torch.device("cpu"))
+        draws = torch.rand(self.batch_size, generator=generator)
+        mirrored = (draws < self.augmentation.mirror).long()
+        return self.codes.maps[self.indices(t), mirrored].to(device)
+
+    def first(self, count: int, device: torch.device) -> Tensor:
+        """The maps of the first few faces, likewise."""
+        return self.codes.maps[:count, 0].to(device)

@@ -105,12 +105,12 @@ def generator_for(device: torch.device, *keys: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-class Sampler:
-    """Batches of clean faces for any iteration, independent of what came before.
+class Order:
+    """Which faces any iteration sees, independent of what came before.
 
     Args:
-        faces: what to draw from.
-        augmentation: mirror, shift, colour; also how often each source is shown.
+        names: of the faces.
+        augmentation: how often each source is shown.
         batch_size: B of this process.
         seed: decides everything together with the iteration.
         rank, world: this process among all; each sees its own part of every epoch.
@@ -118,7 +118,7 @@ class Sampler:
 
     def __init__(
         self,
-        faces: Faces,
+        names: Sequence[str],
         augmentation: Augmentation,
         batch_size: int,
         seed: int,
@@ -127,11 +127,10 @@ class Sampler:
     ) -> None:
         times = [
             next((n for pattern, n in augmentation.repeats if re.match(pattern, name)), 1)
-            for name in faces.names
+            for name in names
         ]
         count = torch.arange(len(times))
         self.epoch = count.repeat_interleave(torch.tensor(times))
-        self.faces = faces
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.seed, self.rank, self.world = seed, rank, world
@@ -149,6 +148,32 @@ class Sampler:
             chosen[here] = order[position[here] % len(self.epoch)]
         return chosen
 
+    def generator(self, t: int, purpose: int, device: torch.device) -> torch.Generator:
+        """The randomness of iteration t for one purpose."""
+        return generator_for(device, self.seed, t, purpose, self.rank)
+
+
+class Sampler(Order):
+    """Batches of clean faces for any iteration.
+
+    Args:
+        faces: what to draw from.
+        augmentation: mirror, shift, colour; also how often each source is shown.
+        others: see `Order`.
+    """
+
+    def __init__(
+        self,
+        faces: Faces,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__(faces.names, augmentation, batch_size, seed, rank, world)
+        self.faces = faces
+
     def batch(self, t: int, device: torch.device) -> Tensor:
         """Clean faces of iteration t, augmented: (B,3,S,S) float32 in [0, 1] on the device."""
         images = self.faces.images
@@ -157,9 +182,9 @@ class Sampler:
         )
         return augment(picked, self.augmentation, self.generator(t, 1, device))
 
-    def generator(self, t: int, purpose: int, device: torch.device) -> torch.Generator:
-        """The randomness of iteration t for one purpose."""
-        return generator_for(device, self.seed, t, purpose, self.rank)
+    def first(self, count: int, device: torch.device) -> Tensor:
+        """The first few faces as they are, likewise."""
+        return self.faces.images[:count].to(device).float() / 255
 
 
 def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from cfrestore.checkpoint import load_strictly
+from cfrestore.checkpoint import digest_of, load_strictly
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
 from cfrestore.models.codeformer import (
     CodeFormer,
+    CodeFormerConfig,
     ControllableFeatureTransform,
     TransformerLayer,
 )
@@ -37,7 +38,6 @@ from cfrestore.models.vqgan import (
 )
 from cfrestore.train import checkpoint, losses
 from cfrestore.train.codebook import MovingCodebook
-from cfrestore.train.codes import digest_of
 from cfrestore.train.config import (
     LARGE,
     SMALL,
@@ -274,13 +274,13 @@ class Teacher:
 
     Args:
         path: checkpoint of stage I, or a published autoencoder file.
-        network: the network that will be taught; only its shape is used.
+        config: shape of the network that will be taught.
     Raises:
         CheckpointError: the file is missing, damaged, or holds another network.
     """
 
-    def __init__(self, path: Path, network: CodeFormer) -> None:
-        self.autoencoder = VQGAN(network.config.autoencoder)
+    def __init__(self, path: Path, config: CodeFormerConfig) -> None:
+        self.autoencoder = VQGAN(config.autoencoder)
         load_strictly(self.autoencoder, checkpoint.averaged(path), path, "autoencoder")
         self.autoencoder.eval().requires_grad_(False)
 
@@ -288,7 +288,12 @@ class Teacher:
     def digest(self) -> str:
         """What tells its codes from those of other autoencoders."""
         parts = (self.autoencoder.encoder, self.autoencoder.quantize)
-        return digest_of([p for part in parts for p in part.parameters()])
+        return digest_of(p for part in parts for p in part.parameters())
+
+    @property
+    def codebook_digest(self) -> str:
+        """What tells its codebook from others, whatever learned to use it since."""
+        return digest_of([self.autoencoder.quantize.embedding.weight])
 
     def to(self, device: torch.device) -> Teacher:
         self.autoencoder.to(device).to(memory_format=torch.channels_last)
@@ -301,6 +306,12 @@ class Teacher:
         with autocast(clean.device, mixed):
             latent = self.autoencoder.encode(clean)
         return quantizer.nearest(latent)
+
+    @torch.no_grad()
+    def paint(self, codes: Tensor) -> Tensor:
+        """Pictures in [0, 1] of code maps (B,h,w)."""
+        vectors = self.autoencoder.quantize.embedding(codes).permute(0, 3, 1, 2)
+        return _to_picture(self.autoencoder.decode(vectors))
 
 
 class CodePrediction:
@@ -320,7 +331,7 @@ class CodePrediction:
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.network = CodeFormer(recipe.model)
-        self.teacher = Teacher(autoencoder, self.network).to(device)
+        self.teacher = Teacher(autoencoder, recipe.model).to(device)
         for part in ("encoder", "quantize", "generator"):
             source = self.teacher.autoencoder.get_submodule(part).state_dict()
             self.network.get_submodule(part).load_state_dict(source)
@@ -392,7 +403,7 @@ class Fusion:
         if recipe.zero_start:
             zero_fusion(self.network)
         _freeze(self.network)
-        self.teacher = Teacher(autoencoder, self.network).to(device)
+        self.teacher = Teacher(autoencoder, recipe.model).to(device)
         self.learner = Learner(self.network.to(device), recipe.optimisation)
         self.critic: Critic | None = None
         if recipe.adversary:
@@ -493,7 +504,7 @@ class Polish:
         self.network.requires_grad_(False)
         for part in (self.network.generator, self.network.fuse_convs_dict):
             part.requires_grad_(True)
-        self.teacher = Teacher(autoencoder, self.network).to(device)
+        self.teacher = Teacher(autoencoder, recipe.model).to(device)
         self.learner = Learner(self.network.to(device), recipe.optimisation)
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
