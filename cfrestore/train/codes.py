@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from cfrestore.train.config import Augmentation
     from cfrestore.train.stages import Teacher
 
-BATCH = 8
+BATCH, SAVE_EVERY = 8, 200
+"""Faces encoded together, and those between one writing of the file and the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,32 +56,36 @@ def load_codes(
     Args:
         sources: see `load_faces`.
         teacher: the autoencoder whose codes are wanted, on the device.
-        file: keeps them; it is used again for the same autoencoder and the same names of faces.
+        file: keeps them, also those of a run that is stopped; it is used again for the same
+            autoencoder and the same names of faces.
         say: takes a line of progress now and then.
         mixed: encode in bfloat16, which is faster, and gives one code in fifty another number.
     Raises:
         ImageError, CheckpointError: a source, or the file, cannot be read.
     """
     names, digest = face_names(sources), teacher.digest
+    found: list[Tensor] = []
     if checkpoint.exists(file):
         kept = checkpoint.read(file)
         if kept.get("digest") == digest and kept.get("names") == list(names):
-            return CodeMaps(kept["maps"].long(), names)
-    size = teacher.autoencoder.config.image_size
-    faces = load_faces(sources, size, device)
-    found = []
-    for start in range(0, len(names), BATCH):
+            found = [kept["maps"]]
+            if len(kept["maps"]) == len(names):
+                return CodeMaps(kept["maps"].long(), names)
+    shape = teacher.autoencoder.config
+    faces = load_faces(sources, shape.image_size, device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for start in range(sum(map(len, found)), len(names), BATCH):
         images = faces.images[start : start + BATCH].to(device).float() / 127.5 - 1
         both = torch.cat((images, images.flip(-1)))
         codes = teacher.codes(both.contiguous(memory_format=torch.channels_last), mixed)
-        side = teacher.autoencoder.config.code_side
-        found.append(codes.unflatten(1, (side, side)).unflatten(0, (2, -1)).transpose(0, 1).cpu())
-        if (start // BATCH) % 50 == 49:
-            say(f"codes of {start + BATCH} of {len(names)} faces")
-    maps = torch.cat(found)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(file, {"digest": digest, "names": list(names), "maps": maps.short()})
-    return CodeMaps(maps, names)
+        maps = codes.view(2, -1, shape.code_side, shape.code_side)
+        found.append(maps.transpose(0, 1).short().cpu())
+        done = start + len(images)
+        if done % SAVE_EVERY == 0 or done == len(names):
+            content = {"digest": digest, "names": list(names), "maps": torch.cat(found)}
+            checkpoint.write(file, content)
+            say(f"codes of {done} of {len(names)} faces")
+    return CodeMaps(torch.cat(found).long(), names)
 
 
 class CodeSampler(Order):
