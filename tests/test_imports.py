@@ -26,6 +26,7 @@ ORDER = (
     "detect",
     "select",
     "align",
+    "confidence",
     "detail",
     "restore",
     "parse",

@@ -53,6 +53,7 @@ def introduce(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> No
 
 def show_plan(jobs: Sequence[Job], console: Console) -> None:
     """Says what would be read and written."""
+    from cfrestore.batch import SAMPLES
     from cfrestore.image.photo import printable
 
     for job in jobs:
@@ -62,7 +63,8 @@ def show_plan(jobs: Sequence[Job], console: Console) -> None:
             if path != job.target:
                 console.print(printable(f"  and {path}"))
         for path in job.series:
-            console.print(printable(f"  and {path}, and so on, one for each face"))
+            what = "sample" if path.parent.name == SAMPLES else "face"
+            console.print(printable(f"  and {path}, and so on, one for each {what}"))
     console.print(f"{_count(len(jobs), 'picture')} would be written")
 
 

@@ -202,6 +202,16 @@ class Words:
             help="Keep input and result side by side, in compared/ beside the result.",
         ),
     ] = False
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=FILES,
+            help="Write N more results, in restored_samples/ beside the result: faces of codes "
+            "that were drawn from what the network holds for likely.",
+        ),
+    ] = DEFAULTS.samples
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -263,6 +273,23 @@ class Words:
             "those that are larger than the network paints and sharper than it can.",
         ),
     ] = str(DEFAULTS.max_face)
+    temperature: Annotated[
+        float,
+        typer.Option(
+            metavar="T",
+            rich_help_panel=FACES,
+            help="Of --samples: below 1 they are more alike, above 1 less.",
+        ),
+    ] = DEFAULTS.temperature
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=FACES,
+            help="Of --samples: other numbers, other samples.",
+        ),
+    ] = DEFAULTS.seed
     detector: Annotated[
         str,
         typer.Option(
@@ -403,6 +430,9 @@ class Words:
             min_face=self.min_face,
             max_face=parse_max_face(self.max_face),
             draw_box=draw_box,
+            samples=self.samples,
+            temperature=self.temperature,
+            seed=self.seed,
         )
 
 
@@ -473,6 +503,11 @@ def check(words: Words, parser: Path | None = None) -> None:
         raise ConfigError("stdout cannot have both the picture and JSON")
     if words.watch and ("-" in inputs or words.files_from is not None or words.dry_run):
         raise ConfigError("--watch looks at folders and patterns, neither at stdin nor at a list")
+    if words.samples and words.backend != "torch":
+        raise ConfigError(
+            f"only the backend torch can draw samples: {words.backend} does not tell how likely "
+            "codes are"
+        )
     parse_quality(words.quality)
 
 

@@ -89,7 +89,7 @@ def work(
 
 def _planner(words: Words, task: Task, fidelity: float | None) -> Callable[[], Sequence[Job]]:
     """What finds the jobs that the words ask for, anew each time that it is called."""
-    from cfrestore.batch import COMPARED, CROPS, RESTORED, parse_shard, plan
+    from cfrestore.batch import COMPARED, CROPS, RESTORED, SAMPLES, parse_shard, plan
 
     inputs: list[str | Path] = [*(words.inputs or [])]
     output = words.output
@@ -97,7 +97,12 @@ def _planner(words: Words, task: Task, fidelity: float | None) -> Callable[[], S
         inputs += _listed(words.files_from, null=words.null)
         if output not in (None, "-") and not set("{}") & set(output):
             output = f"{output}/"  # a folder, however many names there are
-    wanted = {CROPS: words.save_crops, RESTORED: words.save_restored, COMPARED: words.compare}
+    wanted = {
+        CROPS: words.save_crops,
+        RESTORED: words.save_restored,
+        COMPARED: words.compare,
+        SAMPLES: words.samples > 0,
+    }
     return partial(
         plan,
         inputs,
