@@ -25,8 +25,9 @@ from cfrestore.errors import ConfigError
 
 Kind: TypeAlias = Literal["pixelcnn", "transformer"]
 
-Memory: TypeAlias = list[tuple[Tensor, Tensor]]
-"""Keys and values (B,heads,T,F/heads) of each layer for the tokens that it has seen."""
+Memory: TypeAlias = list[tuple[Tensor, ...]]
+"""What each layer remembers from one code to the next: a transformer's layer keys and values
+(B,heads,T,F/heads) of the tokens that it has seen, a PixelCNN's what is told to its row."""
 
 
 @dataclass(frozen=True)
@@ -140,16 +141,26 @@ class GatedLayer(nn.Module):
         self.by_class = nn.Embedding(config.symbols, 4 * width) if config.symbols else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, v: Tensor, h: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Both stacks (B,F,h,w), and classes (B,1), to both stacks."""
+    def go_down(self, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The vertical stack (B,F,h,w) of the next layer, and what this one tells the other.
+
+        Args:
+            condition: (B,1), classes.
+        """
         above = self.vertical(v)  # (B, 2F, h, w)
-        beside = self.horizontal(h) + self.across(above)
+        told = self.across(above)
         if self.by_class is not None:
             shifts = self.by_class(condition).mT[..., None].chunk(2, dim=1)  # (B, 2F, 1, 1) each
-            above, beside = above + shifts[0], beside + shifts[1]
-        new_v, new_h = _gate(above), self.out(self.dropout(_gate(beside)))
-        # In the first layer the input is each position's own code.
-        return (new_v, new_h) if self.first else (v + new_v, h + new_h)
+            above, told = above + shifts[0], told + shifts[1]
+        return self._onward(v, _gate(above)), told
+
+    def go_along(self, h: Tensor, told: Tensor) -> Tensor:
+        """The horizontal stack (B,F,h,w) of the next layer; any rows, apart from each other."""
+        beside = self.horizontal(h) + told
+        return self._onward(h, self.out(self.dropout(_gate(beside))))
+
+    def _onward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y if self.first else x + y  # what enters the first layer is each position's own code
 
 
 def _gate(x: Tensor) -> Tensor:
@@ -184,20 +195,50 @@ class PixelCNN(nn.Module):
         Returns:
             (B,h*n,K).
         """
-        x = self.tokens(codes).permute(0, 3, 1, 2)  # (B, F, h, n)
-        v, h = self.layers[0](x, x, condition)
-        position = self.position[:, : codes.shape[1]]
-        v, h = v + position, h + position
-        for layer in self.layers[1:]:
-            v, h = layer(v, h, condition)
-        return self.head(h).flatten(2).mT
+        told = self._tell(codes, condition)
+        return self._read(codes, told, self.position[:, : codes.shape[1]])
 
     def predict(
         self, codes: Tensor, t: int, condition: Tensor | None, memory: Memory | None
     ) -> tuple[Tensor, Memory | None]:
-        """Logits (B,K) of code t of maps (B,n,n), of which those before t are known."""
-        rows = t // self.config.side + 1
-        return self(codes[:, :rows], condition)[:, t], None
+        """Logits (B,K) of code t of maps (B,n,n), of which those before t are known.
+
+        Args:
+            memory: what the same call returned for t - 1; None: all that is known is read anew.
+        Returns:
+            the logits, and what the call for t + 1 takes: what is told to the row of t.
+        """
+        row, column = divmod(t, self.config.side)
+        if memory is None or column == 0:
+            told = self._tell(codes[:, : row + 1], condition)
+            memory = [(layer[:, :, row : row + 1],) for layer in told]
+        own = slice(row, row + 1)
+        logits = self._read(codes[:, own], [layer for (layer,) in memory], self.position[:, own])
+        return logits[:, column], memory
+
+    def _tell(self, codes: Tensor, condition: Tensor | None) -> list[Tensor]:
+        """What the vertical stack tells the horizontal one in each layer, (B,2F,h,n)."""
+        v, all_told = self._embed(codes), []
+        for layer in self.layers:
+            assert isinstance(layer, GatedLayer)
+            v, told = layer.go_down(v, condition)
+            all_told.append(told)
+            if layer.first:
+                v = v + self.position[:, : codes.shape[1]]
+        return all_told
+
+    def _read(self, codes: Tensor, told: list[Tensor], position: Tensor) -> Tensor:
+        """Logits (B,h*n,K) of some rows of codes (B,h,n), given what is told to them."""
+        h = self._embed(codes)
+        for layer, own in zip(self.layers, told, strict=True):
+            assert isinstance(layer, GatedLayer)
+            h = layer.go_along(h, own)
+            if layer.first:
+                h = h + position
+        return self.head(h).flatten(2).mT
+
+    def _embed(self, codes: Tensor) -> Tensor:
+        return self.tokens(codes).permute(0, 3, 1, 2)  # (B, F, h, n)
 
 
 class CausalLayer(nn.Module):
@@ -218,7 +259,7 @@ class CausalLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None = None
+        self, x: Tensor, past: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Tokens (B,T,F) to the same, and their keys and values.
 

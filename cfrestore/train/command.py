@@ -100,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--autoencoder", type=Path, required=True, metavar="CHECKPOINT")
     fusion.add_argument("--codes", type=Path, required=True, metavar="CHECKPOINT")
     polish.add_argument("--fusion", type=Path, required=True, metavar="CHECKPOINT")
+    for stage in (auto, whole):
+        stage.add_argument(
+            "--codebook", choices=("gradient", "ema"), help="how codes learn, if not as the recipe"
+        )
     prior.add_argument(
         "--code-file", type=Path, help="keeps the codes (default: FOLDER/codes.pt)", metavar="FILE"
     )
@@ -304,6 +308,8 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
     if optimisation.batch_size % world:
         raise ConfigError(f"batch size {optimisation.batch_size} cannot be split over {world}")
     recipe = replace(recipe, optimisation=optimisation)
+    if isinstance(recipe, config.AutoencoderRecipe) and arguments.codebook:
+        recipe = replace(recipe, codebook=replace(recipe.codebook, update=arguments.codebook))
     if isinstance(recipe, config.CodesRecipe | config.PriorRecipe):
         return recipe
     if arguments.perceptual:

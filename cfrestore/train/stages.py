@@ -214,10 +214,10 @@ class Autoencoder:
             how = self.recipe.codebook
             book = losses.codebook_loss(latent, vectors, how.beta, how.beta_on)
             total = total + book
-            report |= {
-                "codebook": book,
-                "perplexity": perplexity(codes, len(self.network.quantize.embedding.weight)),
-            }
+            used = perplexity(codes, len(self.network.quantize.embedding.weight))
+            # Bits that the codes of a face take if each is written by how often the batch has it.
+            bits = codes.shape[1] * used.log2()
+            report |= {"codebook": book, "perplexity": used, "bits": bits}
         if self.critic and self.critic.heard(t):
             last = self.network.generator.last_weight
             with autocast(self.device, self.mixed):
