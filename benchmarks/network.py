@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from cfrestore.checkpoint import read_checkpoint
 from cfrestore.device import inference, reuse_memory
 from cfrestore.models.codeformer import CodeFormerConfig
-from cfrestore.weights import load_codeformer, shipped
+from cfrestore.weights import load_codeformer
 
 CONFIGS = {
     "published": CodeFormerConfig(),
     "compact": CodeFormerConfig.compact(),
-    "shipped": CodeFormerConfig.tiny(),
+    "tiny": CodeFormerConfig.tiny(),
 }
 ROWS = [
     ("published", "plain", 0.5),
@@ -40,8 +40,8 @@ ROWS = [
     ("published", "ours", 0.0),
     ("compact", "plain", 0.5),
     ("compact", "ours", 0.5),
-    ("shipped", "plain", 0.5),
-    ("shipped", "ours", 0.5),
+    ("tiny", "plain", 0.5),
+    ("tiny", "ours", 0.5),
 ]
 SPOKEN = {
     "plain": "plain",
@@ -51,7 +51,7 @@ SPOKEN = {
 SIZES = {
     "published": "published, 512 px",
     "compact": "compact, 256 px",
-    "shipped": "shipped, 128 px",
+    "tiny": "tiny, 128 px",
 }
 
 
@@ -68,7 +68,7 @@ def main() -> None:
         return
     print(stopwatch.machine() + ", one thread\n")
     with tempfile.TemporaryDirectory() as folder:
-        for size in ("published", "compact"):
+        for size in CONFIGS:
             metadata = {"config": CONFIGS[size].to_json()}
             save_file(random_state(CONFIGS[size]), f"{folder}/{size}.safetensors", metadata)
         workers = {
@@ -126,7 +126,7 @@ def work(size: str, how: str, w: str, folder: str) -> None:
     if how == "ours":
         reuse_memory()
     config, fidelity = CONFIGS[size], float(w)
-    path = shipped() if size == "shipped" else Path(folder) / f"{size}.safetensors"
+    path = Path(folder) / f"{size}.safetensors"
     warm, face = (random_face(config.image_size, seed) for seed in range(2))
     match = config.match_statistics
     if how == "plain":

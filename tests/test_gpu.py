@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,21 +31,18 @@ CUDA = torch.device("cuda")
 
 
 @pytest.fixture(scope="module")
-def faces(repository_example: np.ndarray) -> list[AlignedFace]:
-    """Forty crops of 128 px, no two alike: one face, shifted, darkened, and made noisy."""
+def faces(repository: Path, network: CodeFormer) -> list[AlignedFace]:
+    """Forty crops, no two alike: one face, shifted, darkened, and made noisy."""
+    side = network.config.image_size
+    example = read_photo(repository / "examples/collins.jpg").pixels
+    example = cv2.resize(example, (side, side), interpolation=cv2.INTER_AREA)
     random = np.random.default_rng(0)
     crops = []
     for index in range(40):
-        shifted = np.roll(repository_example, random.integers(-9, 10, 2), (0, 1))
+        shifted = np.roll(example, random.integers(-side // 14, side // 14 + 1, 2), (0, 1))
         noisy = shifted * random.uniform(0.6, 1) + random.normal(0, index / 4, shifted.shape)
         crops.append(noisy.clip(0, 255).astype(np.uint8))
-    return [AlignedFace(crop, np.eye(2, 3), face_at(0, 0, 128)) for crop in crops]
-
-
-@pytest.fixture(scope="module")
-def repository_example(repository) -> np.ndarray:
-    pixels = read_photo(repository / "examples/collins.jpg").pixels
-    return cv2.resize(pixels, (128, 128), interpolation=cv2.INTER_AREA)
+    return [AlignedFace(crop, np.eye(2, 3), face_at(0, 0, side)) for crop in crops]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,16 @@ from cfrestore.train.config import (
 from cfrestore.train.data import Faces, Sampler, augment, load_faces
 from cfrestore.train.loop import Schedule, fitting, load_state, read_state, save_state, train
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
-from cfrestore.train.stages import Autoencoder, CodePrediction, Critic, Fusion, Polish, Stage
+from cfrestore.train.stages import (
+    Autoencoder,
+    CodePrediction,
+    Critic,
+    Fusion,
+    Polish,
+    Stage,
+    compile_blocks,
+    eye_map,
+)
 
 CPU = torch.device("cpu")
 MODEL = CodeFormerConfig(
@@ -214,6 +224,18 @@ def test_adaptive_weight_is_the_clamped_ratio_of_gradients() -> None:
     assert losses.adaptive_weight(rec, adv, weight, 1.0).item() == pytest.approx(0.1, rel=1e-3)
     assert losses.adaptive_weight(adv, rec, weight, 1.0) == 1
     assert losses.adaptive_weight(adv, rec, weight, 1e4).item() == pytest.approx(10, rel=1e-3)
+
+
+def test_gradient_energy_sees_contrast_not_place_nor_a_fine_grid() -> None:
+    x = torch.zeros(1, 3, 34, 34)
+    x[..., 4:12, 4:12] = 1.0
+    moved, soft = x.roll(1, -1), x * 0.5
+    assert losses.gradient_energy(x, x) == 0
+    assert losses.gradient_energy(soft, x) > 0.01
+    assert losses.gradient_energy(moved, x) < 0.5 * losses.gradient_energy(soft, x)
+    grid = torch.zeros_like(x)
+    grid[..., ::2] = 1.0
+    assert losses.gradient_energy(grid, torch.zeros_like(x)) == 0
 
 
 def test_face_features_are_the_detectors_backbone(shared: Path) -> None:
@@ -751,7 +773,27 @@ def test_the_polish_teaches_generator_and_fusion_alone(stage_one: Path, stage_tw
     report = step(stage, 1)
     moved = changed(before, parameters(stage))
     assert {key.split(".")[0] for key in moved} == {"generator", "fuse_convs_dict"}
-    assert report["pixel"] > 0
+    assert {key for key, value in report.items() if value > 0} == {"pixel", "eyes", "contrast"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_blocks_compute_the_same(stage_one: Path) -> None:
+    plain, compiled = (CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU) for _ in range(2))
+    compiled.load(plain.state())
+    compile_blocks(compiled.network)
+    first, second = step(plain, 1), step(compiled, 1)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_eyes_are_where_aligned_faces_have_them() -> None:
+    eyes = eye_map(256)
+    assert eyes.max() > 0.99
+    assert (eyes[120, 96], eyes[120, 159]) > (0.95, 0.95)
+    assert eyes[120, 128] < 0.1
+    assert eyes[200].max() < 1e-6
 
 
 def test_wrong_words_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

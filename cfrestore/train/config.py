@@ -257,11 +257,17 @@ class PolishRecipe:
 
     Half of each batch are clean faces painted from their own codes, the others slightly degraded
     ones fused at w = 1. No discriminator, so that what it has left of stripes goes.
+
+    Attributes:
+        eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
+        contrast: weight of `losses.gradient_energy`, against softness.
     """
 
     model: CodeFormerConfig
     optimisation: Optimisation
     damage: Degradation = SMALL
+    eyes: float = 0.0
+    contrast: float = 0.0
     perceptual: Perceptual = field(default_factory=Perceptual)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -436,6 +442,8 @@ POLISH: dict[str, PolishRecipe] = {
     "compact": PolishRecipe(
         _COMPACT,
         Optimisation(600, 8, 3e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
+        eyes=10.0,
+        contrast=2.0,
         perceptual=replace(_FACE_FEATURES, weight=0.3),
         augmentation=_VARIED,
     ),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE
 from cfrestore.checkpoint import digest_of, load_strictly
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
@@ -56,6 +57,9 @@ KMEANS_LATENTS = 50
 """Latents collected for each code before k-means."""
 
 BLOCKS = (ResidualBlock, AttentionBlock, ControllableFeatureTransform, TransformerLayer)
+
+EYE = 20
+"""Size of an eye in an aligned face of 512 px: the deviation of its bump in `eye_map`, px."""
 
 Report = dict[str, Tensor]
 Network = TypeVar("Network", bound=nn.Module)
@@ -506,6 +510,7 @@ class Polish:
             part.requires_grad_(True)
         self.teacher = Teacher(autoencoder, recipe.model).to(device)
         self.learner = Learner(self.network.to(device), recipe.optimisation)
+        self.eyes = eye_map(recipe.model.image_size).to(device)
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
         """Iteration t on clean faces; the losses it saw."""
@@ -523,9 +528,12 @@ class Polish:
                 self.network.decode(self.network.lookup(codes), {}, 0),
                 self.network.decode(self.network.lookup(predicted), kept, 1),
             )
-        total, report = image_losses(
-            torch.cat(fakes), x, self.perceptual, self.recipe.perceptual.weight
-        )
+        fake = torch.cat(fakes).float()
+        total, report = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
+        report["eyes"] = (self.eyes * (fake - x).abs()).mean()
+        report["contrast"] = losses.gradient_energy(fake, x)
+        total = total + self.recipe.eyes * report["eyes"]
+        total = total + self.recipe.contrast * report["contrast"]
         self.learner.update(total, t)
         self.learner.follow(t)
         return _detached(report)
@@ -583,6 +591,16 @@ def compile_blocks(network: nn.Module) -> None:
     for block in network.modules():
         if isinstance(block, BLOCKS):
             block.compile(dynamic=False)
+
+
+def eye_map(side: int) -> Tensor:
+    """(side, side): 1 in the middle of an eye of an aligned face, falling to 0 around it."""
+    at = (torch.arange(side) + 0.5) * PUBLISHED_SIZE / side  # px at 512
+    bumps = [
+        torch.exp(-((at[:, None] - y) ** 2 + (at - x) ** 2) / (2 * EYE**2))
+        for x, y in FFHQ_TEMPLATE[:2].tolist()
+    ]
+    return torch.stack(bumps).amax(0)
 
 
 def zero_fusion(network: CodeFormer) -> None:
