@@ -355,6 +355,7 @@ def test_the_command_exports_compares_and_restores(
         result = cfrestore_(*words, "--model", model, "--backend", backend, "-o", f"{model}.png")
         assert result.code == 0
         assert f'"backend": "{backend}"' in result.out
+        assert '"confidence": null' in result.out  # the graph does not tell, so nothing is said
         ours, theirs = (read_photo(name).pixels for name in ("torch.png", f"{model}.png"))
         assert np.abs(ours.astype(int) - theirs).max() <= 1
     xmp = read_photo("small.onnx.png").xmp or b""
