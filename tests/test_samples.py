@@ -15,11 +15,12 @@ from test_cli_json import records
 from cfrestore.align import FFHQ_TEMPLATE, AlignedFace
 from cfrestore.confidence import REGIONS, confidence_by_region
 from cfrestore.errors import ConfigError
+from cfrestore.evaluate import damage
 from cfrestore.image import Photo, from_levels, read_photo
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.models.prior import draw
 from cfrestore.options import Options
-from cfrestore.pipeline import Pipeline
+from cfrestore.pipeline import Pipeline, load_pipeline
 from cfrestore.restore import FailedFace, Painter, RestoredFace
 
 SIDE = SMALL.autoencoder.code_side
@@ -113,6 +114,22 @@ def test_a_runtime_that_does_not_tell_gives_no_confidence() -> None:
     assert isinstance(face, RestoredFace)
     assert face.certainty is None
     assert face.confidence is None
+
+
+def test_the_shipped_weights_are_less_sure_of_what_is_damaged_more(repository: Path) -> None:
+    pipeline = load_pipeline("compact", "mtcnn", "cpu")
+    photo = read_photo(repository / "examples/collins.jpg")
+    (found,) = pipeline(photo, Options(max_face=None)).restored
+    sure = []
+    for preset in (None, "small", "large"):
+        crops = [
+            damage(found.aligned.crop, preset, n, "a") if preset else found.aligned.crop
+            for n in range(3)
+        ]
+        faces = [pipeline(Photo(crop), Options(aligned=True)).restored[0] for crop in crops]
+        known = [face.confidence for face in faces]
+        sure.append(np.mean([values["face"] for values in known if values is not None]))
+    assert sure[0] > sure[1] > sure[2]
 
 
 # --- samples -------------------------------------------------------------------------------------

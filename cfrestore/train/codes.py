@@ -50,6 +50,7 @@ def load_codes(
     device: torch.device,
     say: Callable[[str], None],
     mixed: bool = False,
+    keep: bool = True,
 ) -> CodeMaps:
     """Codes of all faces of folders and tar shards; out of the file, if they are there already.
 
@@ -60,6 +61,7 @@ def load_codes(
             autoencoder and the same names of faces.
         say: takes a line of progress now and then.
         mixed: encode in bfloat16, which is faster, and gives one code in fifty another number.
+        keep: whether to write the file; of several processes only one is to.
     Raises:
         ImageError, CheckpointError: a source, or the file, cannot be read.
     """
@@ -81,7 +83,7 @@ def load_codes(
         maps = codes.view(2, -1, shape.code_side, shape.code_side)
         found.append(maps.transpose(0, 1).short().cpu())
         done = start + len(images)
-        if done % SAVE_EVERY == 0 or done == len(names):
+        if keep and (done % SAVE_EVERY == 0 or done == len(names)):
             content = {"digest": digest, "names": list(names), "maps": torch.cat(found)}
             checkpoint.write(file, content)
             say(f"codes of {done} of {len(names)} faces")

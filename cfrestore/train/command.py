@@ -233,7 +233,8 @@ def _prior(
     model = CodeFormerConfig.from_json(stored) if stored else CodeFormerConfig()
     teacher = Teacher(arguments.autoencoder, model).to(device)
     file = arguments.code_file or arguments.output / "codes.pt"
-    codes = load_codes(arguments.data, teacher, file, device, say, arguments.bf16)
+    _, _, rank, _ = share
+    codes = load_codes(arguments.data, teacher, file, device, say, arguments.bf16, keep=rank == 0)
     seen, held_out = codes.split(recipe.held_out)
 
     def build(recipe: Recipe) -> Stage:
