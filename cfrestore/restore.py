@@ -345,10 +345,10 @@ def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArra
     Args:
         crop, original: (S, S, 3) uint8.
     Source: the colour fix of Wang et al., "Exploiting Diffusion Prior for Real-World Image
-    Super-Resolution" (2023), with one Gaussian of S / 16 instead of wavelets.
+    Super-Resolution" (2023), with one Gaussian of S / 10 instead of wavelets.
     """
     difference = original.astype(np.float32) - crop
-    low = cv2.GaussianBlur(difference, (0, 0), crop.shape[0] / 16)
+    low = cv2.GaussianBlur(difference, (0, 0), crop.shape[0] / 10)
     return np.asarray(np.rint((crop + low).clip(0, 255)), np.uint8)
 
 

@@ -87,7 +87,7 @@ def test_all_is_well_here(machine: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert device["change"] > 1
     assert device["seconds"] > 0
     auto = found["auto"]
-    assert (auto["model"], auto["detector"], auto["parser"]) == ("compact (128 px)", "mtcnn", None)
+    assert (auto["model"], auto["detector"], auto["parser"]) == ("compact (256 px)", "mtcnn", None)
     assert "codeformer.pth" in found["notes"][0]
 
 

@@ -260,14 +260,12 @@ class PolishRecipe:
 
     Attributes:
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
-        contrast: weight of `losses.gradient_energy`, against softness.
     """
 
     model: CodeFormerConfig
     optimisation: Optimisation
     damage: Degradation = SMALL
     eyes: float = 0.0
-    contrast: float = 0.0
     perceptual: Perceptual = field(default_factory=Perceptual)
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -441,9 +439,8 @@ FUSION: dict[str, FusionRecipe] = {
 POLISH: dict[str, PolishRecipe] = {
     "compact": PolishRecipe(
         _COMPACT,
-        Optimisation(600, 8, 3e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
+        Optimisation(460, 4, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
         eyes=10.0,
-        contrast=2.0,
         perceptual=replace(_FACE_FEATURES, weight=0.3),
         augmentation=_VARIED,
     ),

@@ -53,31 +53,6 @@ def adaptive_weight(
     return (rec.norm() / (adv.norm() + ADAPTIVE_DELTA)).clamp(0, largest).detach()
 
 
-def gradient_energy(fake: Tensor, real: Tensor, patch: int = 8) -> Tensor:
-    """How differently strong edges are, patch by patch, wherever within the patch they lie.
-
-    A mean absolute difference is smallest for the median of what may be there, which is soft; this
-    says how much contrast there should be, and leaves the place to the other terms. Gradients are
-    Sobel's, which do not see a grid of two pixels, the cheapest way to have strong ones.
-
-    Args:
-        fake, real: (B,3,S,S).
-        patch: side of the squares over which gradient magnitudes are averaged, pixels.
-    Source: after Abrahamyan et al., "Gradient Variance Loss for Structure-Enhanced Image
-    Super-Resolution" (2022), with mean magnitudes instead of variances.
-    """
-
-    def energy(x: Tensor) -> Tensor:
-        gray = x.mean(1, keepdim=True)
-        smooth = (gray[..., :-2] + 2 * gray[..., 1:-1] + gray[..., 2:]) / 4
-        down = smooth[..., 2:, :] - smooth[..., :-2, :]
-        smooth = (gray[..., :-2, :] + 2 * gray[..., 1:-1, :] + gray[..., 2:, :]) / 4
-        across = smooth[..., 2:] - smooth[..., :-2]
-        return F.avg_pool2d((across.square() + down.square() + 1e-6).sqrt(), patch)
-
-    return (energy(fake) - energy(real)).abs().mean()
-
-
 def code_losses(
     latent: Tensor, logits: Tensor, target_vectors: Tensor, target_codes: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -531,10 +531,7 @@ class Polish:
         fake = torch.cat(fakes).float()
         total, report = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
         report["eyes"] = (self.eyes * (fake - x).abs()).mean()
-        report["contrast"] = losses.gradient_energy(fake, x)
-        total = total + self.recipe.eyes * report["eyes"]
-        total = total + self.recipe.contrast * report["contrast"]
-        self.learner.update(total, t)
+        self.learner.update(total + self.recipe.eyes * report["eyes"], t)
         self.learner.follow(t)
         return _detached(report)
 
