@@ -281,7 +281,7 @@ def step_of(network: CodeFormer, x: Tensor, setting: Setting) -> Callable[[], Te
 
     def step() -> Tensor:
         with reduced(x.device, setting.codes):
-            features, skips = predict(x, matched)
+            features, skips, *_ = predict(x, matched)
         with reduced(x.device, setting.painting):
             return decode(features, skips, W)
 

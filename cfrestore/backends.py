@@ -19,6 +19,7 @@ from cfrestore.checkpoint import read_metadata
 from cfrestore.errors import CheckpointError, ConfigError
 from cfrestore.export import CODES, FIDELITY, IMAGE, RESTORED, config_of, facts_of
 from cfrestore.extras import load_package, require
+from cfrestore.models.codeformer import Features
 from cfrestore.weights import load_codeformer
 from cfrestore.weights.conversion import origin_of
 from cfrestore.weights.digests import known_sha256
@@ -119,16 +120,14 @@ class ExportedNetwork:
             self._compiled = {key: self._compile(*key)}  # one at a time, for its memory
         return self._compiled[key](inputs)
 
-    def predict_features(
-        self, x: Tensor, match_statistics: bool
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
         """The images themselves: a graph does all at once, and `decode` is where it is run.
 
         Raises:
             ConfigError: the graph is for a task that treats statistics differently.
         """
         self.check(match_statistics)
-        return x, {}
+        return Features(x, {})
 
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
         """The restored images (B,3,S,S) of what `predict_features` gave."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,14 @@ def load_strictly(
     network.load_state_dict(
         {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True
     )
+
+
+def digest_of(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of tensors in half precision, which weight files keep, in hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 # What unpickling damaged bytes raises, according to the documentation of pickle, and to trials.

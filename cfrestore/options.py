@@ -42,6 +42,10 @@ class Options:
             face is too large; auto: in restoration, those that are larger than the network paints
             and sharper than it can paint them, see `detail.measure_detail`; else as None.
         draw_box: draws a green frame around what was pasted.
+        samples: how many more results there are to be, each with codes drawn from the distribution
+            that the network predicts, where the result itself has the likeliest.
+        temperature: of that distribution; below 1 samples are more alike.
+        seed: decides, with the picture of a face, what is drawn for it.
 
     Raises:
         ConfigError: a value is out of range, or two contradict each other.
@@ -55,6 +59,9 @@ class Options:
     min_face: int = 0
     max_face: MaxFace = "auto"
     draw_box: bool = False
+    samples: int = 0
+    temperature: float = 1.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fidelity) and 0 <= self.fidelity <= MAX_FIDELITY):
@@ -73,6 +80,12 @@ class Options:
             raise ConfigError(
                 f"max_face must be auto, none, or at least 1 and min_face, found {self.max_face}"
             )
+        if self.samples < 0:
+            raise ConfigError(f"samples must be at least 0, found {self.samples}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ConfigError(f"temperature must be above 0, found {self.temperature}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, found {self.seed}")
         chosen = self.faces != "all" or self.min_face or self.max_face != "auto"
         if self.aligned and (chosen or self.draw_box):
             raise ConfigError(

@@ -229,9 +229,14 @@ class Pipeline:
             precision=self.precision,
             code_precision=self.code_precision,
             compile=self.compile,
+            samples=options.samples,
+            temperature=options.temperature,
+            seed=options.seed,
         )
         others = asdict(options)
         del others["fidelity"], others["batch_size"]
+        if not options.samples:
+            del others["temperature"], others["seed"]
         everything = {**self.identity, **others, **settings}
         return Procedure(prepare, paint, batch_size, options.upscale, everything)
 
@@ -258,10 +263,7 @@ class Pipeline:
         aligned = [whole] if whole else _align(pixels, self._find(pixels, options), size)
         chosen = _each(aligned, choose)
 
-        def finish(painted: Sequence[Painted]) -> Restoration:
-            corrected = [correct(f) if isinstance(f, RestoredFace) else f for f in painted]
-            faces: tuple[Result, ...] = _each(chosen, lambda _: corrected)
-            restored = [face for face in faces if isinstance(face, RestoredFace)]
+        def complete(restored: Sequence[RestoredFace]) -> Photo:
             if whole:
                 result = _deepen(restored[0].crop if restored else whole.crop, photo)
             else:
@@ -271,8 +273,19 @@ class Pipeline:
             if options.draw_box:
                 drawn = [face.aligned for face in restored]
                 result = draw_frames(result, drawn, scale=options.upscale)
+            return _with_pixels(photo, result)
+
+        def finish(painted: Sequence[Painted]) -> Restoration:
+            new = [face for face in painted if isinstance(face, RestoredFace)]
+            samples = tuple(
+                complete([correct(replace(face, crop=face.samples[n])) for face in new])
+                for n in range(options.samples)
+            )
+            corrected = [correct(f) if isinstance(f, RestoredFace) else f for f in painted]
+            faces: tuple[Result, ...] = _each(chosen, lambda _: corrected)
+            restored = [face for face in faces if isinstance(face, RestoredFace)]
             missing = missing_faces(len(faces), options.faces)
-            return Restoration(_with_pixels(photo, result), faces, missing)
+            return Restoration(complete(restored), faces, missing, samples=samples)
 
         return Prepared(tuple(face for face in chosen if isinstance(face, AlignedFace)), finish)
 

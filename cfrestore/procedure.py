@@ -29,12 +29,14 @@ class Restoration:
         faces: one value per detected face, in the detector's order; empty if there was none.
         missing: indices of Options.faces that no detected face has.
         remarks: what else was asked for and is not done, each half a sentence.
+        samples: as many more results as Options.samples asks for.
     """
 
     photo: Photo
     faces: tuple[Result, ...]
     missing: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
+    samples: tuple[Photo, ...] = ()
 
     @property
     def numbered(self) -> tuple[tuple[int, RestoredFace], ...]:

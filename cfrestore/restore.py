@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -11,16 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cfrestore.confidence import confidence_by_region
 from cfrestore.detail import LARGE_FROM
 from cfrestore.device import Precision, compiled, download, inference, reduced, upload
+from cfrestore.errors import ConfigError
 from cfrestore.image import from_levels, match_statistics, to_gray, to_levels
+from cfrestore.models.codeformer import CodeFormer
+from cfrestore.models.prior import draw
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from cfrestore.align import AlignedFace
     from cfrestore.detect import Face
-    from cfrestore.models.codeformer import CodeFormerConfig
+    from cfrestore.models.codeformer import CodeFormerConfig, Features
 
 FLAWS = (
     None,
@@ -38,11 +46,25 @@ class RestoredFace:
         crop: (S, S, 3) uint8 RGB.
         aligned: what the network was given.
         fidelity: w it was painted with.
+        certainty: (s, s) float32, how sure the network was of each code: 1 less the entropy of its
+            distribution over the largest possible; None where the runtime does not tell.
+        samples: the same painted with codes that were drawn from that distribution, (S, S, 3) each.
     """
 
     crop: NDArray[np.uint8]
     aligned: AlignedFace
     fidelity: float
+    certainty: NDArray[np.float32] | None = None
+    samples: tuple[NDArray[np.uint8], ...] = ()
+
+    @property
+    def confidence(self) -> Mapping[str, float | None] | None:
+        """Mean certainty by region of the face, if it is known, see `confidence_by_region`."""
+        if self.certainty is None:
+            return None
+        to_crop, landmarks = self.aligned.to_crop, self.aligned.face.landmarks
+        in_crop = landmarks @ to_crop[:, :2].T + to_crop[:, 2]
+        return confidence_by_region(self.certainty, (in_crop + 0.5) / len(self.crop))
 
     @property
     def softened(self) -> bool:
@@ -72,9 +94,7 @@ class Network(Protocol):
 
     config: CodeFormerConfig
 
-    def predict_features(
-        self, x: Tensor, match_statistics: bool
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
         """Images (B,3,S,S) to whatever `decode` takes, which does not depend on w."""
 
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
@@ -99,6 +119,9 @@ class Painter:
         precision: Precision = Precision.FP32,
         code_precision: Precision = Precision.FP32,
         compile: bool = False,
+        samples: int = 0,
+        temperature: float = 1.0,
+        seed: int = 0,
     ) -> None:
         """Nothing is computed yet.
 
@@ -112,7 +135,16 @@ class Painter:
             code_precision: what codes are chosen in.
             compile: compiles the network for that batch size, which smaller batches are filled up
                 to.
+            samples, temperature, seed: see Options.
+        Raises:
+            ConfigError: samples are wanted of an exported network.
         """
+        if samples and not isinstance(network, CodeFormer):
+            raise ConfigError(
+                "only the backend torch can draw samples: an exported network does not tell how "
+                "likely codes are"
+            )
+        self._samples, self._temperature, self._seed = samples, temperature, seed
         self.batch_size = batch_size
         self._network = network
         self._fidelity = fidelity
@@ -152,27 +184,53 @@ class Painter:
                 continue
             results += (
                 _judge(values, face, self._fidelity)
-                for values, face in zip(painted[: len(batch)], batch, strict=True)
+                for values, face in zip(painted[:, : len(batch)].swapaxes(0, 1), batch, strict=True)
             )
         return tuple(results)
 
     def _paint(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """See `_pack`, in main memory; what reduced precision spoils is done again."""
+        """See `_pack`, in main memory, with an axis in front: the likeliest codes, then samples."""
         with inference():
             x = from_levels(upload(crops, self._device))  # (B, 3, S, S)
             with reduced(self._device, self._code_precision):
-                features, skips = self._predict(x, self._match_statistics)
-            with reduced(self._device, self._precision):
-                images = self._decode(features, skips, self._fidelity)
-            painted = download(_pack(images))
-            if self._precision is Precision.FP32:
-                return painted
-            for index in painted[:, -1].nonzero()[0]:
-                one = slice(index, index + 1)
-                own = {side: skip[one] for side, skip in skips.items()}
-                image = self._network.decode(features[one], own, self._fidelity)
-                painted[one] = download(_pack(image))
+                features = self._predict(x, self._match_statistics)
+            painted = [self._decoded(features)]
+            if self._samples:
+                for codes in self._draw(crops, features):  # (B, T)
+                    quantized = self._requantized(codes, features)
+                    painted.append(self._decoded(features._replace(quantized=quantized)))
+        return np.stack(painted)
+
+    def _decoded(self, features: Features) -> NDArray[np.uint8]:
+        """See `_pack`, in main memory; what reduced precision spoils is done again."""
+        quantized, skips, _, logits = features
+        with reduced(self._device, self._precision):
+            images = self._decode(quantized, skips, self._fidelity)
+        painted = download(_pack(images, logits))
+        if self._precision is Precision.FP32:
+            return painted
+        for index in painted[:, -1].nonzero()[0]:
+            one = slice(index, index + 1)
+            own = {side: skip[one] for side, skip in skips.items()}
+            image = self._network.decode(quantized[one], own, self._fidelity)
+            painted[one] = download(_pack(image, None if logits is None else logits[one]))
         return painted
+
+    def _draw(self, crops: Sequence[NDArray[np.uint8]], features: Features) -> Tensor:
+        """Codes (samples, B, T); those of a face depend on seed and crop, not on the others."""
+        assert features.logits is not None
+        drawn = []
+        for crop, logits in zip(crops, features.logits, strict=True):
+            digest = hashlib.sha256(f"{self._seed} ".encode() + crop.tobytes()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            every = logits.expand(self._samples, -1, -1)
+            drawn.append(draw(every, generator, self._temperature))
+        return torch.stack(drawn, 1).to(self._device)
+
+    def _requantized(self, codes: Tensor, features: Features) -> Tensor:
+        assert isinstance(self._network, CodeFormer)
+        assert features.latent is not None
+        return self._network.quantized(codes, features.latent, self._match_statistics)
 
 
 def restore_faces(
@@ -211,25 +269,39 @@ def restore_faces(
     )
 
 
-def _pack(images: Tensor) -> Tensor:
-    """What is to be known of images (B, 3, S, S), on their device: (B, S * S * 3 + 1) uint8.
+def _pack(images: Tensor, logits: Tensor | None) -> Tensor:
+    """What is to be known of images (B, 3, S, S), on their device: (B, S * S * 3 + T + 1) uint8.
 
-    The pixels of each, then the index of what is wrong with it in FLAWS.
+    The pixels of each; the certainty of its codes in 1/255, if their logits (B, T, K) are known,
+    else T is 0; then the index of what is wrong with it in FLAWS.
     """
     pixels = to_levels(images).flatten(1, 2)  # (B, S * S, 3)
     flat = (pixels.amax(1) == pixels.amin(1)).all(1)  # (B,)
     finite = images.isfinite().flatten(1).all(1)
     flaws = flat.byte().masked_fill(~finite, 2)
-    return torch.cat((pixels.flatten(1), flaws[:, None]), 1)
+    certainties = () if logits is None else (_certainty(logits),)
+    return torch.cat((pixels.flatten(1), *certainties, flaws[:, None]), 1)
+
+
+def _certainty(logits: Tensor) -> Tensor:
+    """1 less the entropy of each code's distribution (B, T, K) over log K: (B, T) uint8, 1/255."""
+    log_p = logits.float().log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
+    return ((1 - entropy).clamp(0, 1) * 255).round().byte()
 
 
 def _judge(
     values: NDArray[np.uint8], aligned: AlignedFace, fidelity: float
 ) -> RestoredFace | FailedFace:
-    """One row of `_pack` as a result, in memory of its own, if it is a picture at all."""
-    if reason := FLAWS[values[-1]]:
+    """One face's rows of `_pack` as a result, in memory of its own, if all are pictures."""
+    if reason := FLAWS[values[:, -1].max()]:
         return FailedFace(aligned.face, reason)
-    return RestoredFace(values[:-1].reshape(aligned.crop.shape).copy(), aligned, fidelity)
+    shape, size = aligned.crop.shape, aligned.crop.size
+    crop, *samples = (row[:size].reshape(shape).copy() for row in values)
+    levels = values[0, size:-1]
+    side = math.isqrt(len(levels))
+    certainty = levels.reshape(side, side) / np.float32(255) if side else None
+    return RestoredFace(crop, aligned, fidelity, certainty, tuple(samples))
 
 
 def correct(face: RestoredFace, *, keeps_colours: bool, gray: bool) -> RestoredFace:

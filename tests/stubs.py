@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cfrestore.align import FFHQ_TEMPLATE
 from cfrestore.detect import Face
-from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig, Features
 from cfrestore.models.vqgan import VQGANConfig
 
 SMALL = CodeFormerConfig(
@@ -58,11 +58,9 @@ class StubNetwork(nn.Module):
         self.calls: list[tuple[Tensor, float, bool]] = []
         self.matched = True
 
-    def predict_features(
-        self, x: Tensor, match_statistics: bool
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+    def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
         self.matched = match_statistics
-        return x, {}
+        return Features(x, {})
 
     def decode(self, features: Tensor, skips: dict[int, Tensor], w: float) -> Tensor:
         assert torch.is_inference_mode_enabled()

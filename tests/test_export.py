@@ -129,7 +129,7 @@ def test_exporting_leaves_the_network_as_it_is(network: CodeFormer) -> None:
 def test_w_as_a_tensor_fuses_as_a_number_does(network: CodeFormer) -> None:
     x = torch.from_numpy(faces(network, 1))
     with torch.inference_mode():
-        features, skips = network.predict_features(x, True)
+        features, skips, *_ = network.predict_features(x, True)
         for w in (0.0, 0.7):
             one, other = (network.decode(features, skips, v) for v in (w, torch.tensor(w)))
             assert torch.allclose(one, other, atol=1e-6)
@@ -355,6 +355,7 @@ def test_the_command_exports_compares_and_restores(
         result = cfrestore_(*words, "--model", model, "--backend", backend, "-o", f"{model}.png")
         assert result.code == 0
         assert f'"backend": "{backend}"' in result.out
+        assert '"confidence": null' in result.out  # the graph does not tell, so nothing is said
         ours, theirs = (read_photo(name).pixels for name in ("torch.png", f"{model}.png"))
         assert np.abs(ours.astype(int) - theirs).max() <= 1
     xmp = read_photo("small.onnx.png").xmp or b""

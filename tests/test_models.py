@@ -180,7 +180,7 @@ def test_w_changes_pixels_and_w0_ignores_the_fusion() -> None:
 @pytest.mark.parametrize("match", [True, False])
 def test_features_are_all_that_comes_before_painting(match: bool) -> None:
     net, x = small_net(), small_input(2)
-    features, skips = net.predict_features(x, match)
+    features, skips, *_ = net.predict_features(x, match)
     assert set(skips) == {16, 32, 64}
     for w in (0.0, 0.7):
         torch.testing.assert_close(net.decode(features, skips, w), net(x, w, match), rtol=0, atol=0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from cfrestore.cli import colorize, export, inpaint, main, restore
+from cfrestore.cli import colorize, export, inpaint, main, restore, sample
 from cfrestore.cli.published import ABSENT, FLAGS, INPUTS, VALUED
 from cfrestore.image import read_photo
 
@@ -59,7 +59,7 @@ def test_the_python_example_runs(
     assert (elsewhere / "collins.png").is_file()
 
 
-@pytest.mark.parametrize("app", [restore.app, inpaint.app, colorize.app, export.app])
+@pytest.mark.parametrize("app", [restore.app, inpaint.app, colorize.app, export.app, sample.app])
 def test_every_option_is_documented(readme: str, app: typer.Typer) -> None:
     command = typer.main.get_command(app)
     options = {name for parameter in command.params for name in parameter.opts if name[0] == "-"}
@@ -76,7 +76,9 @@ def test_every_published_word_is_documented(readme: str) -> None:
 def test_training_commands_in_the_readme_are_understood(readme: str) -> None:
     from cfrestore.train.command import _parser
 
-    lines = block(readme, "(`python -m cfrestore.train` is the same command):\n")
-    commands = [shlex.split(line) for line in lines.replace("\\\n", " ").splitlines()]
+    part = readme.split("\n## Training\n")[1].split("\n## ")[0]
+    lines = "".join(re.findall(r"\n```sh\n(.*?)```", part, re.DOTALL)).replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in lines.splitlines()]
     stages = [_parser().parse_args(words[2:]).stage for words in commands if words[1] == "train"]
-    assert stages == ["autoencoder", "codes", "fusion", "export"]
+    one_by_one = ["autoencoder", "codes", "fusion", "polish", "export"]
+    assert stages == ["compact", *one_by_one, "prior", "export"]

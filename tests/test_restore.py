@@ -12,7 +12,7 @@ from cfrestore import restore
 from cfrestore.align import AlignedFace, align_face
 from cfrestore.device import Precision, available_devices, choose_device, inference, reduced
 from cfrestore.image import read_photo, to_tensor
-from cfrestore.models.codeformer import CodeFormer
+from cfrestore.models.codeformer import CodeFormer, Features
 from cfrestore.restore import FailedFace, RestoredFace, keep_colours, restore_faces
 from cfrestore.weights import load_codeformer, shipped
 
@@ -161,9 +161,7 @@ def test_only_the_painting_is_reduced_and_the_redoing_is_not() -> None:
         kinds.append((where, (torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
 
     class Spy(StubNetwork):
-        def predict_features(
-            self, x: Tensor, match_statistics: bool
-        ) -> tuple[Tensor, dict[int, Tensor]]:
+        def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
             kind("features")
             return super().predict_features(x, match_statistics)
 

@@ -22,7 +22,7 @@ from cfrestore.models.vqgan import VQGANConfig
 from cfrestore.options import Options
 from cfrestore.train import losses
 from cfrestore.train.codebook import MovingCodebook
-from cfrestore.train.command import main
+from cfrestore.train.command import _parser, _recipe, main
 from cfrestore.train.config import (
     AUTOENCODER,
     CODES,
@@ -50,6 +50,7 @@ from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
 from cfrestore.train.stages import (
     Autoencoder,
     CodePrediction,
+    Critic,
     Fusion,
     Polish,
     Stage,
@@ -181,9 +182,10 @@ def test_some_of_every_few_iterations_fuse() -> None:
 
 
 def test_presets_are_found_by_name_and_stretch() -> None:
-    assert {stage: "compact" in presets for stage, presets in PRESETS.items()} == dict.fromkeys(
-        ("autoencoder", "codes", "fusion"), True
-    )
+    assert [stage for stage, presets in PRESETS.items() if "compact" in presets] == [
+        *("autoencoder", "codes", "fusion", "polish")
+    ]
+    assert list(PRESETS["prior"]) == ["pixelcnn", "transformer"]
     with pytest.raises(ConfigError, match="compact"):
         recipe("codes", "nonsense")
     compact = with_iterations(AUTOENCODER["compact"], 1200)
@@ -304,6 +306,16 @@ def test_kmeans_finds_clusters_and_dead_codes_are_revived() -> None:
     assert codes.abs().max() < 100
 
 
+def test_a_code_that_is_never_chosen_stays_finite() -> None:
+    codes = torch.randn(4, 3)
+    book = MovingCodebook(codes, Codebook(update="ema", decay=0.5))
+    latents = torch.randn(8, 3)
+    for _ in range(200):
+        book.follow(latents, torch.arange(8) % 3, torch.Generator())
+    assert codes.isfinite().all()
+    torch.testing.assert_close(codes[0], latents[[0, 3, 6]].mean(0), rtol=1e-4, atol=1e-4)
+
+
 def test_spherical_codes_keep_their_length() -> None:
     codes = torch.randn(16, 9)
     book = MovingCodebook(codes, Codebook(update="ema", spherical=True))
@@ -397,7 +409,71 @@ def test_a_plain_vqvae_has_no_discriminator() -> None:
     stage = Autoencoder(how, None, CPU)
     assert stage.critic is None
     report = step(stage, 100_000)
-    assert set(report) == {"pixel", "codebook", "perplexity"}
+    assert set(report) == {"pixel", "codebook", "perplexity", "bits"}
+    assert report["bits"] == pytest.approx(64 * float(report["perplexity"].log2()))
+
+
+def textbook(preset: str, update: str) -> Autoencoder:
+    """A preset of the textbook's, over few iterations of the small network."""
+    torch.manual_seed(0)
+    how = with_iterations(replace(AUTOENCODER[preset], model=MODEL), 40)
+    assert isinstance(how, AutoencoderRecipe)
+    optimisation = replace(how.optimisation, batch_size=4, learning_rate=3e-3, ema_decay=0.5)
+    book = replace(how.codebook, update=update)  # type: ignore[arg-type]
+    perceptual = None if how.perceptual.kind == "none" else Features()
+    return Autoencoder(replace(how, optimisation=optimisation, codebook=book), perceptual, CPU)
+
+
+@pytest.mark.parametrize(
+    ("preset", "update"), [("vqvae", "gradient"), ("vqvae", "ema"), ("vqgan", "gradient")]
+)
+def test_textbook_presets_run_resume_and_reconstruct(
+    preset: str, update: str, tmp_path: Path
+) -> None:
+    coarse = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    smooth = nn.functional.interpolate(coarse, 32, mode="bilinear")
+    some = Faces((smooth * 255).byte(), tuple(f"a{n}.png" for n in range(8)))
+
+    def source() -> Sampler:
+        return Sampler(some, Augmentation(mirror=0), 4, seed=1)
+
+    def error(stage: Autoencoder) -> float:
+        clean, painted = stage.pictures(source().first(8, CPU), torch.Generator())
+        return float((clean - painted).abs().mean())
+
+    straight, first, second = (textbook(preset, update) for _ in range(3))
+    before = error(straight)
+    schedule = Schedule(log_every=20)
+    assert train(straight, source(), tmp_path / "a", schedule, print)
+    assert error(straight) < 0.8 * before
+    assert not train(first, source(), tmp_path / "b", Schedule(max_minutes=0), print)
+    assert train(second, source(), tmp_path / "b", schedule, print, resume=True)
+    for key, value in parameters(straight).items():
+        assert torch.equal(value, parameters(second)[key]), key
+    lines = [json.loads(text) for text in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    assert all(1 <= line["perplexity"] <= 32 and 0 <= line["bits"] <= 64 * 5 for line in lines)
+    assert ("lambda" in lines[-1]) == ("critic" in lines[-1]) == (preset == "vqgan")
+
+
+def test_the_original_vqgan_halves_what_the_discriminator_learns_from() -> None:
+    how = AUTOENCODER["vqgan"].adversary
+    assert how is not None
+    assert (how.halved, how.largest, how.scale) == (True, 1e4, 0.8)
+    real, fake = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for halved in (True, False):
+        torch.manual_seed(0)
+        critic = Critic(replace(how, halved=halved, channels=4))
+        found.append(float(critic.learn(real, fake, 1.0)))
+    assert found[0] == pytest.approx(found[1] / 2)
+
+
+def test_the_codebook_follows_as_the_words_say() -> None:
+    words = ["autoencoder", "--preset", "vqvae", "--data", "a", "--output", "b"]
+    for said, update in ((["--codebook", "ema"], "ema"), ([], "gradient")):
+        found = _recipe(_parser().parse_args([*words, *said]), 1)
+        assert isinstance(found, AutoencoderRecipe)
+        assert found.codebook == replace(AUTOENCODER["vqvae"].codebook, update=update)
 
 
 def test_mixed_precision_chooses_the_same_codes(
@@ -597,7 +673,7 @@ def small(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> list
     for n in range(4):
         pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         (data / f"{n}.png").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-    for presets in PRESETS.values():
+    for presets in (presets for presets in PRESETS.values() if "compact" in presets):
         small = replace(presets["compact"], model=MODEL)
         if isinstance(small, AutoencoderRecipe):
             small = replace(small, codebook=replace(small.codebook, kmeans_after=1))

@@ -2,7 +2,7 @@
 
 from cfrestore.batch.engine import PIXELS_AHEAD, WORKERS, run
 from cfrestore.batch.inputs import find_pictures, read_list
-from cfrestore.batch.job import COMPARED, CROPS, MARK, MARKS, RESTORED, Job, Stream
+from cfrestore.batch.job import COMPARED, CROPS, MARK, MARKS, RESTORED, SAMPLES, Job, Stream
 from cfrestore.batch.manifest import Manifest
 from cfrestore.batch.outcome import (
     REASONS,
@@ -24,6 +24,7 @@ __all__ = [
     "PIXELS_AHEAD",
     "REASONS",
     "RESTORED",
+    "SAMPLES",
     "SCHEMA",
     "WORKERS",
     "FaceReport",

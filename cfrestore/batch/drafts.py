@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from cfrestore.batch.job import COMPARED, CROPS, MARKS, RESTORED, Job
+from cfrestore.batch.job import KEPT, MARKS, Job
 from cfrestore.batch.manifest import Fingerprint
 from cfrestore.errors import OutputError
 from cfrestore.image import Photo
@@ -59,7 +59,7 @@ def put(
             drafts[path] = place.with_name(f".cfrestore-{_key(job)}-{secrets.token_hex(4)}.tmp")
             notes += _write(photo, drafts[path], path, write, _format(path, photo, job))
         prints = {path: Fingerprint.of(draft) for path, draft in drafts.items() if job.manifest}
-        ended = record(prints, notes)
+        ended = record(prints, tuple(dict.fromkeys(notes)))  # samples have all the same to say
         for path, draft in drafts.items():
             if path.exists():
                 shutil.copymode(path, draft)
@@ -93,7 +93,7 @@ def sweep(jobs: Iterable[Job]) -> None:
 def _folders(job: Job) -> Iterator[Path]:
     if isinstance(job.target, Path):
         yield Path(os.path.realpath(job.target)).parent
-        for name in (CROPS, RESTORED, COMPARED):
+        for name in KEPT:
             if name in job.kept:
                 yield Path(os.path.realpath(job.folder(name)))
 

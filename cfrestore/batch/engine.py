@@ -28,7 +28,7 @@ from PIL import Image
 from cfrestore import __version__
 from cfrestore.batch.ahead import ahead
 from cfrestore.batch.drafts import Writer, put, sweep
-from cfrestore.batch.job import COMPARED, CROPS, RESTORED, Job, Place, Stream
+from cfrestore.batch.job import COMPARED, CROPS, RESTORED, SAMPLES, Job, Place, Stream
 from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_outcome
 from cfrestore.batch.outcome import Outcome, outcome_of
 from cfrestore.errors import CFRestoreError, ConfigError, ImageError
@@ -485,6 +485,9 @@ def _kept(job: Job, photo: Photo, restoration: Restoration) -> Iterator[tuple[Pa
             yield job.numbered(RESTORED, index), _portrait(face.crop, photo)
     if COMPARED in job.kept:
         yield job.comparison, side_by_side(photo, restoration.photo)
+    if SAMPLES in job.kept:
+        for index, sample in enumerate(restoration.samples):
+            yield job.numbered(SAMPLES, index), sample
 
 
 def _portrait(crop: NDArray[np.uint8], photo: Photo) -> Photo:

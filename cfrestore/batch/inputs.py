@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cfrestore.batch.job import COMPARED, CROPS, MARKS, RESTORED, Place, Stream
+from cfrestore.batch.job import KEPT, MARKS, Place, Stream
 from cfrestore.batch.naming import Naming
 from cfrestore.errors import ConfigError, ImageError
 from cfrestore.image import EXTENSIONS
-
-_KEPT = (CROPS, RESTORED, COMPARED)
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def _is_folder(path: Path) -> bool:
 
 def _is_searched(name: str) -> bool:
     """Whether a sub-folder of that name may hold anything but results, by its name."""
-    return not (name.startswith(".") or name.endswith(MARKS) or name in _KEPT)
+    return not (name.startswith(".") or name.endswith(MARKS) or name in KEPT)
 
 
 def _without_results(pictures: Iterable[Path], naming: Naming) -> list[Path]:

@@ -14,7 +14,11 @@ MARK = ".restored"
 MARKS = (MARK, ".inpainted", ".colorized")
 
 CROPS, RESTORED, COMPARED = "cropped_faces", "restored_faces", "compared"
-"""Folders beside the results: faces before and after, numbered; pictures before and after."""
+SAMPLES = "restored_samples"
+"""Folders beside the results: faces before and after, numbered; pictures before and after; other
+results that are as plausible, numbered."""
+
+KEPT = (CROPS, RESTORED, COMPARED, SAMPLES)
 
 
 class Stream(Enum):
@@ -46,7 +50,7 @@ class Job:
     Attributes:
         source: the picture.
         target: where its result goes.
-        kept: which of CROPS, RESTORED and COMPARED are written beside the result.
+        kept: which of KEPT are written beside the result.
         name: what the files in those folders are called, without number and extension.
         format: what the result is written as; None: what the target's name says.
         in_place: whether the result replaces the picture itself, its target.
@@ -77,13 +81,12 @@ class Job:
 
     @property
     def series(self) -> tuple[Path, ...]:
-        """The first of each series of files, of which there are as many as faces."""
-        return tuple(
-            self.numbered(folder, 0) for folder in (CROPS, RESTORED) if folder in self.kept
-        )
+        """The first of each series of files, of which there are as many as faces, or samples."""
+        series = (CROPS, RESTORED, SAMPLES)
+        return tuple(self.numbered(folder, 0) for folder in series if folder in self.kept)
 
     def numbered(self, folder: str, index: int) -> Path:
-        """The file of one face in CROPS or RESTORED."""
+        """The file of one face in CROPS or RESTORED, or of one result in SAMPLES."""
         return self.folder(folder) / f"{self.name}_{index:02d}.png"
 
     def folder(self, name: str) -> Path:

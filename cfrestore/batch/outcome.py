@@ -12,6 +12,7 @@ from cfrestore.batch.job import Job, Place, named
 
 if TYPE_CHECKING:
     from cfrestore.procedure import Restoration, Result
+    from cfrestore.restore import RestoredFace
 
 SCHEMA = 1
 """Version of the layout of JSON; a field that is added does not change it."""
@@ -44,6 +45,7 @@ class FaceReport:
         fidelity: w it was painted with, if it was.
         softened: see RestoredFace.
         kept: mean of AlignedFace.kept.
+        confidence: see RestoredFace.
         reason: why it was not restored, half a sentence.
     """
 
@@ -55,6 +57,7 @@ class FaceReport:
     softened: bool = False
     kept: float | None = None
     reason: str | None = None
+    confidence: Mapping[str, float | None] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,6 +68,7 @@ class FaceReport:
             "w": self.fidelity,
             "softened": self.softened,
             "detail_kept": self.kept,
+            "confidence": None if self.confidence is None else dict(self.confidence),
             "reason": self.reason,
         }
 
@@ -79,6 +83,7 @@ class FaceReport:
             values["softened"],
             values.get("detail_kept"),  # records of before 2026-11-26 lack it
             values["reason"],
+            values.get("confidence"),  # likewise
         )
 
 
@@ -99,7 +104,17 @@ def report(result: Result) -> FaceReport:
         painted is not None and painted.softened,
         None if kept is None else round(float(kept.mean()), 3),
         None if isinstance(result, RestoredFace) else result.reason,
+        _confidence(painted),
     )
+
+
+def _confidence(painted: RestoredFace | None) -> Mapping[str, float | None] | None:
+    if painted is None or painted.confidence is None:
+        return None
+    return {
+        region: None if value is None else round(value, 3)
+        for region, value in painted.confidence.items()
+    }
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:

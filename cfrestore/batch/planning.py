@@ -51,7 +51,7 @@ def plan(
             wrote of the same pictures may always be, see `Manifest`.
         mark: one of MARKS, in place of `.restored`.
         suffix: `photo.jpg` becomes `photo_suffix.jpg`, in whatever folder.
-        kept: which of CROPS, RESTORED and COMPARED are to be written beside the results. Their
+        kept: which of KEPT are to be written beside the results. Their
             files are called like the source, or by its full name where two would be called so.
         recursive: folders with their sub-folders.
         in_place: each result replaces its picture.

@@ -21,7 +21,17 @@ from cfrestore.errors import (
 
 EXIT_CODES = {ConfigError: 2, OutputError: 2, WeightsError: 4, CheckpointError: 4}
 
-VERBS = ("inpaint", "colorize", "weights", "doctor", "export", "degrade", "eval", "train")
+VERBS = (
+    "inpaint",
+    "colorize",
+    "weights",
+    "doctor",
+    "export",
+    "degrade",
+    "eval",
+    "sample",
+    "train",
+)
 """First words that name another command than restoration; a file of that name is ./train."""
 
 

@@ -48,6 +48,7 @@ def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) ->
 
 def show_plan(jobs: Sequence[Job], console: Console) -> None:
     """Says what would be read and written."""
+    from cfrestore.batch import SAMPLES
     from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
 
@@ -58,7 +59,8 @@ def show_plan(jobs: Sequence[Job], console: Console) -> None:
             if path != job.target:
                 console.print(printable(f"  and {path}"))
         for path in job.series:
-            console.print(printable(f"  and {path}, and so on, one for each face"))
+            what = "sample" if path.parent.name == SAMPLES else "face"
+            console.print(printable(f"  and {path}, and so on, one for each {what}"))
     console.print(f"{_count(len(jobs), 'picture')} would be written")
 
 

@@ -21,8 +21,8 @@ def _version(wanted: bool) -> None:
 
 @app.command(
     cls=PictureCommand,
-    epilog="Other commands: cfrestore train autoencoder|codes|fusion --help, "
-    "cfrestore inpaint|colorize|weights|doctor|export|degrade|eval --help",
+    epilog="Other commands: cfrestore train autoencoder|codes|fusion|prior --help, "
+    "cfrestore inpaint|colorize|weights|doctor|export|degrade|eval|sample --help",
 )
 @with_words
 def restore(

@@ -204,6 +204,16 @@ class Words:
             help="Keep input and result side by side, in compared/ beside the result.",
         ),
     ] = False
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=FILES,
+            help="Write N more results, in restored_samples/ beside the result: faces of codes "
+            "that were drawn from what the network holds for likely.",
+        ),
+    ] = DEFAULTS.samples
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -303,6 +313,23 @@ class Words:
             "those that are larger than the network paints and sharper than it can.",
         ),
     ] = str(DEFAULTS.max_face)
+    temperature: Annotated[
+        float,
+        typer.Option(
+            metavar="T",
+            rich_help_panel=FACES,
+            help="Of --samples: below 1 they are more alike, above 1 less.",
+        ),
+    ] = DEFAULTS.temperature
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=FACES,
+            help="Of --samples: other numbers, other samples.",
+        ),
+    ] = DEFAULTS.seed
     detector: Annotated[
         str,
         typer.Option(
@@ -443,6 +470,9 @@ class Words:
             min_face=self.min_face,
             max_face=parse_max_face(self.max_face),
             draw_box=draw_box,
+            samples=self.samples,
+            temperature=self.temperature,
+            seed=self.seed,
         )
 
 
@@ -529,6 +559,11 @@ def check(words: Words, parser: Path | None = None) -> None:
         raise ConfigError(f"{urls[0]} is a URL, which --engine ray reads and writes")
     if urls and (words.watch or words.in_place or not words.output or "{" in words.output):
         raise ConfigError("with URLs -o is a file or folder, and nothing is watched or replaced")
+    if words.samples and words.backend != "torch":
+        raise ConfigError(
+            f"only the backend torch can draw samples: {words.backend} does not tell how likely "
+            "codes are"
+        )
     parse_quality(words.quality)
 
 

@@ -138,13 +138,18 @@ def _planner(
     words: Words, places: Places, task: Task, fidelity: float | None
 ) -> Callable[[], Sequence[Job]]:
     """What finds the jobs that the words ask for, anew each time that it is called."""
-    from cfrestore.batch import COMPARED, CROPS, RESTORED, parse_shard, plan
+    from cfrestore.batch import COMPARED, CROPS, RESTORED, SAMPLES, parse_shard, plan
 
     output = places.output
     files = words.files_from is not None and output not in (None, "-")
     if files and not set("{}") & set(str(output)):
         output = f"{output}/"  # a folder, however many names there are
-    wanted = {CROPS: words.save_crops, RESTORED: words.save_restored, COMPARED: words.compare}
+    wanted = {
+        CROPS: words.save_crops,
+        RESTORED: words.save_restored,
+        COMPARED: words.compare,
+        SAMPLES: words.samples > 0,
+    }
     return partial(
         plan,
         places.inputs,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -205,6 +205,22 @@ class ControllableFeatureTransform(nn.Module):
         return decoder_feature + w * change
 
 
+class Features(NamedTuple):
+    """What is known of faces before they are painted; nothing of it depends on w.
+
+    Attributes:
+        quantized: (B,d,s,s), what is painted.
+        skips: what fusion uses, {side: (B,C,side,side)}.
+        latent: (B,d,s,s), not quantised; None where a runtime does not tell.
+        logits: (B,T,K), of which the codes are the likeliest; None likewise.
+    """
+
+    quantized: Tensor
+    skips: dict[int, Tensor]
+    latent: Tensor | None = None
+    logits: Tensor | None = None
+
+
 class CodeFormer(nn.Module):
     """Restores aligned faces.
 
@@ -262,22 +278,22 @@ class CodeFormer(nn.Module):
         """Codes (B,T) to quantised features (B,d,s,s)."""
         return self.quantize.lookup(codes, self.config.autoencoder.code_side)
 
-    def predict_features(
-        self, x: Tensor, match_statistics: bool
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """All that comes before painting: what `decode` takes, which does not depend on w.
+    def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
+        """All that comes before painting.
 
         Args:
             x: (B,3,S,S), RGB in [-1, 1].
             match_statistics: see `forward`.
-        Returns:
-            quantised features (B,d,s,s), and encoder features by side.
         """
         latent, skips = self.encode(x)
-        quantized = self.lookup(self.predict_codes(latent).argmax(-1))
-        if match_statistics:
-            quantized = adaptive_instance_norm(quantized, latent)
-        return quantized, skips
+        logits = self.predict_codes(latent)
+        quantized = self.quantized(logits.argmax(-1), latent, match_statistics)
+        return Features(quantized, skips, latent, logits)
+
+    def quantized(self, codes: Tensor, latent: Tensor, match_statistics: bool) -> Tensor:
+        """What is painted of codes (B,T) for faces with the latent (B,d,s,s): (B,d,s,s)."""
+        quantized = self.lookup(codes)
+        return adaptive_instance_norm(quantized, latent) if match_statistics else quantized
 
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float | Tensor) -> Tensor:
         """Paints the faces.
@@ -312,7 +328,8 @@ class CodeFormer(nn.Module):
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """
-        return self.decode(*self.predict_features(x, match_statistics), w)
+        features = self.predict_features(x, match_statistics)
+        return self.decode(features.quantized, features.skips, w)
 
 
 def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:

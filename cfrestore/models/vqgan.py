@@ -141,9 +141,9 @@ def activated(norm: nn.Module, x: Tensor) -> Tensor:
     return F.silu(norm(x), inplace=not torch.is_grad_enabled())
 
 
-def to_map(tokens: Tensor, side: int) -> Tensor:
-    """Tokens (B,side*side,C), row-major, as a feature map (B,C,side,side) of the same memory."""
-    return tokens.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (B,height*width,C), row-major, as a map (B,C,height,width) of the same memory."""
+    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -186,7 +186,7 @@ class AttentionBlock(nn.Module):
         )
         # y = x + P(softmax(q kT / sqrt(C)) v)
         attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        return x + self.proj_out(to_map(attended, x.shape[-1]))
+        return x + self.proj_out(to_map(attended, *x.shape[2:]))
 
 
 class Downsample(nn.Module):
@@ -299,7 +299,7 @@ class VectorQuantizer(nn.Module):
 
     def lookup(self, codes: Tensor, side: int) -> Tensor:
         """Vectors of codes (B,side*side), arranged as (B,d,side,side)."""
-        return to_map(self.embedding(codes), side)
+        return to_map(self.embedding(codes), side, side)
 
     def forward(self, latent: Tensor) -> Quantized:
         codes = self.nearest(latent)

@@ -14,6 +14,9 @@ from cfrestore.train.distributed import all_sum, place, take
 
 KMEANS_ROUNDS = 10
 
+SMOOTHING = 1e-5
+"""Added to how often each code was chosen (Laplace), so that one that never is stays finite."""
+
 
 class MovingCodebook:
     """Codes as exponential moving averages, started by k-means, with dead codes revived.
@@ -93,7 +96,9 @@ class MovingCodebook:
         return F.normalize(latents, dim=-1) * math.sqrt(latents.shape[-1])
 
     def _write(self) -> None:
-        self.codes.copy_(self._directions(self.sums / self.counts[:, None]))
+        total = self.counts.sum()
+        share = (self.counts + SMOOTHING) / (total + SMOOTHING * len(self.counts))
+        self.codes.copy_(self._directions(self.sums / (share * total)[:, None]))
 
 
 def _tally(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:

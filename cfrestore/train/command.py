@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from cfrestore.train.config import Recipe
+    from cfrestore.train.codes import CodeSampler
+    from cfrestore.train.config import ImageRecipe, PriorRecipe, Recipe
     from cfrestore.train.data import Faces
-    from cfrestore.train.stages import Stage
+    from cfrestore.train.loop import Source, Stage
 
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
 
@@ -50,10 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     codes = stages.add_parser("codes", help="II: predict codes from degraded faces")
     fusion = stages.add_parser("fusion", help="III: fuse the input's detail")
     polish = stages.add_parser("polish", help="after III: generator and fusion, on fixed codes")
-    for stage in (auto, codes, fusion, polish, whole):
+    prior = stages.add_parser("prior", help="a distribution over the codes of clean faces")
+    for stage in (auto, codes, fusion, polish, prior, whole):
         stage.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH")
         stage.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-        stage.add_argument("--preset", default="compact", help="recipe (default: compact)")
+        if stage is prior:
+            stage.add_argument(
+                "--kind", dest="preset", choices=("pixelcnn", "transformer"), required=True
+            )
+        else:
+            stage.add_argument("--preset", default="compact", help="recipe (default: compact)")
         length = stage.add_mutually_exclusive_group()
         length.add_argument(
             "--iterations",
@@ -76,9 +83,10 @@ def _parser() -> argparse.ArgumentParser:
             action=argparse.BooleanOptionalAction,
             help="mixed precision; on CUDA the default",
         )
-        stage.add_argument(
-            "--compile", action="store_true", help="blocks by torch.compile, for the CPU"
-        )
+        if stage is not prior:
+            stage.add_argument(
+                "--compile", action="store_true", help="blocks by torch.compile, for the CPU"
+            )
         stage.add_argument("--log-every", type=_positive, default=50)
         stage.add_argument("--save-every", type=_positive, default=1000)
         stage.add_argument("--samples-every", type=_positive, default=1000)
@@ -88,10 +96,17 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
         stage.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
         stage.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
-    for stage in (codes, fusion, polish):
+    for stage in (codes, fusion, polish, prior):
         stage.add_argument("--autoencoder", type=Path, required=True, metavar="CHECKPOINT")
     fusion.add_argument("--codes", type=Path, required=True, metavar="CHECKPOINT")
     polish.add_argument("--fusion", type=Path, required=True, metavar="CHECKPOINT")
+    for stage in (auto, whole):
+        stage.add_argument(
+            "--codebook", choices=("gradient", "ema"), help="how codes learn, if not as the recipe"
+        )
+    prior.add_argument(
+        "--code-file", type=Path, help="keeps the codes (default: FOLDER/codes.pt)", metavar="FILE"
+    )
     out = stages.add_parser("export", help="averaged weights of the last stage, in fp16")
     out.add_argument("checkpoint", type=Path)
     out.add_argument("output", type=Path, metavar="OUT.safetensors")
@@ -149,24 +164,34 @@ def _run(
 
     from cfrestore.device import describe
     from cfrestore.train import distributed
-    from cfrestore.train.config import with_iterations
+    from cfrestore.train.config import PriorRecipe, with_iterations
     from cfrestore.train.data import Sampler
     from cfrestore.train.loop import Schedule, fitting
     from cfrestore.train.loop import train as loop
 
-    def build(recipe: Recipe) -> Stage:
-        torch.manual_seed(arguments.seed)
-        return _stage(arguments, recipe, device)
-
-    recipe = _recipe(arguments, world)
-    stage = build(recipe)
-    faces = _faces(tuple(arguments.data), recipe.model.image_size, device)
-    batch_size = recipe.optimisation.batch_size
-    sampler = Sampler(faces, recipe.augmentation, batch_size // world, arguments.seed, rank, world)
     say = _say if rank == 0 else _say_nothing
+    recipe = _recipe(arguments, world)
+    batch_size = recipe.optimisation.batch_size
+    share = batch_size // world, arguments.seed, rank, world
+    build: Callable[[Recipe], Stage]
+    sampler: Source
+    if isinstance(recipe, PriorRecipe):
+        build, sampler = _prior(arguments, recipe, device, share, say)
+        count = len(sampler.codes.names)
+    else:
+
+        def build(recipe: Recipe) -> Stage:
+            torch.manual_seed(arguments.seed)
+            assert not isinstance(recipe, PriorRecipe)
+            return _stage(arguments, recipe, device)
+
+        faces = _faces(tuple(arguments.data), recipe.model.image_size, device)
+        sampler = Sampler(faces, recipe.augmentation, *share)
+        count = len(faces.names)
+    stage = build(recipe)
     say(
-        f"stage {stage.name}, preset {arguments.preset}: {len(faces.names)} faces of "
-        f"{recipe.model.image_size} px, batch {batch_size}, {describe(device)}"
+        f"stage {stage.name}, preset {arguments.preset}: {count} faces of "
+        f"{stage.recipe.model.image_size} px, batch {batch_size}, {describe(device)}"
     )
     if arguments.minutes:
         deadline = began + 60 * arguments.minutes
@@ -182,6 +207,45 @@ def _run(
         arguments.shard_mb,
     )
     return loop(stage, sampler, arguments.output, schedule, say, arguments.resume)
+
+
+def _prior(
+    arguments: argparse.Namespace,
+    recipe: PriorRecipe,
+    device: torch.device,
+    share: tuple[int, int, int, int],
+    say: Callable[[str], None],
+) -> tuple[Callable[[Recipe], Stage], CodeSampler]:
+    """What makes a stage of a recipe of priors, and its batches: faces are encoded only once.
+
+    The autoencoder's checkpoint says whose codes they are; a published one says nothing, and is
+    taken for what the preset `published` describes.
+    """
+    import torch
+
+    from cfrestore.models.codeformer import CodeFormerConfig
+    from cfrestore.train import checkpoint
+    from cfrestore.train.codes import CodeSampler, load_codes
+    from cfrestore.train.config import PriorRecipe
+    from cfrestore.train.prior import CodePrior
+    from cfrestore.train.stages import Teacher
+
+    content = checkpoint.read(arguments.autoencoder)
+    stored = content.get("config")
+    model = CodeFormerConfig.from_json(stored) if stored else CodeFormerConfig()
+    teacher = Teacher(arguments.autoencoder, model).to(device)
+    file = arguments.code_file or arguments.output / "codes.pt"
+    _, _, rank, _ = share
+    codes = load_codes(arguments.data, teacher, file, device, say, arguments.bf16, keep=rank == 0)
+    seen, held_out = codes.split(recipe.held_out)
+
+    def build(recipe: Recipe) -> Stage:
+        torch.manual_seed(arguments.seed)
+        assert isinstance(recipe, PriorRecipe)
+        own = replace(recipe, model=model)
+        return CodePrior(own, teacher, seen, held_out, device, arguments.bf16)
+
+    return build, CodeSampler(seen, recipe.augmentation, *share)
 
 
 @lru_cache(maxsize=1)
@@ -247,12 +311,16 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
     if optimisation.batch_size % world:
         raise ConfigError(f"batch size {optimisation.batch_size} cannot be split over {world}")
     recipe = replace(recipe, optimisation=optimisation)
-    if not isinstance(recipe, config.CodesRecipe) and arguments.perceptual:
+    if isinstance(recipe, config.AutoencoderRecipe) and arguments.codebook:
+        recipe = replace(recipe, codebook=replace(recipe.codebook, update=arguments.codebook))
+    if isinstance(recipe, config.CodesRecipe | config.PriorRecipe):
+        return recipe
+    if arguments.perceptual:
         recipe = replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
     return recipe
 
 
-def _stage(arguments: argparse.Namespace, recipe: Recipe, device: torch.device) -> Stage:
+def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, device: torch.device) -> Stage:
     """The stage with everything it starts from."""
     from cfrestore.train.config import AutoencoderRecipe, CodesRecipe, PolishRecipe
     from cfrestore.train.perceptual import build_perceptual
@@ -287,10 +355,10 @@ def export(arguments: argparse.Namespace) -> int:
     from cfrestore.train.loop import read_state
 
     content = read_state(arguments.checkpoint)
-    if content["stage"] not in ("fusion", "polish"):
+    if content["stage"] not in ("fusion", "polish", "prior"):
         raise CheckpointError(
             f"{arguments.checkpoint} is of stage {content['stage']}; only fusion and polish have a "
-            "whole network"
+            "whole network, and priors are exported too"
         )
     weights = {k: v.to(torch.float16).contiguous() for k, v in content["params_ema"].items()}
     metadata = {
@@ -302,6 +370,7 @@ def export(arguments: argparse.Namespace) -> int:
         ),
         "licence": arguments.licence,
     }
+    metadata |= {key: content[key] for key in ("prior", "codebook") if key in content}
     save_file(weights, arguments.output, metadata)
     _say(f"{arguments.output}: {sum(v.numel() for v in weights.values()):,} parameters in fp16")
     return 0

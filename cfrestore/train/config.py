@@ -13,6 +13,7 @@ from typing import Literal
 
 from cfrestore.errors import ConfigError
 from cfrestore.models.codeformer import CodeFormerConfig
+from cfrestore.models.prior import PriorConfig
 
 Range = tuple[float, float]
 
@@ -269,7 +270,33 @@ class PolishRecipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
-Recipe = AutoencoderRecipe | CodesRecipe | FusionRecipe | PolishRecipe
+@dataclass(frozen=True)
+class PriorRecipe:
+    """A distribution over the codes of clean faces, from which new ones can be drawn.
+
+    Attributes:
+        model: whose codes; of the preset, what the autoencoder's checkpoint says counts.
+        prior: shape; number and side of the codes are the model's.
+        augmentation: mirror and repeats; codes cannot be changed otherwise.
+        held_out: one face of so many is kept back, to tell how likely faces are that were not seen.
+        evaluations: how often that is told.
+    """
+
+    model: CodeFormerConfig
+    optimisation: Optimisation
+    prior: PriorConfig
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    held_out: int = 20
+    evaluations: int = 10
+
+    def evaluates(self, t: int) -> bool:
+        """Whether held-out faces are looked at in iteration t."""
+        every = max(1, self.optimisation.iterations // self.evaluations)
+        return t % every == 0 or t == self.optimisation.iterations
+
+
+ImageRecipe = AutoencoderRecipe | CodesRecipe | FusionRecipe | PolishRecipe
+Recipe = ImageRecipe | PriorRecipe
 
 _PUBLISHED = CodeFormerConfig()
 _COMPACT = CodeFormerConfig.compact()
@@ -419,18 +446,41 @@ POLISH: dict[str, PolishRecipe] = {
     ),
 }
 
+# Kinds in place of presets: they differ in nothing else that a user would choose.
+PRIOR: dict[str, PriorRecipe] = {
+    "pixelcnn": PriorRecipe(
+        _COMPACT,
+        Optimisation(2_000, 16, 2e-3, 2e-5, warm_up=50, ema_decay=0.995, ema_warm_up=True),
+        PriorConfig("pixelcnn", width=64, layers=8, kernel=5, dropout=0.1),
+        augmentation=Augmentation(repeats=_VARIED.repeats),
+    ),
+    "transformer": PriorRecipe(
+        _COMPACT,
+        Optimisation(2_000, 16, 2e-3, 2e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True),
+        PriorConfig("transformer", width=160, layers=4, heads=5, dropout=0.1),
+        augmentation=Augmentation(repeats=_VARIED.repeats),
+    ),
+}
+
 PRESETS: dict[
     str,
     dict[str, AutoencoderRecipe]
     | dict[str, CodesRecipe]
     | dict[str, FusionRecipe]
-    | dict[str, PolishRecipe],
+    | dict[str, PolishRecipe]
+    | dict[str, PriorRecipe],
 ]
-PRESETS = {"autoencoder": AUTOENCODER, "codes": CODES, "fusion": FUSION, "polish": POLISH}
+PRESETS = {
+    "autoencoder": AUTOENCODER,
+    "codes": CODES,
+    "fusion": FUSION,
+    "polish": POLISH,
+    "prior": PRIOR,
+}
 
 
 def recipe(stage: str, preset: str) -> Recipe:
-    """The preset of a stage ("autoencoder", "codes", "fusion", "polish").
+    """The preset of a stage ("autoencoder", "codes", "fusion", "polish", "prior").
 
     Raises:
         ConfigError: the stage has no preset of that name.
@@ -454,7 +504,7 @@ def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
         milestones=tuple(scaled(m) for m in recipe.optimisation.milestones),
         warm_up=scaled(recipe.optimisation.warm_up),
     )
-    if isinstance(recipe, CodesRecipe | PolishRecipe):
+    if isinstance(recipe, CodesRecipe | PolishRecipe | PriorRecipe):
         return replace(recipe, optimisation=optimisation)
     adversary = recipe.adversary and replace(
         recipe.adversary, start=scaled(recipe.adversary.start), lead=scaled(recipe.adversary.lead)

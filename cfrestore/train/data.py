@@ -72,6 +72,11 @@ def load_faces(sources: Sequence[Path], size: int, device: torch.device) -> Face
     return Faces(images, tuple(name for name, _ in files))
 
 
+def face_names(sources: Sequence[Path]) -> tuple[str, ...]:
+    """The names that `load_faces` gives, without reading pictures; raises as that does."""
+    return tuple(sorted(name for name, _ in _files(sources)))
+
+
 def _files(sources: Sequence[Path]) -> Iterator[tuple[str, Path | bytes]]:
     """Names of all pictures, with where they are or, out of shards, what they hold."""
     for source in sources:
@@ -101,12 +106,12 @@ def generator_for(device: torch.device, *keys: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-class Sampler:
-    """Batches of clean faces for any iteration, independent of what came before.
+class Order:
+    """Which faces any iteration sees, independent of what came before.
 
     Args:
-        faces: what to draw from.
-        augmentation: mirror, shift, colour; also how often each source is shown.
+        names: of the faces.
+        augmentation: how often each source is shown.
         batch_size: B of this process.
         seed: decides everything together with the iteration.
         rank, world: this process among all; each has its own part of every batch, see `Part`.
@@ -114,7 +119,7 @@ class Sampler:
 
     def __init__(
         self,
-        faces: Faces,
+        names: Sequence[str],
         augmentation: Augmentation,
         batch_size: int,
         seed: int,
@@ -123,11 +128,10 @@ class Sampler:
     ) -> None:
         times = [
             next((n for pattern, n in augmentation.repeats if re.match(pattern, name)), 1)
-            for name in faces.names
+            for name in names
         ]
         count = torch.arange(len(times))
         self.epoch = count.repeat_interleave(torch.tensor(times))
-        self.faces = faces
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.seed, self.rank, self.world = seed, rank, world
@@ -145,6 +149,32 @@ class Sampler:
             chosen[here] = order[position[here] % len(self.epoch)]
         return chosen
 
+    def generator(self, t: int, purpose: int, device: torch.device) -> torch.Generator:
+        """The randomness of iteration t for one purpose, the same in every process."""
+        return generator_for(device, self.seed, t, purpose)
+
+
+class Sampler(Order):
+    """Batches of clean faces for any iteration.
+
+    Args:
+        faces: what to draw from.
+        augmentation: mirror, shift, colour; also how often each source is shown.
+        others: see `Order`.
+    """
+
+    def __init__(
+        self,
+        faces: Faces,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__(faces.names, augmentation, batch_size, seed, rank, world)
+        self.faces = faces
+
     def batch(self, t: int, device: torch.device) -> Tensor:
         """Clean faces of iteration t, augmented: (B,3,S,S) float32 in [0, 1] on the device."""
         images = self.faces.images
@@ -153,9 +183,9 @@ class Sampler:
         )
         return augment(picked, self.augmentation, self.generator(t, 1, device), self._part)
 
-    def generator(self, t: int, purpose: int, device: torch.device) -> torch.Generator:
-        """The randomness of iteration t for one purpose, the same in every process."""
-        return generator_for(device, self.seed, t, purpose)
+    def first(self, count: int, device: torch.device) -> Tensor:
+        """The first few faces as they are, likewise."""
+        return self.faces.images[:count].to(device).float() / 255
 
 
 def augment(

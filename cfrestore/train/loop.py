@@ -19,11 +19,18 @@ from torch import Tensor
 from cfrestore.device import synchronize
 from cfrestore.errors import CFRestoreError, CheckpointError, OutputError
 from cfrestore.train import checkpoint
+from cfrestore.train.codes import CodeSampler
 from cfrestore.train.data import Sampler, generator_for
 from cfrestore.train.distributed import all_mean, any_process
-from cfrestore.train.stages import Stage
+from cfrestore.train.prior import CodePrior
+from cfrestore.train.stages import Stage as ImageStage
 
 SAMPLES = 8
+
+Stage = ImageStage | CodePrior
+
+Source = Sampler | CodeSampler
+"""Where a stage's batches come from: faces, or for a prior their codes."""
 
 PARTS, EACH = 5, 4
 """Where in a schedule, and how many times running, iterations are tried to tell their cost."""
@@ -47,7 +54,7 @@ class Schedule:
 
 def train(
     stage: Stage,
-    sampler: Sampler,
+    sampler: Source,
     folder: Path,
     schedule: Schedule,
     say: Callable[[str], None],
@@ -117,7 +124,7 @@ def train(
     return True
 
 
-def fitting(stage: Stage, sampler: Sampler, left: Callable[[], float]) -> int:
+def fitting(stage: Stage, sampler: Source, left: Callable[[], float]) -> int:
     """How many iterations fit into the time that is left; at least one.
 
     Some of each part of the schedule are tried, twice, the first time to warm up, so that the stage
@@ -144,9 +151,9 @@ def fitting(stage: Stage, sampler: Sampler, left: Callable[[], float]) -> int:
     return max(1, int(0.98 * left() / seconds))
 
 
-def samples(stage: Stage, sampler: Sampler) -> list[Tensor]:
+def samples(stage: Stage, sampler: Source) -> list[Tensor]:
     """The same few faces each time, in the columns the stage shows."""
-    picked = sampler.faces.images[:SAMPLES].to(stage.device).float() / 255
+    picked = sampler.first(SAMPLES, stage.device)
     return stage.pictures(picked, generator_for(stage.device, sampler.seed))
 
 
@@ -211,8 +218,8 @@ def load_state(path: Path, stage: Stage) -> int:
         )
     try:
         stage.load(content)
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} was written with another recipe: no {error}") from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} was written with another recipe: {error}") from error
     return int(content["iteration"])
 
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE
-from cfrestore.checkpoint import load_strictly
+from cfrestore.checkpoint import digest_of, load_strictly
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
 from cfrestore.models.codeformer import (
     CodeFormer,
+    CodeFormerConfig,
     ControllableFeatureTransform,
     TransformerLayer,
 )
@@ -218,12 +219,11 @@ class Autoencoder:
             how = self.recipe.codebook
             book = losses.codebook_loss(latent, vectors, how.beta, how.beta_on)
             total = total + book
-            report |= {
-                "codebook": book,
-                "perplexity": perplexity(
-                    all_sum(histogram(codes, len(self.network.quantize.embedding.weight)))
-                ),
-            }
+            size = len(self.network.quantize.embedding.weight)
+            used = perplexity(all_sum(histogram(codes, size)))
+            # Bits that the codes of a face take if each is written by how often the batch has it.
+            bits = codes.shape[1] * used.log2()
+            report |= {"codebook": book, "perplexity": used, "bits": bits}
         if self.critic and self.critic.heard(t):
             last = self.network.generator.last_weight
             with autocast(self.device, self.mixed):
@@ -282,25 +282,44 @@ class Teacher:
 
     Args:
         path: checkpoint of stage I, or a published autoencoder file.
-        network: the network that will be taught; only its shape is used.
+        config: shape of the network that will be taught.
     Raises:
         CheckpointError: the file is missing, damaged, or holds another network.
     """
 
-    def __init__(self, path: Path, network: CodeFormer) -> None:
-        self.autoencoder = VQGAN(network.config.autoencoder)
+    def __init__(self, path: Path, config: CodeFormerConfig) -> None:
+        self.autoencoder = VQGAN(config.autoencoder)
         load_strictly(self.autoencoder, checkpoint.averaged(path), path, "autoencoder")
         self.autoencoder.eval().requires_grad_(False)
+
+    @property
+    def digest(self) -> str:
+        """What tells its codes from those of other autoencoders."""
+        parts = (self.autoencoder.encoder, self.autoencoder.quantize)
+        return digest_of(p for part in parts for p in part.parameters())
+
+    @property
+    def codebook_digest(self) -> str:
+        """What tells its codebook from others, whatever learned to use it since."""
+        return digest_of([self.autoencoder.quantize.embedding.weight])
 
     def to(self, device: torch.device) -> Teacher:
         self.autoencoder.to(device).to(memory_format=torch.channels_last)
         return self
 
     @torch.no_grad()
-    def codes(self, clean: Tensor) -> Tensor:
-        """Codes (B,T) of clean faces in [-1, 1]."""
+    def codes(self, clean: Tensor, mixed: bool = False) -> Tensor:
+        """Codes (B,T) of clean faces in [-1, 1], encoded in full precision unless mixed."""
         quantizer: VectorQuantizer = self.autoencoder.quantize
-        return quantizer.nearest(self.autoencoder.encode(clean))
+        with autocast(clean.device, mixed):
+            latent = self.autoencoder.encode(clean)
+        return quantizer.nearest(latent)
+
+    @torch.no_grad()
+    def paint(self, codes: Tensor) -> Tensor:
+        """Pictures in [0, 1] of code maps (B,h,w)."""
+        vectors = self.autoencoder.quantize.embedding(codes).permute(0, 3, 1, 2)
+        return _to_picture(self.autoencoder.decode(vectors))
 
 
 class CodePrediction:
@@ -320,7 +339,7 @@ class CodePrediction:
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.network = CodeFormer(recipe.model)
-        self.teacher = Teacher(autoencoder, self.network).to(device)
+        self.teacher = Teacher(autoencoder, recipe.model).to(device)
         for part in ("encoder", "quantize", "generator"):
             source = self.teacher.autoencoder.get_submodule(part).state_dict()
             self.network.get_submodule(part).load_state_dict(source)
@@ -396,7 +415,7 @@ class Fusion:
         if recipe.zero_start:
             zero_fusion(self.network)
         _freeze(self.network)
-        self.teacher = Teacher(autoencoder, self.network).to(device)
+        self.teacher = Teacher(autoencoder, recipe.model).to(device)
         self.learner = Learner(self.network.to(device), recipe.optimisation)
         self.critic: Critic | None = None
         if recipe.adversary:
@@ -497,7 +516,7 @@ class Polish:
         self.network.requires_grad_(False)
         for part in (self.network.generator, self.network.fuse_convs_dict):
             part.requires_grad_(True)
-        self.teacher = Teacher(autoencoder, self.network).to(device)
+        self.teacher = Teacher(autoencoder, recipe.model).to(device)
         self.learner = Learner(self.network.to(device), recipe.optimisation)
         self.eyes = eye_map(recipe.model.image_size).to(device)
 

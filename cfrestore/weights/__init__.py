@@ -9,6 +9,7 @@ from cfrestore.weights.digests import expected_sha256
 from cfrestore.weights.environment import offline, search_folders, store_folder
 from cfrestore.weights.fetching import Progress, UnreachableError, fetch, sources
 from cfrestore.weights.licences import TERMS, Terms
+from cfrestore.weights.prior import load_prior
 from cfrestore.weights.store import locate, missing, remove, shipped, verify
 from cfrestore.weights.table import (
     APACHE,
@@ -40,6 +41,7 @@ __all__ = [
     "expected_sha256",
     "fetch",
     "load_codeformer",
+    "load_prior",
     "locate",
     "missing",
     "offline",

@@ -1,0 +1,101 @@
+"""cfrestore sample: faces from nothing, by a prior that `cfrestore train prior` trained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cfrestore.cli.degrade import check_free
+from cfrestore.cli.report import make_console
+from cfrestore.cli.words import Offline, WeightsDir
+from cfrestore.cli.work import set_up
+from cfrestore.errors import ConfigError
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def sample(
+    prior: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="The prior, as `cfrestore train export` wrote it.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The sheet to write.")
+    ],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many faces.")] = 16,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="Pixels of each, at least the network's side; by default that.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides what is drawn.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 likely codes become likelier, and faces more alike.")
+    ] = 1.0,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=1, metavar="K", help="Draw among the K likeliest codes only."),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="Weights whose codes the prior knows: published, compact or a file.",
+        ),
+    ] = "compact",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="What computes: auto, cpu, cuda or mps.")
+    ] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
+    weights_dir: WeightsDir = None,
+    offline: Offline = False,
+) -> None:
+    """Draws faces that nobody has: codes from a prior, painted by a network at w = 0.
+
+    The same seed gives the same sheet on the same machine.
+    """
+    sides = None if size is None else _sides(size)
+    check_free(output, [prior], overwrite=overwrite)
+    set_up(weights_dir, offline)
+    from cfrestore.cli.supply import supply
+    from cfrestore.device import choose_device
+    from cfrestore.image import Photo, write_photo
+    from cfrestore.pipeline import choose_weights
+    from cfrestore.sample import check_drawing, sample_faces, sheet
+    from cfrestore.weights import load_codeformer, load_prior
+
+    check_drawing(temperature, top_k)
+    place, console = choose_device(device), make_console()
+    if model in ("auto", "published"):
+        supply(["codeformer"], console, required=model == "published")
+    path, name, notes = choose_weights(model)
+    for note in notes:
+        console.print(f"note: {note}")
+    network = load_codeformer(path, place)
+    source = load_prior(prior, network.quantize.embedding.weight, place)
+    faces = sample_faces(
+        network, source, count, sides, seed=seed, temperature=temperature, top_k=top_k
+    )
+    for note in write_photo(Photo(sheet(faces)), output):
+        console.print(f"note: {note}")
+    console.print(
+        f"{prior} with {name} -> {output}  ({count} face{'s' * (count > 1)} of "
+        f"{faces.shape[2]}x{faces.shape[1]} px, seed {seed})"
+    )
+
+
+def _sides(text: str) -> tuple[int, int]:
+    """Height and width of a size such as 256x512, which is said the other way round."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if match is None:
+        raise ConfigError(f"size must be like 256x256, found {text!r}")
+    return int(match[2]), int(match[1])

@@ -1,0 +1,431 @@
+"""Priors over code maps: how likely a map of codes is, and maps drawn from that distribution.
+
+Both kinds factorise it in raster order, p(s) = prod_u p(s_u | s_<u, condition), so that likelihoods
+are exact and codes are drawn one after the other.
+
+Shapes: B batch, n side of the trained map, N = n*n codes in row-major order, K codebook size,
+F width.
+Sources: van den Oord et al., "Conditional Image Generation with PixelCNN Decoders" (2016), over
+codes as in "Neural Discrete Representation Learning" (2017); Esser et al., "Taming Transformers for
+High-Resolution Image Synthesis" (2021), the sliding window included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cfrestore.errors import ConfigError
+
+Kind: TypeAlias = Literal["pixelcnn", "transformer"]
+
+Memory: TypeAlias = list[tuple[Tensor, ...]]
+"""What each layer remembers from one code to the next: a transformer's layer keys and values
+(B,heads,T,F/heads) of the tokens that it has seen, a PixelCNN's what is told to its row."""
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Shape of a prior.
+
+    Attributes:
+        kind: pixelcnn or transformer.
+        codebook_size: K.
+        side: n.
+        width: F, channels of each stack, or of each token.
+        layers: gated layers, or transformer layers.
+        kernel: of the PixelCNN's masked convolutions, odd.
+        heads: of the transformer's attention; must divide the width.
+        dropout: in training.
+        symbols: number of different condition symbols; 0: nothing conditions.
+        prefix: how many of them condition one map; 1, a class, for a PixelCNN.
+
+    Raises:
+        ConfigError: the values do not fit each other.
+    """
+
+    kind: Kind
+    codebook_size: int = 1024
+    side: int = 16
+    width: int = 64
+    layers: int = 8
+    kernel: int = 5
+    heads: int = 4
+    dropout: float = 0.0
+    symbols: int = 0
+    prefix: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("pixelcnn", "transformer"):
+            raise ConfigError(f"a prior is a pixelcnn or a transformer, found {self.kind!r}")
+        if self.kind == "transformer" and self.width % self.heads:
+            raise ConfigError(f"heads must divide width {self.width}, found {self.heads}")
+        if self.kind == "pixelcnn":
+            if self.kernel % 2 == 0:
+                raise ConfigError(f"kernel must be odd, found {self.kernel}")
+            if self.layers * (self.kernel // 2) < self.side - 1:
+                raise ConfigError(
+                    f"{self.layers} layers of kernel {self.kernel} do not see all of a map of "
+                    f"side {self.side}"
+                )
+            if self.symbols and self.prefix != 1:
+                raise ConfigError(f"a PixelCNN has one class a map, found {self.prefix}")
+
+    def to_json(self) -> str:
+        """The configuration as it is stored in a weight file's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> PriorConfig:
+        """The configuration stored by `to_json`.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"the stored configuration is that of no prior: {error}") from error
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution that sees no position from its own on, in raster order.
+
+    Its k x k kernel W is masked, W * M: the vertical stack sees the rows above, the horizontal one
+    its own row on the left; with mask B (all layers but the first) also the row, or the position,
+    itself, which there holds nothing of its own code. Only the part that M leaves is kept.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stack: Literal["vertical", "horizontal"],
+        mask: Literal["A", "B"],
+    ) -> None:
+        half, own = kernel // 2, int(mask == "B")
+        vertical = stack == "vertical"
+        super().__init__(
+            in_channels, out_channels, (half + own, kernel) if vertical else (1, half + own)
+        )
+        # Left, right, top, bottom; -1 leaves out what lies beyond the last position.
+        self.border = (half, half, half, own - 1) if vertical else (half, own - 1, 0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, self.border))
+
+
+class GatedLayer(nn.Module):
+    """One layer of both stacks: y = tanh(W_f * x + V_f c) sigmoid(W_g * x + V_g c), and x + y.
+
+    The vertical stack knows nothing of its own row, and so may tell the horizontal one at the same
+    position all that it knows: together they have no blind spot.
+    """
+
+    def __init__(self, config: PriorConfig, first: bool) -> None:
+        super().__init__()
+        width, kernel = config.width, config.kernel
+        mask: Literal["A", "B"] = "A" if first else "B"
+        self.first = first
+        self.vertical = MaskedConv2d(width, 2 * width, kernel, "vertical", mask)
+        self.horizontal = MaskedConv2d(width, 2 * width, kernel, "horizontal", mask)
+        self.across = nn.Conv2d(2 * width, 2 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        self.by_class = nn.Embedding(config.symbols, 4 * width) if config.symbols else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def go_down(self, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The vertical stack (B,F,h,w) of the next layer, and what this one tells the other.
+
+        Args:
+            condition: (B,1), classes.
+        """
+        above = self.vertical(v)  # (B, 2F, h, w)
+        told = self.across(above)
+        if self.by_class is not None:
+            shifts = self.by_class(condition).mT[..., None].chunk(2, dim=1)  # (B, 2F, 1, 1) each
+            above, told = above + shifts[0], told + shifts[1]
+        return self._onward(v, _gate(above)), told
+
+    def go_along(self, h: Tensor, told: Tensor) -> Tensor:
+        """The horizontal stack (B,F,h,w) of the next layer; any rows, apart from each other."""
+        beside = self.horizontal(h) + told
+        return self._onward(h, self.out(self.dropout(_gate(beside))))
+
+    def _onward(self, x: Tensor, y: Tensor) -> Tensor:
+        return y if self.first else x + y  # what enters the first layer is each position's own code
+
+
+def _gate(x: Tensor) -> Tensor:
+    signal, gate = x.chunk(2, dim=1)
+    return torch.tanh(signal) * torch.sigmoid(gate)
+
+
+class PixelCNN(nn.Module):
+    """The convolutional prior; positions are learned, because faces are aligned."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.tokens = nn.Embedding(config.codebook_size, width)
+        self.position = nn.Parameter(0.02 * torch.randn(width, config.side, config.side))
+        self.layers = nn.ModuleList(GatedLayer(config, n == 0) for n in range(config.layers))
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 1),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Conv2d(2 * width, config.codebook_size, 1),
+        )
+
+    def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Logits of each code, given all before it and none after.
+
+        Args:
+            codes: (B,h,n) int64, the first h rows of maps.
+            condition: (B,1) int64, their classes, if the prior has any.
+        Returns:
+            (B,h*n,K).
+        """
+        told = self._tell(codes, condition)
+        return self._read(codes, told, self.position[:, : codes.shape[1]])
+
+    def predict(
+        self, codes: Tensor, t: int, condition: Tensor | None, memory: Memory | None
+    ) -> tuple[Tensor, Memory | None]:
+        """Logits (B,K) of code t of maps (B,n,n), of which those before t are known.
+
+        Args:
+            memory: what the same call returned for t - 1; None: all that is known is read anew.
+        Returns:
+            the logits, and what the call for t + 1 takes: what is told to the row of t.
+        """
+        row, column = divmod(t, self.config.side)
+        if memory is None or column == 0:
+            told = self._tell(codes[:, : row + 1], condition)
+            memory = [(layer[:, :, row : row + 1],) for layer in told]
+        own = slice(row, row + 1)
+        logits = self._read(codes[:, own], [layer for (layer,) in memory], self.position[:, own])
+        return logits[:, column], memory
+
+    def _tell(self, codes: Tensor, condition: Tensor | None) -> list[Tensor]:
+        """What the vertical stack tells the horizontal one in each layer, (B,2F,h,n)."""
+        v, all_told = self._embed(codes), []
+        for layer in self.layers:
+            assert isinstance(layer, GatedLayer)
+            v, told = layer.go_down(v, condition)
+            all_told.append(told)
+            if layer.first:
+                v = v + self.position[:, : codes.shape[1]]
+        return all_told
+
+    def _read(self, codes: Tensor, told: list[Tensor], position: Tensor) -> Tensor:
+        """Logits (B,h*n,K) of some rows of codes (B,h,n), given what is told to them."""
+        h = self._embed(codes)
+        for layer, own in zip(self.layers, told, strict=True):
+            assert isinstance(layer, GatedLayer)
+            h = layer.go_along(h, own)
+            if layer.first:
+                h = h + position
+        return self.head(h).flatten(2).mT
+
+    def _embed(self, codes: Tensor) -> Tensor:
+        return self.tokens(codes).permute(0, 3, 1, 2)  # (B, F, h, n)
+
+
+class CausalLayer(nn.Module):
+    """Pre-norm self-attention to itself and what came before, and feed-forward."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.dropout = config.heads, config.dropout
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, width),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Tokens (B,T,F) to the same, and their keys and values.
+
+        Args:
+            past: keys and values of all tokens before, if x is the one token after them.
+        """
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, F/heads)
+            for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        )
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        dropout = self.dropout if self.training else 0.0
+        # y = softmax(q kT / sqrt(F/heads) + mask) v
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=past is None)
+        x = x + self.proj(y.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x)), (k, v)
+
+
+class CodeTransformer(nn.Module):
+    """The decoder-only transformer: start, condition prefix, then the codes."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.lead = 1 + (config.prefix if config.symbols else 0)  # tokens before the first code
+        self.start = nn.Parameter(0.02 * torch.randn(width))
+        self.symbols = nn.Embedding(config.symbols, width) if config.symbols else None
+        self.tokens = nn.Embedding(config.codebook_size, width)
+        length = self.lead + config.side**2 - 1  # the last code is nobody's past
+        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(CausalLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, config.codebook_size, bias=False)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+
+    def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Logits of each code, given all before it and none after.
+
+        Args:
+            codes: (B,n,n) int64.
+            condition: (B,M) int64, the prefix, if the prior has one.
+        Returns:
+            (B,N,K).
+        """
+        x = self._begin(codes.flatten(1)[:, :-1], condition)
+        for layer in self.layers:
+            x, _ = layer(x)
+        return self.head(self.norm(x[:, self.lead - 1 :]))
+
+    def predict(
+        self, codes: Tensor, t: int, condition: Tensor | None, memory: Memory | None
+    ) -> tuple[Tensor, Memory | None]:
+        """Logits (B,K) of code t of maps (B,n,n), of which those before t are known.
+
+        Args:
+            memory: what the same call returned for t - 1; None: all that is known is read anew.
+        Returns:
+            the logits, and what the call for t + 1 takes.
+        """
+        known = codes.flatten(1)[:, :t]
+        if memory is None:
+            x = self._begin(known, condition)
+        else:
+            x = self.tokens(known[:, -1:]) + self.position[self.lead + t - 1]
+        pasts = memory or (None,) * len(self.layers)
+        kept: Memory = []
+        for layer, past in zip(self.layers, pasts, strict=True):
+            x, seen = layer(x, past)
+            kept.append(seen)
+        return self.head(self.norm(x[:, -1])), kept
+
+    def _begin(self, codes: Tensor, condition: Tensor | None) -> Tensor:
+        """Start, prefix and codes (B,t) as tokens (B,lead+t,F) with their positions."""
+        parts = [self.start.expand(len(codes), 1, -1)]
+        if self.symbols is not None:
+            parts.append(self.symbols(condition))
+        x = torch.cat((*parts, self.tokens(codes)), dim=1)
+        return self.dropout(x + self.position[: x.shape[1]])
+
+
+Prior: TypeAlias = PixelCNN | CodeTransformer
+
+
+def build_prior(config: PriorConfig) -> Prior:
+    """A prior of that shape, with random weights."""
+    return PixelCNN(config) if config.kind == "pixelcnn" else CodeTransformer(config)
+
+
+def bits_per_code(logits: Tensor, codes: Tensor) -> Tensor:
+    """Mean negative log-likelihood of codes (B,N) under logits (B,N,K), in bits per code."""
+    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten()) / math.log(2)
+
+
+def draw(
+    logits: Tensor, generator: torch.Generator, temperature: float = 1.0, top_k: int | None = None
+) -> Tensor:
+    """Codes (...) drawn from logits (...,K), on the CPU.
+
+    Args:
+        generator: of the CPU, so that all devices draw the same.
+        temperature: logits are divided by it; below 1 likely codes become likelier.
+        top_k: all but so many of the likeliest codes are left out.
+    """
+    logits = logits.float().cpu() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    p = logits.softmax(-1)
+    return torch.multinomial(p.flatten(0, -2), 1, generator=generator).view(p.shape[:-1])
+
+
+def window_start(position: int, length: int, side: int) -> int:
+    """Where the window of a side begins along one axis that has a position as centrally as it can.
+
+    Source: Esser et al. (2021): local index i < n/2: i; H - i < n/2: n - (H - i); else n/2.
+    """
+    return min(max(position - side // 2, 0), length - side)
+
+
+@torch.no_grad()
+def sample_codes(
+    prior: Prior,
+    count: int,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    condition: Tensor | None = None,
+) -> Tensor:
+    """Code maps drawn from a prior, code by code.
+
+    Each code of a map larger than the trained one is drawn given those of the n x n window around
+    it that come before it in raster order.
+
+    Args:
+        prior: in evaluation mode.
+        size: height and width H, W of the maps, at least n each.
+        generator, temperature, top_k: see `draw`.
+        condition: (B,M) int64, the same in all windows; or (B,H,W), of which each window has its
+            own part as prefix; if the prior has conditions.
+    Returns:
+        (B,H,W) int64, on the prior's device.
+    Raises:
+        ConfigError: a map is smaller than the trained one.
+    """
+    n, (height, width) = prior.config.side, size
+    if min(size) < n:
+        raise ConfigError(f"the prior knows maps from {n}x{n} codes on, found {height}x{width}")
+    device = prior.position.device
+    codes = torch.zeros(count, height, width, dtype=torch.long, device=device)
+    memory: Memory | None = None
+    last = (-1, -1)
+    for i in range(height):
+        for j in range(width):
+            top, left = window_start(i, height, n), window_start(j, width, n)
+            rows, columns = slice(top, top + n), slice(left, left + n)
+            if (top, left) != last:
+                memory, last = None, (top, left)
+            own = condition
+            if condition is not None and condition.ndim == 3:
+                own = condition[:, rows, columns].flatten(1)
+            t = (i - top) * n + j - left
+            logits, memory = prior.predict(codes[:, rows, columns], t, own, memory)
+            codes[:, i, j] = draw(logits, generator, temperature, top_k).to(device)
+    return codes

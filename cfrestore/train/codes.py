@@ -1,0 +1,123 @@
+"""Codes of clean faces, computed once: what a prior over codes learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cfrestore.train import checkpoint
+from cfrestore.train.data import Order, face_names, load_faces
+
+if TYPE_CHECKING:
+    from cfrestore.train.config import Augmentation
+    from cfrestore.train.stages import Teacher
+
+BATCH, SAVE_EVERY = 8, 200
+"""Faces encoded together, and those between one writing of the file and the next."""
+
+
+@dataclass(frozen=True, eq=False)
+class CodeMaps:
+    """The codes of clean faces.
+
+    Attributes:
+        maps: (N,2,s,s) int64: of each face, and of its mirror image.
+        names: file names, in the order of maps.
+    """
+
+    maps: Tensor
+    names: tuple[str, ...]
+
+    def split(self, every: int) -> tuple[CodeMaps, CodeMaps]:
+        """All but every so manieth face, and those."""
+        kept = torch.arange(len(self.names)) % every == every - 1
+        first, second = (
+            CodeMaps(self.maps[some], tuple(self.names[n] for n in some.nonzero()[:, 0].tolist()))
+            for some in (~kept, kept)
+        )
+        return first, second
+
+
+def load_codes(
+    sources: Sequence[Path],
+    teacher: Teacher,
+    file: Path,
+    device: torch.device,
+    say: Callable[[str], None],
+    mixed: bool = False,
+    keep: bool = True,
+) -> CodeMaps:
+    """Codes of all faces of folders and tar shards; out of the file, if they are there already.
+
+    Args:
+        sources: see `load_faces`.
+        teacher: the autoencoder whose codes are wanted, on the device.
+        file: keeps them, also those of a run that is stopped; it is used again for the same
+            autoencoder and the same names of faces.
+        say: takes a line of progress now and then.
+        mixed: encode in bfloat16, which is faster, and gives one code in fifty another number.
+        keep: whether to write the file; of several processes only one is to.
+    Raises:
+        ImageError, CheckpointError: a source, or the file, cannot be read.
+    """
+    names, digest = face_names(sources), teacher.digest
+    found: list[Tensor] = []
+    if checkpoint.exists(file):
+        kept = checkpoint.read(file)
+        if kept.get("digest") == digest and kept.get("names") == list(names):
+            found = [kept["maps"]]
+            if len(kept["maps"]) == len(names):
+                return CodeMaps(kept["maps"].long(), names)
+    shape = teacher.autoencoder.config
+    faces = load_faces(sources, shape.image_size, device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for start in range(sum(map(len, found)), len(names), BATCH):
+        images = faces.images[start : start + BATCH].to(device).float() / 127.5 - 1
+        both = torch.cat((images, images.flip(-1)))
+        codes = teacher.codes(both.contiguous(memory_format=torch.channels_last), mixed)
+        maps = codes.view(2, -1, shape.code_side, shape.code_side)
+        found.append(maps.transpose(0, 1).short().cpu())
+        done = start + len(images)
+        if keep and (done % SAVE_EVERY == 0 or done == len(names)):
+            content = {"digest": digest, "names": list(names), "maps": torch.cat(found)}
+            checkpoint.write(file, content)
+            say(f"codes of {done} of {len(names)} faces")
+    return CodeMaps(torch.cat(found).long(), names)
+
+
+class CodeSampler(Order):
+    """Batches of code maps for any iteration, of faces or of their mirror images.
+
+    Args:
+        codes: what to draw from.
+        augmentation: mirror, and how often each source is shown.
+        others: see `Order`.
+    """
+
+    def __init__(
+        self,
+        codes: CodeMaps,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__(codes.names, augmentation, batch_size, seed, rank, world)
+        self.codes = codes
+
+    def batch(self, t: int, device: torch.device) -> Tensor:
+        """Code maps of iteration t, (B,s,s) int64 on the device."""
+        generator = self.generator(t, 1, torch.device("cpu"))
+        draws = self._part.of(torch.rand(self._part.whole, generator=generator))
+        mirrored = (draws < self.augmentation.mirror).long()
+        return self.codes.maps[self.indices(t), mirrored].to(device)
+
+    def first(self, count: int, device: torch.device) -> Tensor:
+        """The maps of the first few faces, likewise."""
+        return self.codes.maps[:count, 0].to(device)

@@ -1,0 +1,96 @@
+"""A prior over the codes of clean faces: what one step of it computes and changes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfrestore.device import autocast
+from cfrestore.models.prior import bits_per_code, build_prior, sample_codes
+from cfrestore.models.vqgan import histogram
+from cfrestore.train.codes import CodeMaps
+from cfrestore.train.config import PriorRecipe
+from cfrestore.train.stages import Learner, Report, Teacher
+
+BATCH = 32
+"""Held-out maps looked at together."""
+
+
+class CodePrior:
+    """A PixelCNN or a transformer that learns how likely maps of codes are.
+
+    Args:
+        recipe: the knobs.
+        teacher: the autoencoder of stage I, whose codes they are.
+        seen: the codes to learn from; here only counted.
+        held_out: those that it is measured on.
+        device, mixed: as in stage I.
+    """
+
+    name = "prior"
+
+    def __init__(
+        self,
+        recipe: PriorRecipe,
+        teacher: Teacher,
+        seen: CodeMaps,
+        held_out: CodeMaps,
+        device: torch.device,
+        mixed: bool = False,
+    ) -> None:
+        shape = teacher.autoencoder.config
+        prior = replace(recipe.prior, codebook_size=shape.codebook_size, side=shape.code_side)
+        self.recipe, self.device, self.mixed = replace(recipe, prior=prior), device, mixed
+        self.teacher = teacher
+        self.held_out = held_out.maps[:, 0].to(device)
+        self.unigram = unigram_bits(seen.maps, held_out.maps[:, 0], shape.codebook_size)
+        self.network = build_prior(prior).to(device)
+        self.learner = Learner(self.network, recipe.optimisation)
+
+    def step(self, t: int, codes: Tensor, generator: torch.Generator) -> Report:
+        """Iteration t on code maps (B,s,s); bits per code of these and now and then of others."""
+        torch.manual_seed(generator.initial_seed())  # dropout takes no generator of its own
+        with autocast(self.device, self.mixed):
+            bits = bits_per_code(self.network(codes), codes.flatten(1))
+        self.learner.update(bits * math.log(2), t)
+        self.learner.follow(t)
+        report = {"bits": bits.detach()}
+        if self.recipe.evaluates(t):
+            report |= {"held_out": self.evaluate(), "unigram": self.unigram}
+        return report
+
+    @torch.no_grad()
+    def evaluate(self) -> Tensor:
+        """Bits per code of the held-out faces under the averaged weights."""
+        parts = self.held_out.split(BATCH)
+        bits = [
+            bits_per_code(self.learner.average(part), part.flatten(1)) * len(part) for part in parts
+        ]
+        return torch.stack(bits).sum() / len(self.held_out)
+
+    @torch.no_grad()
+    def pictures(self, codes: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Columns of a sample sheet: real codes painted, and drawn ones."""
+        own = torch.Generator().manual_seed(generator.initial_seed())
+        size = codes.shape[1], codes.shape[2]
+        drawn = sample_codes(self.learner.average, len(codes), size, own)
+        return [self.teacher.paint(some) for some in (codes, drawn)]
+
+    def state(self) -> dict[str, Any]:
+        return self.learner.state() | {
+            "prior": self.recipe.prior.to_json(),
+            "codebook": self.teacher.codebook_digest,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.learner.load(state)
+
+
+def unigram_bits(seen: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
+    """Bits per code of codes under how often each was seen, once more than it was."""
+    counts = histogram(seen, codebook_size) + 1
+    return -(counts / counts.sum()).log2()[codes.flatten()].mean()

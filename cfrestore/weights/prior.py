@@ -1,0 +1,41 @@
+"""How a file becomes a prior over the codes of a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cfrestore.checkpoint import digest_of, load_strictly, read_checkpoint
+from cfrestore.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from cfrestore.models.prior import Prior
+
+
+def load_prior(path: str | Path, codebook: Tensor, device: str | torch.device = "cpu") -> Prior:
+    """Opens what `cfrestore train export` made of a prior's checkpoint.
+
+    Args:
+        codebook: (K,d), the vectors of the codes that are to be drawn.
+    Returns:
+        the prior in evaluation mode, float32, on the device.
+    Raises:
+        WeightsError: the file cannot be read.
+        CheckpointError: it is damaged, no prior, or one over the codes of another codebook.
+    """
+    from cfrestore.models.prior import PriorConfig, build_prior
+
+    state, said = read_checkpoint(path)
+    if "prior" not in said:
+        raise CheckpointError(f"{path} is no prior; `cfrestore train export` writes them")
+    if said.get("codebook") != digest_of([codebook]):
+        raise CheckpointError(f"{path} is a prior over the codes of another network")
+    try:
+        prior = build_prior(PriorConfig.from_json(said["prior"]))
+    except ConfigError as error:
+        raise CheckpointError(f"{path} describes no prior: {error}") from error
+    load_strictly(prior, state, path, "prior")
+    return prior.to(device).eval()
