@@ -270,9 +270,10 @@ def test_products_take_the_precision_that_was_asked_for(precision, dtype):
         assert (matrix @ matrix).dtype == dtype
 
 
-def test_the_cpu_computes_in_float32_even_under_autocast():
-    with autocast(CPU, enabled=True):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+def test_the_cpu_computes_in_bfloat16_only_where_asked():
+    for enabled, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        with autocast(CPU, enabled):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     synchronize(CPU)
 
 
