@@ -311,7 +311,7 @@ def test_a_code_that_is_never_chosen_stays_finite() -> None:
     book = MovingCodebook(codes, Codebook(update="ema", decay=0.5))
     latents = torch.randn(8, 3)
     for _ in range(200):
-        book.follow(latents, torch.arange(8) % 3, torch.Generator())
+        book.follow(latents[:, None], torch.arange(8) % 3, torch.Generator())
     assert codes.isfinite().all()
     torch.testing.assert_close(codes[0], latents[[0, 3, 6]].mean(0), rtol=1e-4, atol=1e-4)
 
