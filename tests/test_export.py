@@ -254,10 +254,11 @@ def test_int8_changes_what_paints_and_no_codes(folder: Path, network: CodeFormer
 
 @needs("onnx")
 @pytest.mark.slow
-def test_int8_of_the_shipped_weights_is_offered(compact: onnx.ModelProto) -> None:
+def test_int8_of_the_shipped_weights_keeps_codes_and_is_refused(compact: onnx.ModelProto) -> None:
+    """They miss the limit of 35 dB, see NOTES.md; weights that reach it make this test fail."""
     _, agreement = quantize.quantize(compact, faces(load_codeformer(shipped()), 8), "onnx")
-    quantize.check(agreement)
-    assert agreement.psnr > 40
+    assert agreement.equal_codes
+    assert 28 < agreement.psnr < 35
 
 
 def test_int8_is_refused_under_its_limit() -> None:
