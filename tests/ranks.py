@@ -25,8 +25,10 @@ from cfrestore.train.config import (
     PolishRecipe,
 )
 from cfrestore.train.data import Sampler
-from cfrestore.train.loop import Schedule, train
-from cfrestore.train.stages import Autoencoder, CodePrediction, Critic, Fusion, Polish, Stage
+from cfrestore.train.learner import Critic
+from cfrestore.train.loop import Schedule, Stage, train
+from cfrestore.train.polish import Polish
+from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
 BATCH = 8
 

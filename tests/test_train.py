@@ -45,18 +45,11 @@ from cfrestore.train.config import (
     with_iterations,
 )
 from cfrestore.train.data import Faces, Sampler, augment, load_faces
-from cfrestore.train.loop import Schedule, fitting, load_state, read_state, save_state, train
+from cfrestore.train.learner import Critic, compile_blocks
+from cfrestore.train.loop import Schedule, Stage, fitting, load_state, read_state, save_state, train
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
-from cfrestore.train.stages import (
-    Autoencoder,
-    CodePrediction,
-    Critic,
-    Fusion,
-    Polish,
-    Stage,
-    compile_blocks,
-    eye_map,
-)
+from cfrestore.train.polish import Polish, eye_map
+from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
 CPU = torch.device("cpu")
 MODEL = CodeFormerConfig(
@@ -481,7 +474,7 @@ def test_mixed_precision_chooses_the_same_codes(
 ) -> None:
     """The codebook is searched in float32, whatever precision the convolutions have."""
     monkeypatch.setattr(
-        "cfrestore.train.stages.autocast",
+        "cfrestore.train.teacher.autocast",
         lambda device, enabled: torch.autocast("cpu", torch.bfloat16, enabled=enabled),
     )
     stage = CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU, mixed=True)

@@ -20,7 +20,7 @@ from cfrestore.train.command import main
 from cfrestore.train.config import PRIOR, Augmentation, Optimisation, PriorRecipe, with_iterations
 from cfrestore.train.loop import Schedule, read_state, save_state, train
 from cfrestore.train.prior import CodePrior, unigram_bits
-from cfrestore.train.stages import Teacher
+from cfrestore.train.teacher import Teacher
 
 SHAPES = {
     "pixelcnn": PriorConfig("pixelcnn", side=8, width=8, layers=7, kernel=3, dropout=0.1),

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from cfrestore.errors import ConfigError
 from cfrestore.models.enlarge import enlarge, enlarging_kernel
@@ -382,11 +383,14 @@ class PatchDiscriminator(nn.Module):
     Args:
         channels: width of the first layer; layer n has min(2^n, 8) times as many.
         layers: stride-2 convolutions; each doubles the patch.
+        spectral: instead of BatchNorm, every convolution is divided by its largest singular value,
+            so that the logits cannot change faster than the image does.
 
-    Source: Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (2017).
+    Source: Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (2017);
+    Miyato et al., "Spectral Normalization for Generative Adversarial Networks" (2018).
     """
 
-    def __init__(self, channels: int = 64, layers: int = 4) -> None:
+    def __init__(self, channels: int = 64, layers: int = 4, spectral: bool = False) -> None:
         super().__init__()
         blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
@@ -394,12 +398,14 @@ class PatchDiscriminator(nn.Module):
             wider = channels * min(2**n, 8)
             stride = 2 if n < layers else 1
             blocks += [
-                nn.Conv2d(width, wider, 4, stride, 1, bias=False),
-                nn.BatchNorm2d(wider),
+                nn.Conv2d(width, wider, 4, stride, 1, bias=spectral),
+                *([] if spectral else [nn.BatchNorm2d(wider)]),
                 nn.LeakyReLU(0.2),
             ]
             width = wider
         blocks.append(nn.Conv2d(width, 1, 4, 1, 1))
+        if spectral:
+            blocks = [spectral_norm(b) if isinstance(b, nn.Conv2d) else b for b in blocks]
         self.main = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:

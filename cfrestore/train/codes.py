@@ -15,7 +15,7 @@ from cfrestore.train.data import Order, face_names, load_faces
 
 if TYPE_CHECKING:
     from cfrestore.train.config import Augmentation
-    from cfrestore.train.stages import Teacher
+    from cfrestore.train.teacher import Teacher
 
 BATCH, SAVE_EVERY = 8, 200
 """Faces encoded together, and those between one writing of the file and the next."""

@@ -228,7 +228,7 @@ def _prior(
     from cfrestore.train.codes import CodeSampler, load_codes
     from cfrestore.train.config import PriorRecipe
     from cfrestore.train.prior import CodePrior
-    from cfrestore.train.stages import Teacher
+    from cfrestore.train.teacher import Teacher
 
     content = checkpoint.read(arguments.autoencoder)
     stored = content.get("config")
@@ -323,8 +323,10 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
 def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, device: torch.device) -> Stage:
     """The stage with everything it starts from."""
     from cfrestore.train.config import AutoencoderRecipe, CodesRecipe, PolishRecipe
+    from cfrestore.train.learner import compile_blocks
     from cfrestore.train.perceptual import build_perceptual
-    from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, Polish, compile_blocks
+    from cfrestore.train.polish import Polish
+    from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
     stage: Stage
     if isinstance(recipe, CodesRecipe):

@@ -152,7 +152,7 @@ class Adversary:
         scale: factor on the adaptive weight |grad rec| / (|grad GAN| + 1e-4).
         largest: upper clamp of the adaptive weight.
         halved: the hinge loss with the original VQGAN's factor 1/2.
-        channels, layers: shape of the discriminator.
+        channels, layers, spectral: shape of the discriminator.
     """
 
     start: int
@@ -163,6 +163,7 @@ class Adversary:
     lead: int = 0
     channels: int = 64
     layers: int = 4
+    spectral: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,18 +256,17 @@ class FusionRecipe:
 class PolishRecipe:
     """After stage III: the generator learns once more, with the fusion, on fixed codes.
 
-    Half of each batch are clean faces painted from their own codes, the others slightly degraded
-    ones fused at w = 1. No discriminator, so that what it has left of stripes goes.
-
     Attributes:
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
     """
 
     model: CodeFormerConfig
     optimisation: Optimisation
-    damage: Degradation = SMALL
+    small: Degradation = SMALL
+    large: Degradation = LARGE
     eyes: float = 0.0
     perceptual: Perceptual = field(default_factory=Perceptual)
+    adversary: Adversary | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
@@ -442,6 +442,14 @@ POLISH: dict[str, PolishRecipe] = {
         Optimisation(460, 4, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
         eyes=10.0,
         perceptual=replace(_FACE_FEATURES, weight=0.3),
+        adversary=Adversary(
+            start=60,
+            scale=1.0,
+            learning_rate=4e-4,
+            lead=60,
+            layers=3,
+            spectral=True,
+        ),
         augmentation=_VARIED,
     ),
 }
@@ -504,7 +512,7 @@ def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
         milestones=tuple(scaled(m) for m in recipe.optimisation.milestones),
         warm_up=scaled(recipe.optimisation.warm_up),
     )
-    if isinstance(recipe, CodesRecipe | PolishRecipe | PriorRecipe):
+    if isinstance(recipe, CodesRecipe | PriorRecipe):
         return replace(recipe, optimisation=optimisation)
     adversary = recipe.adversary and replace(
         recipe.adversary, start=scaled(recipe.adversary.start), lead=scaled(recipe.adversary.lead)
@@ -512,5 +520,7 @@ def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
     if isinstance(recipe, FusionRecipe):
         phases = tuple(replace(p, until=scaled(p.until)) for p in recipe.phases)
         return replace(recipe, optimisation=optimisation, adversary=adversary, phases=phases)
+    if isinstance(recipe, PolishRecipe):
+        return replace(recipe, optimisation=optimisation, adversary=adversary)
     codebook = replace(recipe.codebook, kmeans_after=scaled(recipe.codebook.kmeans_after))
     return replace(recipe, optimisation=optimisation, adversary=adversary, codebook=codebook)

@@ -223,3 +223,13 @@ def augment(
     mean = x.mean((1, 2, 3), keepdim=True)
     x = (x - mean) * around(how.contrast) + mean * around(how.brightness)
     return x.clamp(0, 1)
+
+
+def to_network(faces: Tensor) -> Tensor:
+    """Faces (B,3,S,S) in [0, 1] as networks see them: in [-1, 1], channels last."""
+    return (faces * 2 - 1).to(memory_format=torch.channels_last)
+
+
+def to_picture(x: Tensor) -> Tensor:
+    """What a network painted, (B,3,S,S), as a picture in [0, 1], float32."""
+    return ((x.float() + 1) / 2).clamp(0, 1)

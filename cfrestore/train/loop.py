@@ -22,12 +22,13 @@ from cfrestore.train import checkpoint
 from cfrestore.train.codes import CodeSampler
 from cfrestore.train.data import Sampler, generator_for
 from cfrestore.train.distributed import all_mean, any_process
+from cfrestore.train.polish import Polish
 from cfrestore.train.prior import CodePrior
-from cfrestore.train.stages import Stage as ImageStage
+from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
 SAMPLES = 8
 
-Stage = ImageStage | CodePrior
+Stage = Autoencoder | CodePrediction | Fusion | Polish | CodePrior
 
 Source = Sampler | CodeSampler
 """Where a stage's batches come from: faces, or for a prior their codes."""

@@ -14,7 +14,8 @@ from cfrestore.models.prior import bits_per_code, build_prior, sample_codes
 from cfrestore.models.vqgan import histogram
 from cfrestore.train.codes import CodeMaps
 from cfrestore.train.config import PriorRecipe
-from cfrestore.train.stages import Learner, Report, Teacher
+from cfrestore.train.learner import Learner, Report
+from cfrestore.train.teacher import Teacher
 
 BATCH = 32
 """Held-out maps looked at together."""

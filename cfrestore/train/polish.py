@@ -1,0 +1,106 @@
+"""After the three stages: generator and fusion learn once more, together, on fixed codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE
+from cfrestore.checkpoint import load_strictly
+from cfrestore.device import autocast
+from cfrestore.models.codeformer import CodeFormer
+from cfrestore.train import checkpoint
+from cfrestore.train.config import PolishRecipe
+from cfrestore.train.data import to_network
+from cfrestore.train.learner import Critic, Learner, Painted, Report
+from cfrestore.train.stages import (
+    RestoringStage,
+    degrade_parts,
+    detached,
+    image_losses,
+    shared_out,
+)
+from cfrestore.train.teacher import Teacher
+
+SHARES = (1, 1, 2)
+"""Of a batch: clean faces painted from their own codes at w = 0, heavily damaged ones restored at
+0, slightly damaged ones at 1.
+"""
+
+EYE = 20
+"""Size of an eye in an aligned face of 512 px: the deviation of its bump in `eye_map`, px."""
+
+
+class Polish(RestoringStage):
+    """After stage III.
+
+    Args:
+        recipe: the knobs.
+        fusion: path of stage III's checkpoint, whose averaged weights start the network.
+        autoencoder: path of stage I's checkpoint: the codes of clean faces.
+        perceptual, device, mixed: as in stage I.
+    """
+
+    name = "polish"
+
+    def __init__(
+        self,
+        recipe: PolishRecipe,
+        fusion: Path,
+        autoencoder: Path,
+        perceptual: nn.Module | None,
+        device: torch.device,
+        mixed: bool = False,
+    ) -> None:
+        self.recipe, self.device, self.mixed = recipe, device, mixed
+        self.perceptual = perceptual and perceptual.to(device)
+        self.network = CodeFormer(recipe.model)
+        load_strictly(self.network, checkpoint.averaged(fusion), fusion, "CodeFormer")
+        self.network.requires_grad_(False)
+        for part in (self.network.generator, self.network.fuse_convs_dict):
+            part.requires_grad_(True)
+        self.teacher = Teacher(autoencoder, recipe.model).to(device)
+        self.learner = Learner(self.network.to(device), recipe.optimisation)
+        self.critic = Critic(recipe.adversary).to(device) if recipe.adversary else None
+        self.eyes = eye_map(recipe.model.image_size).to(device)
+
+    def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
+        """Iteration t on clean faces; the losses it saw."""
+        x = to_network(clean)
+        own, *damaged_parts = shared_out(SHARES, len(x))
+        heavy = len(damaged_parts[0])
+        with torch.no_grad():
+            codes = self.teacher.codes(x[: len(own)])
+            damages = (self.recipe.large, self.recipe.small)
+            damaged = degrade_parts(clean[len(own) :], damaged_parts, damages, generator)
+        with autocast(self.device, self.mixed):
+            with torch.no_grad():
+                latent, skips = self.network.encode(to_network(damaged))
+                predicted = self.network.predict_codes(latent).argmax(-1)
+            codes = torch.cat((codes, predicted[:heavy]))
+            # They ask for gradient although nothing needs it: see Fusion.
+            kept = {side: skip[heavy:].clone().requires_grad_() for side, skip in skips.items()}
+            fakes = (
+                self.network.decode(self.network.lookup(codes), {}, 0),
+                self.network.decode(self.network.lookup(predicted[heavy:]), kept, 1),
+            )
+        fake = torch.cat(fakes).float()
+        rec, report = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
+        report["eyes"] = (self.eyes * (fake - x).abs()).mean()
+        total = rec + self.recipe.eyes * report["eyes"]
+        last = self.network.generator.last_weight
+        self.update(t, total, report, Painted(fake, x, rec, last))
+        self.learner.follow(t)
+        return detached(report)
+
+
+def eye_map(side: int) -> Tensor:
+    """(side, side): 1 in the middle of an eye of an aligned face, falling to 0 around it."""
+    at = (torch.arange(side) + 0.5) * PUBLISHED_SIZE / side  # px at 512
+    bumps = [
+        torch.exp(-((at[:, None] - y) ** 2 + (at - x) ** 2) / (2 * EYE**2))
+        for x, y in FFHQ_TEMPLATE[:2].tolist()
+    ]
+    return torch.stack(bumps).amax(0)
