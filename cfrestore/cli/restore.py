@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from cfrestore import __version__
-from cfrestore.cli.words import DEFAULTS, Model, Parser, PictureCommand, Words, with_words
+from cfrestore.cli.parameters import Model, Parser
+from cfrestore.cli.picture import PictureCommand, with_words
+from cfrestore.cli.words import DEFAULTS, Words
 from cfrestore.cli.work import work
 
 app = typer.Typer(pretty_exceptions_enable=False)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cfrestore.cli.parameters import Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console
-from cfrestore.cli.words import Offline, WeightsDir
 from cfrestore.cli.work import set_up
 from cfrestore.errors import WeightsError
 from cfrestore.weights import (
@@ -153,7 +153,7 @@ def licence(name: Name) -> None:
 def convert_(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .pth file of tensors.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="What to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes the tensors of a file as safetensors, which load faster and can run nothing."""
     convert(source, target, overwrite=overwrite)

@@ -17,8 +17,9 @@ import typer
 
 from cfrestore.cli import report
 from cfrestore.cli.record import Facts, facts_of, provenance_of, record_of, record_of_plan
-from cfrestore.cli.words import Words, check, parse_quality
+from cfrestore.cli.words import Words, check
 from cfrestore.errors import ConfigError, ImageError, OutputError, WeightsError
+from cfrestore.options import parse_quality
 
 if TYPE_CHECKING:
     from cfrestore.batch import Job, Outcome
