@@ -51,5 +51,5 @@ def cfrestore_(
     monkeypatch.setenv("CFRESTORE_HOME", str(tmp_path / "home"))
     detect(monkeypatch, face_at(8, 8, 32))
     shipped = save_network(tmp_path / "compact.safetensors", small_network())
-    monkeypatch.setattr("cfrestore.pipeline.shipped", lambda: shipped)
+    monkeypatch.setattr("cfrestore.network.shipped", lambda: shipped)
     return Command(capsys)

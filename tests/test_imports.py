@@ -22,6 +22,7 @@ ORDER = (
     "weights",
     "export",
     "backends",
+    "network",
     "parity",
     "cascade",
     "detect",

@@ -15,8 +15,9 @@ from cfrestore.detect import Face
 from cfrestore.device import Precision
 from cfrestore.errors import ConfigError, WeightsError
 from cfrestore.image import Photo
+from cfrestore.network import Task
 from cfrestore.options import Options
-from cfrestore.pipeline import Pipeline, Task, load_pipeline
+from cfrestore.pipeline import Pipeline, load_pipeline
 from cfrestore.restore import FailedFace, RestoredFace
 from cfrestore.select import SkippedFace
 

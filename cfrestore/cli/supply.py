@@ -64,7 +64,7 @@ def supply_weights(model: str, console: Console) -> tuple[Path, str]:
     Raises:
         WeightsError, CheckpointError, ConfigError: as `choose_weights`.
     """
-    from cfrestore.pipeline import choose_weights
+    from cfrestore.network import choose_weights
 
     if model in ("auto", "published"):
         supply(["codeformer"], console, required=model == "published")
