@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cfrestore import __version__
+from cfrestore.cli import VERBS
 from cfrestore.cli.parameters import Model, Parser
 from cfrestore.cli.picture import PictureCommand, with_words
 from cfrestore.cli.words import DEFAULTS, Words
@@ -23,8 +24,7 @@ def _version(wanted: bool) -> None:
 
 @app.command(
     cls=PictureCommand,
-    epilog="Other commands: cfrestore train autoencoder|codes|fusion|prior --help, "
-    "cfrestore inpaint|colorize|weights|doctor|export|degrade|eval|sample --help",
+    epilog=f"Other commands: cfrestore {'|'.join(VERBS)} --help",
 )
 @with_words
 def restore(

@@ -62,7 +62,7 @@ def list_(
 def fetch(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help=f"By default {', '.join(PUBLISHED)}."),
+        typer.Argument(metavar="NAME", help=f"By default {', '.join(PUBLISHED)}."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every file of the list.")] = False,
     weights_dir: WeightsDir = None,
@@ -91,7 +91,7 @@ def fetch(
 def verify_(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="By default all that are on this machine."),
+        typer.Argument(metavar="NAME", help="By default all that are on this machine."),
     ] = None,
     weights_dir: WeightsDir = None,
 ) -> None:

@@ -379,7 +379,7 @@ class Words:
         typer.Option(
             "--strict",
             rich_help_panel=TALK,
-            help="Exit code 1 if a face was found and left alone.",
+            help="Exit code 1 if a face that was to be restored was not.",
         ),
     ] = False
     quiet: Annotated[
