@@ -1,4 +1,4 @@
-"""Files of tensors, read without running anything that is in them."""
+"""Files of tensors, read without running anything that is in them, and written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfrestore.errors import CheckpointError, WeightsError
+from cfrestore.errors import CheckpointError, OutputError, WeightsError
+from cfrestore.files import drafted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +40,28 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     return _read_safetensors(path, tensors=False)[1] if _is_safetensors(path) else {}
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors as safetensors, in one step.
+
+    Args:
+        tensors: contiguous, and no two with memory in common.
+    Raises:
+        OutputError: the file cannot be written.
+        ValueError, KeyError, RuntimeError: safetensors cannot hold the tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with drafted(path) as draft:
+            save_file(tensors, draft, None if metadata is None else dict(metadata))
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path} cannot be written: {reason}") from error
 
 
 @contextmanager

@@ -15,19 +15,22 @@ statistics", 1980).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
 
 from cfrestore.align import cut_finely, rescale
+from cfrestore.select import SkippedFace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cfrestore.align import AlignedFace
     from cfrestore.image import Pixels
+    from cfrestore.options import MaxFace
 
 _Depth = TypeVar("_Depth", np.uint8, np.float32)
 
@@ -39,6 +42,8 @@ SHARP_FROM = 0.14
 
 SIGNAL_FROM = 0.3
 """Share of the detail that must be no noise for that; the dots of printed pictures have less."""
+
+TOO_SHARP = "sharper than the network paints"
 
 _CENTRE, _HALF_AXES = (0.5, 0.56), (0.26, 0.34)  # of the face in its crop, x then y, of the side
 _REACH = 3 / 128  # of the crop's side, deviation of the Gaussian that energy is averaged by
@@ -95,6 +100,22 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
         share=detail / energy if energy > 0 else 0.0,
         kept=kept,
     )
+
+
+def weigh(
+    pixels: Pixels, max_face: MaxFace, aligned: Sequence[AlignedFace]
+) -> list[AlignedFace | SkippedFace]:
+    """The same faces, large ones with what is to stay of their detail, or left alone for it."""
+    weighed: list[AlignedFace | SkippedFace] = []
+    for face in aligned:
+        detail = measure_detail(pixels, face)
+        if detail is None:
+            weighed.append(face)
+        elif max_face == "auto" and face.shrink > LARGE_FROM and detail.sharp:
+            weighed.append(SkippedFace(face.face, TOO_SHARP))
+        else:
+            weighed.append(replace(face, kept=detail.kept))
+    return weighed
 
 
 def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:

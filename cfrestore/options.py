@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cfrestore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cfrestore.image import Quality
 
 MAX_FIDELITY = 1.3
 """Largest w the library accepts: the largest value the published training used."""
@@ -138,6 +141,21 @@ def parse_faces(text: str) -> Choice | tuple[int, ...]:
         raise ConfigError(
             f"faces must be all, center, largest or indices like 0,2, found {text!r}"
         ) from None
+
+
+def parse_quality(text: str | None) -> Quality | None:
+    """The quality that a text such as 90 or keep means; None stays None.
+
+    Raises:
+        ConfigError: it means none.
+    """
+    if text is None:
+        return None
+    if text == "keep":
+        return "keep"
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 100:
+        return int(text)
+    raise ConfigError(f"quality must be a number from 1 to 100, or keep, found {text!r}")
 
 
 def _are_indices(faces: object) -> bool:

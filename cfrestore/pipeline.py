@@ -7,29 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-import cv2
 import numpy as np
-import torch
 
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
-from cfrestore.backends import ExportedNetwork, check_backend, exported, exported_facts
-from cfrestore.checkpoint import read_metadata
-from cfrestore.detail import LARGE_FROM, measure_detail
+from cfrestore.backends import ExportedNetwork
+from cfrestore.detail import weigh
 from cfrestore.detect import NAMES, Detector, Face, load_detector
-from cfrestore.device import (
-    Precision,
-    check_compiling,
-    choose_code_precision,
-    choose_device,
-    choose_precision,
-    faces_at_once,
-)
-from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
-from cfrestore.export import is_exported
+from cfrestore.device import Precision, faces_at_once
+from cfrestore.errors import DegenerateFaceError, ImageError
 from cfrestore.holes import enlarge_holes, share_holes, white_holes
-from cfrestore.image import equal_channels, is_gray, to_uint8
+from cfrestore.image import equal_channels, is_gray, keep_neutral, resize, to_depth, to_uint8
+from cfrestore.network import CPU, choose_model, choose_place, open_network
 from cfrestore.options import Options
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
@@ -45,42 +35,22 @@ from cfrestore.restore import (
 )
 from cfrestore.select import SkippedFace, missing_faces, select_faces
 from cfrestore.show import draw_frames
-from cfrestore.weights import load_codeformer, locate, missing, search_folders, shipped, weight_file
+from cfrestore.weights import locate, weight_file
 from cfrestore.weights.digests import known_sha256
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from cfrestore.holes import Holes
     from cfrestore.image import Photo, Pixels
-    from cfrestore.restore import Network
-
-CPU = torch.device("cpu")
+    from cfrestore.network import Network, Task
 
 Found: TypeAlias = AlignedFace | FailedFace | SkippedFace
 """One detected face before anything is painted."""
 
-Task: TypeAlias = Literal["restoration", "inpainting", "colorization"]
-
-TASKS: dict[Task, str] = {
-    "restoration": "codeformer",
-    "inpainting": "codeformer-inpainting",
-    "colorization": "codeformer-colorization",
-}
-"""What there are published weights for, and what they are called; restoration has others too."""
-
-MATCHED: dict[Task, bool | None] = {
-    "restoration": None,
-    "inpainting": False,
-    "colorization": True,
-}
-"""Whether a task uses latent AdaIN; None: if the network's configuration says so."""
-
 NOTHING_TO_FILL = "with nothing to fill"
 
-TOO_SHARP = "sharper than the network paints"
-
-Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
 Outcome = TypeVar("Outcome", bound=Found | Painted)
 
 
@@ -176,7 +146,7 @@ class Pipeline:
                 photo,
                 options,
                 paste=partial(self._paste, photo, options),
-                choose=tuple if options.aligned else partial(_weigh, photo.pixels, options),
+                choose=tuple if options.aligned else partial(weigh, photo.pixels, options.max_face),
                 correct=partial(correct, keeps_colours=config.keep_colours, gray=gray),
             )
 
@@ -265,15 +235,15 @@ class Pipeline:
 
         def complete(restored: Sequence[RestoredFace]) -> Photo:
             if whole:
-                result = _deepen(restored[0].crop if restored else whole.crop, photo)
+                result = to_depth(restored[0].crop if restored else whole.crop, photo.pixels.dtype)
             else:
                 result = paste(restored)
             if gray_stays:
-                result = _keep_neutral(result, photo.pixels)
+                result = keep_neutral(result, photo.pixels)
             if options.draw_box:
                 drawn = [face.aligned for face in restored]
                 result = draw_frames(result, drawn, scale=options.upscale)
-            return _with_pixels(photo, result)
+            return photo.with_pixels(result)
 
         def finish(painted: Sequence[Painted]) -> Restoration:
             new = [face for face in painted if isinstance(face, RestoredFace)]
@@ -300,7 +270,7 @@ class Pipeline:
         def gap_of(face: AlignedFace) -> Holes:
             """What of the crop shows any part of a hole."""
             if options.aligned:
-                return _resize(shown, self.crop_size, self.crop_size) > 0
+                return resize(shown, self.crop_size, self.crop_size) > 0
             return cut_crop(shown, face.to_crop, self.crop_size, border=(0,)) > 0
 
         def choose(aligned: Sequence[AlignedFace]) -> Sequence[Found]:
@@ -384,8 +354,8 @@ def load_pipeline(
     place, exactness, code_exactness = choose_place(
         backend, device, precision, code_precision, compile=compile
     )
-    path, name, notes = _choose_model(str(model), task)
-    network = _open(path, backend, task, place)
+    path, name, notes = choose_model(str(model), task)
+    network = open_network(path, backend, task, place)
     parses = task != "inpainting"  # there the holes say what is pasted
     parsing = (parser or locate("parsenet")) if parses else None
     finder = load_detector(detector, place, threshold)
@@ -417,91 +387,6 @@ def load_pipeline(
             **({"parser": parsing} if parsing else {}),
         },
     )
-
-
-def choose_place(
-    backend: str, device: str, precision: str, code_precision: str = "auto", *, compile: bool
-) -> tuple[torch.device, Precision, Precision]:
-    """The device and the precisions of those names; other backends than torch have the CPU only.
-
-    Raises:
-        ConfigError: a name is unknown, the backend or the device is absent, or they do not go
-            together.
-    """
-    check_backend(backend)
-    if backend == "torch":
-        place = choose_device(device)
-        if compile:
-            check_compiling(place)
-        codes = choose_code_precision(code_precision, place)
-        return place, choose_precision(precision, place), codes
-    if device not in ("auto", "cpu"):
-        raise ConfigError(f"the backend {backend} runs on the CPU, not on {device}")
-    for name in (precision, code_precision):
-        if name not in ("auto", "fp32"):
-            raise ConfigError(
-                f"the backend {backend} computes in fp32, or paints in int8 if it is given a file "
-                f"that was exported so, not in {name}"
-            )
-    if compile:
-        raise ConfigError(f"--compile is torch's; the backend {backend} always compiles")
-    return CPU, Precision.FP32, Precision.FP32
-
-
-def _open(path: Path, backend: str, task: Task, device: torch.device) -> Network:
-    """The network of a file, for other backends than torch an exported one.
-
-    Raises:
-        ConfigError: an exported file and the backend or the task do not go together.
-        WeightsError, CheckpointError, OutputError: as `load_codeformer` and `exported`.
-    """
-    ready = is_exported(path)
-    if backend == "torch":
-        if ready:
-            raise ConfigError(f"{path} is an exported network; --backend openvino or onnx runs it")
-        return load_codeformer(path, device)
-    matched = MATCHED[task]
-    network = ExportedNetwork(path if ready else exported(path, match_statistics=matched), backend)
-    network.check(network.config.match_statistics if matched is None else matched)
-    return network
-
-
-def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
-    """Path of the weights for restoration that a name means, their name, and remarks on both.
-
-    Raises:
-        WeightsError, CheckpointError: as `load_pipeline`.
-        ConfigError: the path is one of an exported file.
-    """
-    path, name, notes = _choose_model(model, "restoration")
-    if is_exported(path):
-        raise ConfigError(f"{path} is an exported network already")
-    return path, name, notes
-
-
-def _choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
-    """Path of the weights, their name, and what there is to say about the choice."""
-    has_compact = task == "restoration"
-    if model == "compact" and not has_compact:
-        raise ConfigError(f"there are no compact weights for {task}, only published ones")
-    if model == "compact":
-        return shipped(), "compact", ()
-    if model not in ("auto", "published"):
-        said = exported_facts(Path(model)) if is_exported(model) else read_metadata(model)
-        licence = said.get("licence")
-        notes = (f"{model} says of its licence: {licence}.",) if licence else ()
-        return Path(model), Path(model).name, notes
-    row = weight_file(TASKS[task])
-    if path := locate(row.name):
-        return path, "published", (f"{path} comes under the {row.licence}.",)
-    if model == "published" or not has_compact:
-        raise missing(row.name)
-    folders = ", ".join(map(str, search_folders()))
-    note = (
-        f"The published weights ({row.file}) are not in {folders}, so the compact ones that come "
-        "with cfrestore are used; their faces have less detail."
-    )
-    return shipped(), "compact", (note,)
 
 
 def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
@@ -547,20 +432,6 @@ def _align(
     return aligned
 
 
-def _weigh(pixels: Pixels, options: Options, aligned: Sequence[AlignedFace]) -> list[Found]:
-    """The same faces, large ones with what is to stay of their detail, or left alone for it."""
-    weighed: list[Found] = []
-    for face in aligned:
-        detail = measure_detail(pixels, face)
-        if detail is None:
-            weighed.append(face)
-        elif options.max_face == "auto" and face.shrink > LARGE_FROM and detail.sharp:
-            weighed.append(SkippedFace(face.face, TOO_SHARP))
-        else:
-            weighed.append(replace(face, kept=detail.kept))
-    return weighed
-
-
 def _stretch(pixels: NDArray[np.uint8], size: int) -> AlignedFace:
     """The whole picture as one aligned face, its aspect ratio given up as published."""
     fy, fx = (size / side for side in pixels.shape[:2])
@@ -568,36 +439,5 @@ def _stretch(pixels: NDArray[np.uint8], size: int) -> AlignedFace:
     landmarks = (FFHQ_TEMPLATE * (size / PUBLISHED_SIZE) - to_crop[:, 2]) / (fx, fy)
     box = np.array([0, 0, *pixels.shape[1::-1]], np.float32)
     return AlignedFace(
-        _resize(pixels, size, size), to_crop, Face(box, 1.0, landmarks.astype(np.float32))
+        resize(pixels, size, size), to_crop, Face(box, 1.0, landmarks.astype(np.float32))
     )
-
-
-def _deepen(crop: NDArray[np.uint8], photo: Photo) -> Pixels:
-    """The crop in the depth of the photograph."""
-    return crop.astype(np.uint16) * 257 if photo.pixels.dtype == np.uint16 else crop
-
-
-def _with_pixels(photo: Photo, pixels: Pixels) -> Photo:
-    """The photograph with other pixels, its alpha brought to their size."""
-    alpha = photo.alpha
-    if alpha is not None:
-        alpha = _resize(alpha, *pixels.shape[:2])
-    return replace(photo, pixels=np.ascontiguousarray(pixels), alpha=alpha)
-
-
-def _resize(image: NDArray[Depth], height: int, width: int) -> NDArray[Depth]:
-    """(H, W) or (H, W, 3) to (height, width), averaging where both sides shrink."""
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (width, height), interpolation=method)
-    return np.asarray(resized, image.dtype)
-
-
-def _keep_neutral(result: Pixels, original: Pixels) -> Pixels:
-    """Makes the result's channels equal if the original's are.
-
-    The crop's border colour is not quite neutral, so that its statistics can tint a face.
-    """
-    return np.repeat(result[..., 1:2], 3, axis=2) if equal_channels(original) else result

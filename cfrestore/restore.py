@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from cfrestore.align import AlignedFace
     from cfrestore.detect import Face
-    from cfrestore.models.codeformer import CodeFormerConfig, Features
+    from cfrestore.models.codeformer import Features
+    from cfrestore.network import Network
 
 FLAWS = (
     None,
@@ -83,22 +84,6 @@ class FailedFace:
 
     face: Face
     reason: str
-
-
-class Network(Protocol):
-    """What paints faces: a CodeFormer, or one exported to another runtime.
-
-    Attributes:
-        config: the shape of the network.
-    """
-
-    config: CodeFormerConfig
-
-    def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
-        """Images (B,3,S,S) to whatever `decode` takes, which does not depend on w."""
-
-    def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
-        """The painted images (B,3,S,S)."""
 
 
 class Painter:

@@ -44,7 +44,8 @@ def main() -> None:
     restore = cfrestore.load_pipeline(options.model, "mtcnn", "cpu")
     lines = [
         "# Gallery\n",
-        f"Before, after with `--w {options.fidelity}`, by `python examples/gallery.py PHOTO...`.",
+        f"Before, after with `--w {options.fidelity}`, by `python examples/gallery.py PHOTO... "
+        "--output FOLDER`.",
         options.note,
     ]
     for path in options.photos:

@@ -39,6 +39,13 @@ def _on_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def cfrestore_(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
@@ -51,5 +58,5 @@ def cfrestore_(
     monkeypatch.setenv("CFRESTORE_HOME", str(tmp_path / "home"))
     detect(monkeypatch, face_at(8, 8, 32))
     shipped = save_network(tmp_path / "compact.safetensors", small_network())
-    monkeypatch.setattr("cfrestore.pipeline.shipped", lambda: shipped)
+    monkeypatch.setattr("cfrestore.network.shipped", lambda: shipped)
     return Command(capsys)

@@ -82,6 +82,15 @@ class StubDetector:
         return self.faces
 
 
+class LeftParser:
+    """A parser to which the left half of a crop of 32 px is the face."""
+
+    def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        masks = np.zeros(crops.shape[:3], np.float32)
+        masks[:, :, :16] = 1
+        return masks
+
+
 def face_at(x: float, y: float, side: float) -> Face:
     """An upright face whose crop is the square of that side with that upper left corner."""
     landmarks = FFHQ_TEMPLATE * (side / 512) + (x, y)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import touch
 from stubs import StubDetector, StubNetwork, face_at, picture
 
 from cfrestore.batch import COMPARED, CROPS, RESTORED, Job, Outcome, plan, run
@@ -15,19 +16,7 @@ from cfrestore.procedure import Prepared, Procedure, Restoration
 from cfrestore.restore import FailedFace
 from cfrestore.select import SkippedFace
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def make(*names: str) -> None:
-    for name in names:
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def planned(
@@ -56,12 +45,12 @@ def planned(
     ],
 )
 def test_a_file_goes_beside_itself(source: str, target: str) -> None:
-    make(source)
+    touch(source)
     assert planned(source) == [(source, target)]
 
 
 def test_a_file_goes_where_it_is_told() -> None:
-    make("a.jpg", "folder/x")
+    touch("a.jpg", "folder/x")
     assert planned("a.jpg", output="b.png") == [("a.jpg", "b.png")]
     assert planned("a.jpg", output="new/b.png") == [("a.jpg", "new/b.png")]
     assert planned("a.jpg", output="folder") == [("a.jpg", "folder/a.jpg")]
@@ -70,7 +59,7 @@ def test_a_file_goes_where_it_is_told() -> None:
 
 
 def test_several_files_go_beside_themselves_or_into_a_folder() -> None:
-    make("a.jpg", "b/b.jpg")
+    touch("a.jpg", "b/b.jpg")
     assert planned("a.jpg", "b/b.jpg") == [
         ("a.jpg", "a.restored.jpg"),
         ("b/b.jpg", "b/b.restored.jpg"),
@@ -82,7 +71,7 @@ def test_several_files_go_beside_themselves_or_into_a_folder() -> None:
 
 
 def test_a_folder_gives_its_pictures_sorted_and_no_earlier_results() -> None:
-    make(
+    touch(
         "in/b.JPG",
         "in/a.png",
         "in/c.tiff",
@@ -103,7 +92,7 @@ def test_a_folder_gives_its_pictures_sorted_and_no_earlier_results() -> None:
 
 
 def test_folders_among_several_inputs_keep_their_names() -> None:
-    make("x/a.jpg", "y/a.jpg", "a.jpg")
+    touch("x/a.jpg", "y/a.jpg", "a.jpg")
     assert planned("x", "y", "a.jpg", output="out") == [
         ("x/a.jpg", "out/x/a.jpg"),
         ("y/a.jpg", "out/y/a.jpg"),
@@ -115,14 +104,14 @@ def test_folders_among_several_inputs_keep_their_names() -> None:
 def test_a_folder_may_be_named_by_dots(
     name: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make("in/a.jpg", "in/sub/b", "a.jpg")
+    touch("in/a.jpg", "in/sub/b", "a.jpg")
     monkeypatch.chdir(here / ("in/sub" if name == ".." else "in"))
     ((_, target),) = planned(name)
     assert Path(target).resolve() == here / "in.restored/a.jpg"
 
 
 def test_other_work_leaves_another_mark() -> None:
-    make("a.jpg", "in/a.jpg", "in/b.inpainted.jpg")
+    touch("a.jpg", "in/a.jpg", "in/b.inpainted.jpg")
     assert planned("a.jpg", "in", mark=".inpainted") == [
         ("a.jpg", "a.inpainted.jpg"),
         ("in/a.jpg", "in.inpainted/a.jpg"),
@@ -130,7 +119,7 @@ def test_other_work_leaves_another_mark() -> None:
 
 
 def test_a_suffix_is_in_every_name() -> None:
-    make("a.v1.jpg", "plain", "in/a.jpg", "out/x")
+    touch("a.v1.jpg", "plain", "in/a.jpg", "out/x")
     assert planned("a.v1.jpg", "plain", "in", suffix="new") == [
         ("a.v1.jpg", "a.v1_new.jpg"),
         ("plain", "plain_new"),
@@ -144,7 +133,9 @@ def test_a_suffix_is_in_every_name() -> None:
 
 
 def test_results_with_the_suffix_are_no_inputs_of_the_next_run() -> None:
-    make("in/a.jpg", "in/a_old.jpg", "in/a_old_old.jpg", "in/b_old.jpg", "in/c.png", "in/c_old.jpg")
+    touch(
+        "in/a.jpg", "in/a_old.jpg", "in/a_old_old.jpg", "in/b_old.jpg", "in/c.png", "in/c_old.jpg"
+    )
     sources = [source for source, _ in planned("in", suffix="old")]
     assert sources == ["in/a.jpg", "in/b_old.jpg", "in/c.png", "in/c_old.jpg"]
     assert len(planned("in")) == len(planned("in", suffix="new")) == 6
@@ -154,13 +145,13 @@ def test_results_with_the_suffix_are_no_inputs_of_the_next_run() -> None:
 
 @pytest.mark.parametrize("suffix", ["", "a/b", "/", "../x", "."])
 def test_a_suffix_is_a_part_of_a_name(suffix: str) -> None:
-    make("a.jpg")
+    touch("a.jpg")
     with pytest.raises(ConfigError, match="suffix"):
         planned("a.jpg", suffix=suffix)
 
 
 def test_a_whole_name_takes_no_suffix() -> None:
-    make("a.jpg")
+    touch("a.jpg")
     with pytest.raises(OutputError, match=r"b\.jpg is the whole name"):
         planned("a.jpg", output="b.jpg", suffix="new")
 
@@ -173,7 +164,7 @@ def beside(*inputs: str, output: str | None = None) -> list[str]:
 
 
 def test_what_is_kept_lies_in_folders_beside_the_result() -> None:
-    make("x/a.v1.jpg")
+    touch("x/a.v1.jpg")
     (job,) = plan(["x/a.v1.jpg"], kept=[CROPS, RESTORED, COMPARED])
     assert job.numbered(CROPS, 0) == Path("x/cropped_faces/a.v1_00.png")
     assert job.numbered(RESTORED, 123) == Path("x/restored_faces/a.v1_123.png")
@@ -183,7 +174,7 @@ def test_what_is_kept_lies_in_folders_beside_the_result() -> None:
 
 
 def test_pictures_that_differ_in_their_extension_keep_it() -> None:
-    make("a.jpg", "a.png", "b.jpg", "y/b.png")
+    touch("a.jpg", "a.png", "b.jpg", "y/b.png")
     assert beside("a.jpg", "./a.png", "b.jpg", "y/b.png") == [
         "compared/a.jpg.png",
         "compared/a.png.png",
@@ -197,7 +188,7 @@ def test_pictures_that_differ_in_their_extension_keep_it() -> None:
 
 
 def test_the_next_run_does_not_take_what_was_kept() -> None:
-    make("in/a.jpg", "in/cropped_faces/a_00.png", "in/compared/a.png")
+    touch("in/a.jpg", "in/cropped_faces/a_00.png", "in/compared/a.png")
     assert [source for source, _ in planned("in")] == ["in/a.jpg"]
 
 
@@ -219,7 +210,7 @@ def test_the_next_run_does_not_take_what_was_kept() -> None:
 def test_what_is_kept_replaces_nothing_unless_asked_to(
     kind: str, there: str, refused: bool
 ) -> None:
-    make("a.jpg", there)
+    touch("a.jpg", there)
     if refused:
         with pytest.raises(OutputError, match=f"{there} exists; only --overwrite"):
             plan(["a.jpg"], kept=[kind])
@@ -233,7 +224,7 @@ def test_what_is_kept_replaces_nothing_unless_asked_to(
     ("kind", "there"), [(CROPS, "cropped_faces/a_03.png"), (COMPARED, "compared/a.png")]
 )
 def test_what_is_kept_never_replaces_an_input(kind: str, there: str) -> None:
-    make("a.jpg", there)
+    touch("a.jpg", there)
     with pytest.raises(OutputError, match=f"{there} is an input"):
         plan(["a.jpg", there], kept=[kind], overwrite=True)
     Path(there).unlink()
@@ -243,7 +234,7 @@ def test_what_is_kept_never_replaces_an_input(kind: str, there: str) -> None:
 
 
 def test_a_result_and_what_is_kept_never_have_one_name() -> None:
-    make("a.jpg", "cropped_faces/a_00.png", "compared/a.png")
+    touch("a.jpg", "cropped_faces/a_00.png", "compared/a.png")
     for kind in (CROPS, COMPARED):
         plan([kind, "a.jpg"], "out")
         with pytest.raises(OutputError, match="would both be written to"):
@@ -251,7 +242,7 @@ def test_a_result_and_what_is_kept_never_have_one_name() -> None:
 
 
 def test_what_is_kept_needs_a_folder() -> None:
-    make("a.jpg", "cropped_faces")
+    touch("a.jpg", "cropped_faces")
     with pytest.raises(OutputError, match="cropped_faces is a file"):
         plan(["a.jpg"], kept=[CROPS])
 
@@ -260,7 +251,7 @@ def test_what_is_kept_needs_a_folder() -> None:
 
 
 def test_nothing_is_overwritten_unless_asked_for() -> None:
-    make("a.jpg", "a.restored.jpg", "b.jpg")
+    touch("a.jpg", "a.restored.jpg", "b.jpg")
     with pytest.raises(OutputError, match=r"a\.restored\.jpg exists"):
         planned("a.jpg", "b.jpg")
     assert len(planned("a.jpg", "b.jpg", overwrite=True)) == 2
@@ -268,7 +259,7 @@ def test_nothing_is_overwritten_unless_asked_for() -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_input_is_never_overwritten(overwrite: bool) -> None:
-    make("a.jpg", "a.restored.jpg", "in/x.jpg")
+    touch("a.jpg", "a.restored.jpg", "in/x.jpg")
     Path("link.jpg").symlink_to("a.jpg")
     for inputs, output in (
         (["a.jpg"], "a.jpg"),
@@ -284,7 +275,7 @@ def test_an_input_is_never_overwritten(overwrite: bool) -> None:
 
 
 def test_two_pictures_never_have_one_result() -> None:
-    make("x/a.jpg", "y/a.jpg")
+    touch("x/a.jpg", "y/a.jpg")
     with pytest.raises(OutputError, match=r"x/a\.jpg and y/a\.jpg would both"):
         planned("x/a.jpg", "y/a.jpg", output="out", overwrite=True)
     with pytest.raises(OutputError, match="both"):
@@ -292,7 +283,7 @@ def test_two_pictures_never_have_one_result() -> None:
 
 
 def test_several_results_do_not_fit_one_file() -> None:
-    make("a.jpg", "b.jpg", "in/c.jpg", "file")
+    touch("a.jpg", "b.jpg", "in/c.jpg", "file")
     for inputs in (["a.jpg", "b.jpg"], ["in"]):
         for output in ("new.jpg", "file"):
             with pytest.raises(OutputError, match="needs a folder"):
@@ -300,7 +291,7 @@ def test_several_results_do_not_fit_one_file() -> None:
 
 
 def test_a_folder_without_pictures_says_so() -> None:
-    make("in/notes.txt")
+    touch("in/notes.txt")
     with pytest.raises(ImageError, match="in holds no pictures"):
         planned("in")
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import pytest
 import torch
+from folders import make_pictures
 from numpy.typing import NDArray
 from stubs import StubDetector, StubNetwork, face_at, picture, small_network
 from torch import Tensor
@@ -33,11 +34,7 @@ from cfrestore.weights import load_codeformer, shipped
 WAIT = 20  # seconds until a test that would hang fails
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
@@ -47,12 +44,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def make(count: int, height: int = 40, width: int = 50) -> None:
-    Path("in").mkdir(exist_ok=True)
-    for index in range(count):
-        write_photo(Photo(picture(height, width, seed=index)), f"in/{index:03d}.png")
 
 
 def aligned(count: int) -> tuple[AlignedFace, ...]:
@@ -103,7 +94,7 @@ class Painting:
     ],
 )
 def test_faces_of_different_pictures_share_batches(faces: list[int], batches: list[int]) -> None:
-    make(len(faces))
+    make_pictures(len(faces))
     # One worker, because with several it is not said which picture gets which number of faces.
     painting = Painting(faces, batch_size=4)
     jobs = plan(["in"], "out", isolate=True)
@@ -114,7 +105,7 @@ def test_faces_of_different_pictures_share_batches(faces: list[int], batches: li
 
 
 def test_large_pictures_do_not_wait_for_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    make(6)
+    make_pictures(6)
     monkeypatch.setattr(engine, "PIXELS_AHEAD", 2 * 40 * 50)
     painting = Painting([1] * 6, batch_size=100)
     assert len(painting()) == 6
@@ -157,7 +148,7 @@ def test_whatever_lacks_memory_is_a_memory_error(error: Exception) -> None:
 
 
 def test_a_face_that_finds_no_memory_alone_fails_its_picture_alone() -> None:
-    make(5)
+    make_pictures(5)
 
     def paint(faces: Sequence[AlignedFace]) -> None:
         if len(faces) > 1 or np.array_equal(faces[0].crop, picture(32, 32, seed=0)):
@@ -217,7 +208,7 @@ def test_results_do_not_depend_on_batches_order_or_workers(which: str, repositor
         for index, rows in enumerate((slice(None), slice(None, -20), slice(10, None))):
             write_photo(Photo(portrait.pixels[rows].copy()), f"in/{index}.png")
     else:
-        make(7, 50, 60)
+        make_pictures(7, 50, 60)
     network = small_network() if which == "small" else load_codeformer(shipped())
     detector = MTCNNDetector() if which == "shipped with mtcnn" else Anywhere()
     pipeline = Pipeline(network, detector)
@@ -261,7 +252,7 @@ def test_the_other_tasks_give_what_they_give_alone(task: str) -> None:
 
 
 def test_pictures_are_read_while_others_are_painted_and_painted_while_others_are_written() -> None:
-    make(3)
+    make_pictures(3)
     read, painted = threading.Event(), threading.Event()
 
     def reading(source: Path | BinaryIO) -> Photo:
@@ -289,7 +280,7 @@ def test_pictures_are_read_while_others_are_painted_and_painted_while_others_are
 
 
 def test_only_so_many_pictures_are_in_memory() -> None:
-    make(40)
+    make_pictures(40)
     alive: weakref.WeakSet[NDArray[np.uint8]] = weakref.WeakSet()
     most = 0
 
@@ -312,7 +303,7 @@ def test_only_so_many_pictures_are_in_memory() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_photograph_is_let_go_before_its_result_is_encoded(count: int) -> None:
-    make(count)
+    make_pictures(count)
     read: list[weakref.ref[Photo]] = []
 
     def reading(source: Path | BinaryIO) -> Photo:
@@ -331,7 +322,7 @@ def test_a_photograph_is_let_go_before_its_result_is_encoded(count: int) -> None
 
 
 def test_one_picture_is_done_by_the_thread_that_asks() -> None:
-    make(1)
+    make_pictures(1)
     threads: list[threading.Thread] = []
 
     def reading(source: Path | BinaryIO) -> Photo:
@@ -343,7 +334,7 @@ def test_one_picture_is_done_by_the_thread_that_asks() -> None:
 
 
 def test_only_so_many_pixels_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    make(10)
+    make_pictures(10)
     monkeypatch.setattr(engine, "PIXELS_AHEAD", 40 * 50)
     at_once, most, lock = 0, 0, threading.Lock()
 
@@ -366,7 +357,7 @@ def test_only_so_many_pixels_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_fault_in_one_picture_is_told_with_its_place_and_costs_no_other() -> None:
-    make(4)
+    make_pictures(4)
 
     def prepare(photo: Photo) -> Prepared:
         if np.array_equal(photo.pixels, picture(40, 50, seed=1)):
@@ -385,7 +376,7 @@ def test_a_fault_in_one_picture_is_told_with_its_place_and_costs_no_other() -> N
 
 
 def test_a_fault_in_the_network_is_traced_to_its_picture() -> None:
-    make(4)
+    make_pictures(4)
 
     def paint(faces: Sequence[AlignedFace]) -> None:
         if len(faces) == 4 or len(faces) == 2:
@@ -397,7 +388,7 @@ def test_a_fault_in_the_network_is_traced_to_its_picture() -> None:
 
 
 def test_a_picture_that_may_not_be_read_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    make(2)
+    make_pictures(2)
     opened = Path.open
 
     def deny(path: Path, *values: object, **others: object) -> object:
@@ -412,7 +403,7 @@ def test_a_picture_that_may_not_be_read_fails_alone(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_a_plan_refused_fails_alone() -> None:
-    make(2)
+    make_pictures(2)
     Path("out").mkdir()
     Path("out/000.png").write_bytes(b"somebody's")
     outcomes = list(run(plan(["in"], "out", isolate=True), Painting([0, 0]).procedure))
@@ -431,7 +422,7 @@ def test_every_code_is_explained() -> None:
 
 
 def test_a_picture_from_stdin_goes_to_stdout() -> None:
-    make(1)
+    make_pictures(1)
     out = BytesIO()
     data = Path("in/000.png").read_bytes()
     (outcome,) = run(plan(["-"]), Painting([1]).procedure, stdin=BytesIO(data), stdout=out)
@@ -449,7 +440,7 @@ def test_a_picture_from_stdin_goes_to_stdout() -> None:
 
 
 def test_a_device_is_written_to_and_not_replaced() -> None:
-    make(1)
+    make_pictures(1)
     job = Job(Path("in/000.png"), Path(os.devnull), overwrite=True)
     (outcome,) = run([job], Painting([0]).procedure)
     assert outcome.status == "done"
@@ -461,7 +452,7 @@ def test_a_device_is_written_to_and_not_replaced() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_an_interruption_leaves_whole_results_that_are_recorded() -> None:
-    make(12)
+    make_pictures(12)
     count = 0
 
     def paint(faces: Sequence[AlignedFace]) -> None:
@@ -487,7 +478,7 @@ def test_an_interruption_leaves_whole_results_that_are_recorded() -> None:
 
 
 def test_who_stops_listening_stops_the_run() -> None:
-    make(30)
+    make_pictures(30)
     before = threading.active_count()
     outcomes: Iterator[Outcome] = run(plan(["in"], "out"), Painting([1] * 30).procedure)
     next(outcomes)

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from folders import touch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,19 +14,7 @@ from cfrestore.batch import CROPS, Job, Stream, parse_shard, plan, read_list
 from cfrestore.batch.naming import fill
 from cfrestore.errors import ConfigError, ImageError, OutputError
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def make(*names: str) -> None:
-    for name in names:
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def pairs(jobs: tuple[Job, ...]) -> list[tuple[str, str]]:
@@ -43,7 +32,7 @@ def sources(*words: str | Path, recursive: bool = False) -> list[str]:
 
 
 def test_sub_folders_keep_their_tree_if_they_are_asked_for() -> None:
-    make("in/a.jpg", "in/x/a.jpg", "in/x/y/b.png", "in/notes/read.txt")
+    touch("in/a.jpg", "in/x/a.jpg", "in/x/y/b.png", "in/notes/read.txt")
     assert pairs(plan(["in"], recursive=True)) == [
         ("in/a.jpg", "in.restored/a.jpg"),
         ("in/x/a.jpg", "in.restored/x/a.jpg"),
@@ -59,15 +48,15 @@ def test_sub_folders_keep_their_tree_if_they_are_asked_for() -> None:
 
 
 def test_sub_folders_of_results_and_hidden_ones_are_not_searched() -> None:
-    make("in/a.jpg", "in/x.restored/a.jpg", "in/cropped_faces/a_00.png", "in/.git/a.jpg")
-    make("in/results/a.jpg", "in/x/compared/a.png", "in/x/a.inpainted.jpg", "in/x/.a.jpg")
+    touch("in/a.jpg", "in/x.restored/a.jpg", "in/cropped_faces/a_00.png", "in/.git/a.jpg")
+    touch("in/results/a.jpg", "in/x/compared/a.png", "in/x/a.inpainted.jpg", "in/x/.a.jpg")
     assert pairs(plan(["in"], "in/results", recursive=True, overwrite=True)) == [
         ("in/a.jpg", "in/results/a.jpg")
     ]
 
 
 def test_links_in_a_circle_are_harmless_and_each_folder_comes_once() -> None:
-    make("in/a.jpg", "in/x/b.jpg", "elsewhere/c.jpg")
+    touch("in/a.jpg", "in/x/b.jpg", "elsewhere/c.jpg")
     Path("in/x/up").symlink_to("..")
     Path("in/x/self").symlink_to(".")
     Path("in/again").symlink_to("x")
@@ -79,7 +68,7 @@ def test_links_in_a_circle_are_harmless_and_each_folder_comes_once() -> None:
 
 @pytest.mark.skipif(os.name == "nt" or os.getuid() == 0, reason="root may look everywhere")
 def test_a_sub_folder_that_cannot_be_looked_at_fails_alone() -> None:
-    make("in/a.jpg", "in/closed/b.jpg")
+    touch("in/a.jpg", "in/closed/b.jpg")
     Path("in/closed").chmod(0)
     assert sources("in", recursive=True) == ["in/a.jpg", "in/closed"]
 
@@ -87,7 +76,7 @@ def test_a_sub_folder_that_cannot_be_looked_at_fails_alone() -> None:
 def test_a_folder_that_cannot_be_listed_stands_among_the_pictures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make("in/a.jpg", "in/closed/b.jpg")
+    touch("in/a.jpg", "in/closed/b.jpg")
     listed = Path.iterdir
 
     def iterdir(folder: Path):
@@ -102,7 +91,7 @@ def test_a_folder_that_cannot_be_listed_stands_among_the_pictures(
 
 
 def test_a_picture_that_may_not_be_looked_at_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
-    make("in/a.jpg", "in/closed/b.jpg")
+    touch("in/a.jpg", "in/closed/b.jpg")
     looked = Path.stat
 
     def stat(path: Path, **options: bool) -> os.stat_result:
@@ -118,7 +107,7 @@ def test_a_picture_that_may_not_be_looked_at_is_planned(monkeypatch: pytest.Monk
 
 
 def test_patterns_that_name_nothing_are_expanded_sorted() -> None:
-    make("b.jpg", "a.jpg", "c.png", "a.restored.jpg", ".d.jpg", "text.txt")
+    touch("b.jpg", "a.jpg", "c.png", "a.restored.jpg", ".d.jpg", "text.txt")
     Path("folder.jpg").mkdir()
     assert sources("*.jpg") == ["a.jpg", "b.jpg"]
     assert sources("*") == ["a.jpg", "b.jpg", "c.png"]
@@ -127,13 +116,15 @@ def test_patterns_that_name_nothing_are_expanded_sorted() -> None:
 
 
 def test_what_exists_is_no_pattern_and_a_path_never_is() -> None:
-    make("[a].jpg", "a.jpg")
+    touch("[a].jpg", "a.jpg")
     assert sources("[a].jpg") == ["[a].jpg"]
     assert sources(Path("?.jpg")) == ["?.jpg"]
 
 
 def test_two_stars_go_through_folders_and_the_tree_is_kept() -> None:
-    make("in/a.jpg", "in/x/y/a.jpg", "in/x.restored/a.jpg", "in/.x/a.jpg", "in/cropped_faces/b.jpg")
+    touch(
+        "in/a.jpg", "in/x/y/a.jpg", "in/x.restored/a.jpg", "in/.x/a.jpg", "in/cropped_faces/b.jpg"
+    )
     Path("in/x/round").symlink_to("..")
     assert pairs(plan(["in/**/*.jpg"], "out")) == [
         ("in/a.jpg", "out/a.jpg"),
@@ -148,7 +139,7 @@ def test_two_stars_go_through_folders_and_the_tree_is_kept() -> None:
 
 
 def test_an_absolute_pattern(here: Path) -> None:
-    make("in/a.jpg")
+    touch("in/a.jpg")
     assert pairs(plan([f"{here}/i?/*.jpg"], "out")) == [(f"{here}/in/a.jpg", "out/in/a.jpg")]
 
 
@@ -172,7 +163,7 @@ def test_lists_hold_names_that_mean_just_themselves() -> None:
         b"-",
         b"not utf-8 \xff.jpg",
     ]
-    make("a.jpg")
+    touch("a.jpg")
     assert [job.source for job in plan(names, "out")] == list(names)
     ended = read_list(BytesIO(b"two\nlines.jpg\0b.jpg\0"), null=True)
     assert ended == (Path("two\nlines.jpg"), Path("b.jpg"))
@@ -209,13 +200,13 @@ def test_stdin_goes_to_stdout_or_where_it_is_told() -> None:
     ],
 )
 def test_streams_take_one_picture(words: list[str], output: str | None, match: str) -> None:
-    make("a.jpg", "b.jpg", "out/x")
+    touch("a.jpg", "b.jpg", "out/x")
     with pytest.raises(OutputError, match=match):
         plan(words, output)
 
 
 def test_nothing_lies_beside_a_stream() -> None:
-    make("a.jpg")
+    touch("a.jpg")
     with pytest.raises(ConfigError, match="no folder beside <stdout> for cropped_faces"):
         plan(["a.jpg"], "-", kept=[CROPS])
 
@@ -224,7 +215,7 @@ def test_nothing_lies_beside_a_stream() -> None:
 
 
 def test_a_template_names_every_result() -> None:
-    make("in/a.b.jpg", "in/x/c.png")
+    touch("in/a.b.jpg", "in/x/c.png")
     planned = plan(["in"], "out/{dir}/{stem}_{w}.{ext}", recursive=True, fidelity=0.70)
     assert pairs(planned) == [
         ("in/a.b.jpg", "out/in/a.b_0.7.jpg"),
@@ -251,13 +242,13 @@ def test_a_template_names_every_result() -> None:
     ],
 )
 def test_a_template_that_makes_no_sense_is_refused(template: str, match: str) -> None:
-    make("a.jpg")
+    touch("a.jpg")
     with pytest.raises(ConfigError, match=match):
         plan(["a.jpg"], template)
 
 
 def test_two_results_of_one_name_are_refused_before_work() -> None:
-    make("a.jpg", "a.png")
+    touch("a.jpg", "a.png")
     with pytest.raises(OutputError, match=r"a\.jpg and a\.png would both be written to a_new"):
         plan(["a.jpg", "a.png"], "{stem}_new")
     with pytest.raises(OutputError, match="takes no suffix"):
@@ -300,7 +291,7 @@ def test_no_template_gives_anything_but_text_or_a_config_error(template: str) ->
 
 
 def test_a_format_gives_the_extension() -> None:
-    make("in/a.jpg", "in/b.png")
+    touch("in/a.jpg", "in/b.png")
     assert pairs(plan(["in"], format="png")) == [
         ("in/a.jpg", "in.restored/a.png"),
         ("in/b.png", "in.restored/b.png"),
@@ -311,7 +302,7 @@ def test_a_format_gives_the_extension() -> None:
     assert plan(["in/a.jpg"], format="png")[0].format == "png"
     with pytest.raises(ConfigError, match="format 'docx' is unknown"):
         plan(["in/a.jpg"], format="docx")
-    make("in/b.jpg")
+    touch("in/b.jpg")
     with pytest.raises(OutputError, match="both"):
         plan(["in"], format="png")
 
@@ -320,14 +311,14 @@ def test_a_format_gives_the_extension() -> None:
 
 
 def test_in_place_the_picture_is_the_target() -> None:
-    make("in/a.jpg", "b.jpg")
+    touch("in/a.jpg", "b.jpg")
     jobs = plan(["in", "b.jpg"], in_place=True, recursive=True)
     assert pairs(jobs) == [("in/a.jpg", "in/a.jpg"), ("b.jpg", "b.jpg")]
     assert all(job.in_place for job in jobs)
 
 
 def test_in_place_two_names_of_one_picture_are_refused() -> None:
-    make("a.jpg")
+    touch("a.jpg")
     Path("b.jpg").symlink_to("a.jpg")
     with pytest.raises(OutputError, match="would both be written"):
         plan(["a.jpg", "b.jpg"], in_place=True)
@@ -335,7 +326,7 @@ def test_in_place_two_names_of_one_picture_are_refused() -> None:
 
 @pytest.mark.parametrize("words", [{"output": "out"}, {"suffix": "x"}, {"format": "png"}])
 def test_in_place_nothing_is_named(words: dict[str, str]) -> None:
-    make("a.jpg")
+    touch("a.jpg")
     with pytest.raises(ConfigError, match="in place"):
         plan(["a.jpg"], in_place=True, **words)
     with pytest.raises(OutputError, match="<stdin> is no file"):
@@ -365,13 +356,13 @@ def test_in_place_nothing_is_named(words: dict[str, str]) -> None:
 def test_manifests_lie_in_folders_of_results(
     words: list[str], output: str | None, folder: str | None
 ) -> None:
-    make("in/a.jpg")
+    touch("in/a.jpg")
     (job,) = plan(words, output, fidelity=0.5)
     assert (job.manifest and job.manifest.as_posix()) == (folder and f"{folder}/.cfrestore.jsonl")
 
 
 def test_in_place_the_folder_that_was_asked_for_has_the_manifest() -> None:
-    make("in/x/a.jpg")
+    touch("in/x/a.jpg")
     for word in ("in", "in/**/*.jpg"):
         (job,) = plan([word], in_place=True, recursive=True)
         assert job.manifest == Path("in/.cfrestore.jsonl")
@@ -402,8 +393,8 @@ def test_shards_are_disjoint_and_together_the_whole(
 
 def test_a_shard_depends_on_the_names_below_its_folder_alone(here: Path) -> None:
     names = [f"{letter}.jpg" for letter in "abcdefghij"]
-    make(*[f"in/{name}" for name in names], *[f"mount/photos/{name}" for name in names])
-    make("mount/photos/new.jpg")
+    touch(*[f"in/{name}" for name in names], *[f"mount/photos/{name}" for name in names])
+    touch("mount/photos/new.jpg")
     one = [source.split("/")[-1] for source, _ in pairs(plan(["in"], "out", shard=(1, 3)))]
     two = [job.source.name for job in plan([here / "mount/photos"], "out", shard=(1, 3))]  # type: ignore[union-attr]
     assert one == [name for name in two if name != "new.jpg"]
@@ -411,7 +402,7 @@ def test_a_shard_depends_on_the_names_below_its_folder_alone(here: Path) -> None
 
 
 def test_each_shard_has_a_manifest_of_its_own_and_may_be_empty() -> None:
-    make("in/a.jpg")
+    touch("in/a.jpg")
     parts = [plan(["in"], "out", shard=(index, 2)) for index in (1, 2)]
     assert sorted(map(len, parts)) == [0, 1]
     (job,) = parts[0] + parts[1]
@@ -419,12 +410,12 @@ def test_each_shard_has_a_manifest_of_its_own_and_may_be_empty() -> None:
 
 
 def test_collisions_are_found_in_every_shard_but_files_of_the_others_do_not_matter() -> None:
-    make("x/a.jpg", "y/a.jpg", "in/a.jpg", "in/b.jpg", "in/c.jpg", "in/d.jpg")
+    touch("x/a.jpg", "y/a.jpg", "in/a.jpg", "in/b.jpg", "in/c.jpg", "in/d.jpg")
     for shard in ((1, 2), (2, 2)):
         with pytest.raises(OutputError, match="both"):
             plan(["x/a.jpg", "y/a.jpg"], "out", shard=shard)
     first, second = (plan(["in"], "out", shard=(index, 2)) for index in (1, 2))
-    make(*[str(job.target) for job in first])
+    touch(*[str(job.target) for job in first])
     assert plan(["in"], "out", shard=(2, 2)) == second
     with pytest.raises(OutputError, match="exists"):
         plan(["in"], "out", shard=(1, 2))
@@ -443,7 +434,7 @@ def test_shards_are_written_as_fractions() -> None:
 
 
 def test_what_would_be_refused_is_planned_with_its_reason() -> None:
-    make("in/a.jpg", "in/b.jpg", "in/b.png", "out/a.jpg")
+    touch("in/a.jpg", "in/b.jpg", "in/b.png", "out/a.jpg")
     jobs = plan(["in"], "out/{stem}.jpg", isolate=True)
     assert [(str(job.source), bool(job.refusal)) for job in jobs] == [
         ("in/a.jpg", True),

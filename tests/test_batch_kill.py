@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stubs import picture
+from folders import contents, make_pictures
 
 from cfrestore.batch import Manifest, plan
-from cfrestore.image import Photo, read_photo, write_photo
+from cfrestore.image import read_photo
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -54,30 +54,12 @@ def victim() -> Iterator[Victim]:
         process.stdin.close()
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-
-
-def make(count: int) -> None:
-    Path("in").mkdir()
-    for index in range(count):
-        write_photo(Photo(picture(24, 30, seed=index)), f"in/{index:03d}.png")
-
-
-def contents(folder: str) -> dict[str, bytes]:
-    """Files by name, but for hidden ones."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
-    }
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.mark.slow
 def test_a_batch_killed_ten_times_ends_as_one_that_was_not(victim: Victim) -> None:
-    make(FILES)
+    make_pictures(FILES, 24, 30)
     victim.start("whole")
     assert victim.end() == 0
     whole = contents("whole")
@@ -121,7 +103,7 @@ def test_a_batch_killed_ten_times_ends_as_one_that_was_not(victim: Victim) -> No
     ],
 )
 def test_a_crash_at_any_step_is_made_good(victim: Victim, crash: str, files: int) -> None:
-    make(1)
+    make_pictures(1, 24, 30)
     victim.start("whole", "never")
     assert victim.end() == 0
     whole = contents("whole")

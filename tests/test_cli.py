@@ -295,6 +295,24 @@ def test_offline_is_said_to_all(cfrestore_: Command, monkeypatch: pytest.MonkeyP
     assert os.environ["CFRESTORE_OFFLINE"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("verb", "task"), [("inpaint", "inpainting"), ("colorize", "colorization")]
+)
+def test_other_tasks_need_weights_and_there_are_no_compact_ones(
+    cfrestore_: Command, verb: str, task: str
+) -> None:
+    make("photo.png")
+    for model in ("auto", "published"):
+        result = cfrestore_(verb, "photo.png", "--model", model)
+        (line,) = result.err.splitlines()
+        assert result.code == 4
+        assert f"codeformer_{task}.pth" in line
+        assert line.endswith(f"; there are no compact weights for {task}")
+    result = cfrestore_(verb, "photo.png", "--model", "compact")
+    said = f"error: there are no compact weights for {task}, only published ones\n"
+    assert (result.code, result.err) == (2, said)
+
+
 def test_a_folder_of_weights_need_not_be_there_yet(cfrestore_: Command) -> None:
     make("a.png")
     result = cfrestore_("a.png", "--weights-dir", "new")

@@ -15,7 +15,7 @@ import typer
 from command import Command, detect, make
 from stubs import save_network, small_network
 
-from cfrestore import pipeline
+from cfrestore import network
 from cfrestore.batch import FaceReport, Job, Outcome
 from cfrestore.cli import restore
 from cfrestore.cli.report import describe, progress
@@ -24,7 +24,7 @@ from cfrestore.image import read_photo
 
 def test_verbose_tells_files_and_times(cfrestore_: Command) -> None:
     make("a.png")
-    compact = pipeline.shipped()  # type: ignore[call-arg]
+    compact = network.shipped()  # type: ignore[call-arg]
     lines = cfrestore_("a.png", "-v", "--model", "compact").err.splitlines()
     assert f"  model: {compact}" in lines
     stages = [rf"{stage} \d+\.\d\d s" for stage in ("read", "find", "paint", "paste", "write")]

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 from command import Command
+from folders import contents, make_pictures
 from stubs import StubDetector, face_at, picture, save_network, small_network
 
 from cfrestore.batch import Manifest, plan, remote
@@ -112,29 +113,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder, which is the current one, with a network; torch has one thread, as there."""
-    monkeypatch.chdir(tmp_path)
+def ready(here: Path) -> Iterator[None]:
+    """The folder has a network; torch has one thread, as there."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     save_network(Path("tiny.safetensors"), small_network())
     yield
     torch.set_num_threads(before)
-
-
-def make(count: int) -> None:
-    Path("in").mkdir()
-    for index in range(count):
-        write_photo(Photo(picture(24, 30, seed=index)), f"in/{index:03d}.png")
-
-
-def contents(folder: str) -> dict[str, bytes]:
-    """Files by name, but for hidden ones."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
-    }
 
 
 def manifest(folder: str) -> dict[str, Any]:
@@ -169,7 +154,7 @@ WORDS = ("--aligned", "--model", "tiny.safetensors", "--device", "cpu", "--json"
 def test_one_process_four_shards_and_a_cluster_give_the_same(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make(24)
+    make_pictures(24, 24, 30)
     Path("in/bad.png").write_text("no picture")
     local = Command(capsys)
     one = local("in", "-o", "one/", *WORDS)
@@ -207,7 +192,7 @@ def test_one_process_four_shards_and_a_cluster_give_the_same(
 
 @pytest.mark.slow
 def test_an_actor_that_is_killed_costs_nothing(cluster: Cluster) -> None:
-    make(500)
+    make_pictures(500, 24, 30)
     with subprocess.Popen(
         cluster.command("in", "-o", "out/", *WORDS),
         env=environment(),
@@ -240,7 +225,7 @@ def test_a_picture_that_kills_whoever_works_on_it_is_reported_and_costs_no_other
 ) -> None:
     from cfrestore.batch import cluster as engine
 
-    make(30)
+    make_pictures(30, 24, 30)
     monkeypatch.setenv("CFRESTORE_OFFLINE", "1")
 
     # Nested, so that they travel by value: the workers cannot import this file.
@@ -313,7 +298,7 @@ def test_a_picture_that_kills_whoever_works_on_it_is_reported_and_costs_no_other
 def test_pictures_behind_urls_are_restored_as_others_are(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    make(6)
+    make_pictures(6, 24, 30)
     Command(capsys)("in", "-o", "one/", *WORDS)
     words = [f"file://{tmp_path}/in", "-o", f"file://{tmp_path}/far/", *WORDS]
     first = run(cluster.command(*words))
@@ -338,7 +323,7 @@ def test_a_folder_behind_a_url_looks_like_one_here(
     """With memory://, which no other process sees: fetched, restored and sent by this one."""
     fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
     memory = fsspec.filesystem("memory")
-    make(3)
+    make_pictures(3, 24, 30)
     for path in Path("in").iterdir():
         memory.pipe(f"/there/in/sub/{path.name}", path.read_bytes())
     procedure = Pipeline(small_network(), StubDetector(face_at(2, 2, 20))).restoring()

@@ -4,12 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import Command, detect
 from numpy.typing import NDArray
 from published import random_published_file
-from stubs import StubDetector, StubNetwork, face_at, picture, save_network, small_network
+from stubs import (
+    LeftParser,
+    StubDetector,
+    StubNetwork,
+    face_at,
+    picture,
+    save_network,
+    small_network,
+)
 
-from cfrestore import pipeline, weights
-from cfrestore.cli import main
+from cfrestore import weights
 from cfrestore.device import inference
 from cfrestore.image import Photo, from_tensor, read_photo, to_tensor, write_photo
 from cfrestore.models.codeformer import CodeFormer
@@ -89,14 +97,8 @@ def test_the_size_is_exactly_scale_times_the_input(scale: int) -> None:
 
 
 def test_the_parser_decides_what_is_pasted() -> None:
-    class Left:
-        def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-            masks = np.zeros(crops.shape[:3], np.float32)
-            masks[:, :, :16] = 1
-            return masks
-
     detector = StubDetector(face_at(0, 0, 64))
-    colour = Pipeline(small_network(), detector, parser=Left()).colorize  # type: ignore[arg-type]
+    colour = Pipeline(small_network(), detector, parser=LeftParser()).colorize  # type: ignore[arg-type]
     result = colour(Photo(gray_picture(64, 64)))
     assert coloured(result.photo.pixels[10:54, 10:28]).mean() > 0.9
     assert not coloured(result.photo.pixels[:, 36:]).any()
@@ -111,19 +113,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CFRESTORE_HOME", str(tmp_path / "home"))
-    detector = StubDetector(face_at(16, 16, 48))
-    monkeypatch.setattr(pipeline, "load_detector", lambda name, device, threshold: detector)
+    detect(monkeypatch, face_at(16, 16, 48))
     save_network(tmp_path / "net.safetensors", small_network())
     return tmp_path
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str]]:
     """Exit code of `cfrestore colorize` and the lines that it said."""
-    try:
-        code = main(["colorize", "--device", "cpu", *words])
-    except SystemExit as left:
-        code = int(left.code or 0)
-    return code, capsys.readouterr().err.splitlines()
+    result = Command(capsys)("colorize", "--device", "cpu", *words)
+    return result.code, result.err.splitlines()
 
 
 NET = ("--model", "net.safetensors")
@@ -153,23 +151,6 @@ def test_an_aligned_face_is_the_whole_picture(
     assert run(capsys, "face.png", "--aligned", *NET, "-o", "done.png")[0] == 0
     expected = direct(weights.load_codeformer("net.safetensors"), gray_picture(32, 32))
     assert np.array_equal(read_photo("done.png").pixels, expected)
-
-
-def test_weights_are_needed_and_there_are_no_compact_ones(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_photo(Photo(gray_picture(32, 32)), "photo.png")
-    for model in ("auto", "published"):
-        code, lines = run(capsys, "photo.png", "--model", model)
-        assert code == 4
-        assert len(lines) == 1
-        assert "codeformer_colorization.pth" in lines[0]
-        assert lines[0].endswith("; there are no compact weights for colorization")
-    code, lines = run(capsys, "photo.png", "--model", "compact")
-    assert (code, lines) == (
-        2,
-        ["error: there are no compact weights for colorization, only published ones"],
-    )
 
 
 @pytest.mark.slow

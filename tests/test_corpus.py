@@ -232,7 +232,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     target.write_bytes(b"old")
     program = """
         import numpy as np, os, signal
-        import cfrestore.image.files as files
+        import cfrestore.files as files
         files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
         write_photo(Photo(np.zeros((9, 9, 3), np.uint8)), "photo.png")
     """

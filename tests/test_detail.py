@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from stubs import StubDetector, StubNetwork, face_at, leaves
 
 from cfrestore.align import AlignedFace, align_face
-from cfrestore.detail import Detail, measure_detail
+from cfrestore.detail import TOO_SHARP, Detail, measure_detail
 from cfrestore.image import Photo, read_photo
 from cfrestore.options import Options
 from cfrestore.paste import paste_faces
-from cfrestore.pipeline import TOO_SHARP, Pipeline
+from cfrestore.pipeline import Pipeline
 from cfrestore.restore import RestoredFace
 from cfrestore.select import SkippedFace
 from cfrestore.train.config import LARGE

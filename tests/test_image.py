@@ -818,7 +818,7 @@ def test_writing_is_repeatable() -> None:
         assert written(photo, format) == written(photo, format)
 
 
-@pytest.mark.parametrize("broken", ["cfrestore.image.files.os.fsync", "pathlib.Path.replace"])
+@pytest.mark.parametrize("broken", ["cfrestore.files.os.fsync", "pathlib.Path.replace"])
 def test_a_failed_write_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -856,7 +856,7 @@ def test_an_interrupted_write_leaves_no_temporary_file(
         assert len(list(tmp_path.iterdir())) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cfrestore.image.files.os.fsync", interrupt)
+    monkeypatch.setattr("cfrestore.files.os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_photo(Photo(noise(4, 5, 3)), tmp_path / "photo.png")
     assert not list(tmp_path.iterdir())

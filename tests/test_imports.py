@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "cfrestore"
 # Each room may import from the rooms above it; the data flow, from bytes to bytes, goes downwards.
 ORDER = (
     "errors",
+    "files",
     "extras",
     "options",
     "device",
@@ -21,6 +22,7 @@ ORDER = (
     "weights",
     "export",
     "backends",
+    "network",
     "parity",
     "cascade",
     "detect",

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import Command, detect
 from numpy.typing import NDArray
 from published import random_published_file
 from stubs import StubDetector, StubNetwork, face_at, picture, save_network, small_network
 from torch import Tensor
 
-from cfrestore import pipeline, weights
-from cfrestore.cli import main
-from cfrestore.detect import Face
+from cfrestore import weights
 from cfrestore.device import Precision, inference
 from cfrestore.errors import ImageError
 from cfrestore.image import Photo, from_tensor, read_photo, to_tensor, write_photo
@@ -235,19 +234,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def detect(monkeypatch: pytest.MonkeyPatch, *faces: Face) -> None:
-    monkeypatch.setattr(
-        pipeline, "load_detector", lambda name, device, threshold: StubDetector(*faces)
-    )
-
-
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str]]:
     """Exit code of `cfrestore inpaint` and the lines that it said."""
-    try:
-        code = main(["inpaint", "--device", "cpu", *words])
-    except SystemExit as left:
-        code = int(left.code or 0)
-    return code, capsys.readouterr().err.splitlines()
+    result = Command(capsys)("inpaint", "--device", "cpu", *words)
+    return result.code, result.err.splitlines()
 
 
 NET = ("--model", "net.safetensors")
@@ -341,22 +331,6 @@ def test_a_mask_that_is_no_picture_is_one_sentence(
         assert code == 1
         assert len(lines) == 1
         assert lines[0].startswith(f"error: {name} ")
-
-
-def test_weights_are_needed_and_there_are_no_compact_ones(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for model in ("auto", "published"):
-        code, lines = run(capsys, "photo.png", "--model", model)
-        assert code == 4
-        assert len(lines) == 1
-        assert "codeformer_inpainting.pth" in lines[0]
-        assert lines[0].endswith("; there are no compact weights for inpainting")
-    code, lines = run(capsys, "photo.png", "--model", "compact")
-    assert (code, lines) == (
-        2,
-        ["error: there are no compact weights for inpainting, only published ones"],
-    )
 
 
 @pytest.mark.slow

@@ -7,7 +7,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from stubs import StubDetector, StubNetwork, face_at, picture, save_network, small_network
+from stubs import (
+    LeftParser,
+    StubDetector,
+    StubNetwork,
+    face_at,
+    picture,
+    save_network,
+    small_network,
+)
 
 from cfrestore import pipeline, restore, weights
 from cfrestore.checkpoint import read_checkpoint, read_metadata
@@ -15,8 +23,9 @@ from cfrestore.detect import Face
 from cfrestore.device import Precision
 from cfrestore.errors import ConfigError, WeightsError
 from cfrestore.image import Photo
+from cfrestore.network import Task
 from cfrestore.options import Options
-from cfrestore.pipeline import Pipeline, Task, load_pipeline
+from cfrestore.pipeline import Pipeline, load_pipeline
 from cfrestore.restore import FailedFace, RestoredFace
 from cfrestore.select import SkippedFace
 
@@ -167,19 +176,13 @@ def test_a_failed_network_leaves_the_photograph_as_it_was() -> None:
 
 
 def test_the_parser_decides_what_is_pasted() -> None:
-    class Left:
-        def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-            masks = np.zeros(crops.shape[:3], np.float32)
-            masks[:, :, :16] = 1
-            return masks
-
     photo = Photo(picture(64, 64))
     detector = StubDetector(face_at(0, 0, 64))
-    result = Pipeline(negative(), detector, parser=Left())(photo)  # type: ignore[arg-type]
+    result = Pipeline(negative(), detector, parser=LeftParser())(photo)  # type: ignore[arg-type]
     changed = (result.photo.pixels != photo.pixels).any(axis=2)
     assert changed[10:54, 10:28].mean() > 0.9
     assert not changed[:, 36:].any()
-    none = Pipeline(negative(), StubDetector(), parser=Left())  # type: ignore[arg-type]
+    none = Pipeline(negative(), StubDetector(), parser=LeftParser())  # type: ignore[arg-type]
     assert np.array_equal(none(photo).photo.pixels, photo.pixels)
 
 

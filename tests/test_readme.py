@@ -16,6 +16,16 @@ def readme(repository: Path) -> str:
     return (repository / "README.md").read_text()
 
 
+@pytest.fixture
+def options(repository: Path) -> str:
+    return (repository / "docs/options.md").read_text()
+
+
+def options_of(app: typer.Typer) -> set[str]:
+    command = typer.main.get_command(app)
+    return {name for parameter in command.params for name in parameter.opts if name[0] == "-"}
+
+
 def block(readme: str, before: str) -> str:
     found = re.search(re.escape(before) + r"\n```\w+\n(.*?)```", readme, re.DOTALL)
     assert found, f"README has no block after {before!r}"
@@ -59,16 +69,35 @@ def test_the_python_example_runs(
     assert (elsewhere / "collins.png").is_file()
 
 
-@pytest.mark.parametrize("app", [restore.app, inpaint.app, colorize.app, export.app, sample.app])
+COMPLETION = {"--install-completion", "--show-completion"}
+
+
+def spoken(text: str) -> set[str]:
+    """The options that a text names."""
+    return set(re.findall(r"`(--?[a-z0-9-]+)`", text))
+
+
+@pytest.mark.parametrize("app", [restore.app, inpaint.app, colorize.app])
+def test_every_option_on_pictures_is_documented(options: str, app: typer.Typer) -> None:
+    assert options_of(app) - spoken(options) - COMPLETION == set()
+
+
+@pytest.mark.parametrize("app", [export.app, sample.app])
 def test_every_option_is_documented(readme: str, app: typer.Typer) -> None:
-    command = typer.main.get_command(app)
-    options = {name for parameter in command.params for name in parameter.opts if name[0] == "-"}
-    documented = set(re.findall(r"`(--?[a-z0-9-]+)`", readme))
-    assert options - documented - {"--install-completion", "--show-completion"} == set()
+    assert options_of(app) - spoken(readme) == set()
 
 
-def test_every_published_word_is_documented(readme: str) -> None:
-    spoken = {name.replace("-", "_") for name in re.findall(r"`-(-?[a-z_]+)", readme)}
+def test_every_option_of_training_is_documented(readme: str) -> None:
+    from cfrestore.train.command import _parser
+
+    (stages,) = (a.choices for a in _parser()._actions if a.dest == "stage")
+    words = {word for stage in stages.values() for a in stage._actions for word in a.option_strings}
+    words -= {"-h", "--help", "--no-bf16"}
+    assert words - spoken(readme) == set()
+
+
+def test_every_published_word_is_documented(options: str) -> None:
+    spoken = {name.replace("-", "_") for name in re.findall(r"`-(-?[a-z_]+)", options)}
     names = {*ABSENT, *FLAGS, *INPUTS, *VALUED} - {"--save-video-fps"}
     assert {name[1:].replace("-", "_") for name in names} <= spoken
 

@@ -702,7 +702,10 @@ def test_stages_one_by_one_give_weights_that_load(tmp_path: Path, small: list[st
     )
     assert [main(stage) for stage in stages] == [0, 0, 0, 0, 0]
     loads_what_was_trained(tmp_path / "out.safetensors", Path(four) / "last.pt")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "out.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert main(["export", second, str(tmp_path / "no.safetensors")]) == 1
+    assert main(["export", f"{four}/last.pt", str(tmp_path / "nowhere/no.safetensors")]) == 1
 
 
 def test_all_stages_in_one_command_resume_and_restore(

@@ -1,9 +1,11 @@
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
 import os
 import pickle
+import stat
 import zipfile
 from dataclasses import replace
 from itertools import chain, repeat
@@ -17,7 +19,7 @@ from stubs import SMALL, save_network, small_network
 from torch import Tensor
 
 from cfrestore import weights
-from cfrestore.checkpoint import read_checkpoint
+from cfrestore.checkpoint import read_checkpoint, write_tensors
 from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 from cfrestore.models.vqgan import VQGANConfig
@@ -428,7 +430,6 @@ def test_converting_keeps_what_is_known_of_a_file(
     source, target = tmp_path / "a.pth", tmp_path / "b.safetensors"
     torch.save({"x": torch.arange(3)}, source)
     convert(source, target)
-    assert target.stat().st_mode == source.stat().st_mode
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     tensors, metadata = read_checkpoint(target)
     assert torch.equal(tensors["x"], torch.arange(3))
@@ -439,6 +440,35 @@ def test_converting_keeps_what_is_known_of_a_file(
     assert read_checkpoint(target)[1] == {"source_sha256": digest, "licence": row.licence}
     convert(target, tmp_path / "c.safetensors")
     assert read_checkpoint(tmp_path / "c.safetensors")[1]["licence"] == row.licence
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a umask")
+def test_written_tensors_are_open_to_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_tensors(tmp_path / "a.safetensors", {"x": torch.arange(3)}, {"said": "so"})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640
+    tensors, metadata = read_checkpoint(tmp_path / "a.safetensors")
+    assert torch.equal(tensors["x"], torch.arange(3))
+    assert metadata == {"said": "so"}
+
+
+@pytest.mark.parametrize("broken", ["cfrestore.files.os.fsync", "pathlib.Path.replace"])
+def test_tensors_that_cannot_be_written_leave_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "a.safetensors"
+    target.write_bytes(b"old")
+    monkeypatch.setattr(broken, fail)
+    with pytest.raises(OutputError, match=r"a\.safetensors cannot be written: No space left"):
+        write_tensors(target, {"x": torch.arange(3)})
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_our_own_files_keep_their_configuration(tmp_path: Path) -> None:
@@ -484,6 +514,14 @@ def test_converting_destroys_nothing(tmp_path: Path) -> None:
         convert(tmp_path / "sparse.pth", target, overwrite=True)
     assert target.read_text() == "dear"
     assert {path.name for path in tmp_path.iterdir()} == {source.name, target.name, "sparse.pth"}
+
+
+def test_a_target_that_is_in_no_folder_is_named_and_nothing_else(tmp_path: Path) -> None:
+    """Nor can a draft beside it be removed, which is no news."""
+    source = tmp_path / "a.safetensors"
+    save_file({"x": torch.zeros(1)}, source)
+    with pytest.raises(OutputError, match=r"a\.safetensors/b\.safetensors cannot be written"):
+        convert(source, source / "b.safetensors")
 
 
 # Hostile and damaged files

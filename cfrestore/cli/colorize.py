@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from cfrestore.cli.words import Parser, PictureCommand, TaskModel, Words, with_words
+from cfrestore.cli.parameters import Parser, TaskModel
+from cfrestore.cli.picture import PictureCommand, with_words
+from cfrestore.cli.words import Words
 from cfrestore.cli.work import work
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

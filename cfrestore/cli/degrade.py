@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cfrestore.cli.output import check_free, write_json
 from cfrestore.cli.report import make_console, progress
-from cfrestore.errors import CFRestoreError, ConfigError, OutputError
+from cfrestore.errors import CFRestoreError, ConfigError
 
 if TYPE_CHECKING:
     from cfrestore.batch import Job
@@ -132,29 +132,3 @@ def _degrade(root: Path, preset: str, seed: int, size: int | None, job: Job) -> 
     damaged = Photo(damage(face, preset, seed, inner))
     put([(job.target, damaged)], job, write_photo, lambda prints, notes: None)
     return {"source": inner.as_posix(), "target": str(job.target)}
-
-
-def check_free(file: Path | None, inputs: Sequence[object], *, overwrite: bool) -> None:
-    """Raises OutputError if a file that is to be written would destroy something."""
-    if file is None or not file.exists():
-        return
-    if not overwrite:
-        raise OutputError(f"{file} exists; only --overwrite replaces it")
-    if not file.is_file() or any(_is(file, place) for place in inputs):
-        raise OutputError(f"{file} is an input or no file, and is not overwritten")
-
-
-def _is(file: Path, place: object) -> bool:
-    return isinstance(place, Path) and place.exists() and place.samefile(file)
-
-
-def write_json(file: Path, record: dict[str, Any]) -> None:
-    """Writes a record in one step."""
-    from cfrestore.train.checkpoint import replace_file
-
-    text = json.dumps(record, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, text.encode())
-    except OSError as error:
-        raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error

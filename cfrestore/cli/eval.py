@@ -6,33 +6,29 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfrestore import __version__
-from cfrestore.cli.degrade import check_free, write_json
+from cfrestore.cli.measured import protocol_of, show, write_columns
+from cfrestore.cli.output import check_free, write_json
+from cfrestore.cli.parameters import Device, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console, progress
-from cfrestore.cli.words import Offline, WeightsDir
 from cfrestore.cli.work import set_up
-from cfrestore.errors import ConfigError, OutputError
+from cfrestore.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cfrestore.evaluate import Evaluation, MetricFiles, Restorer, Sample
+    from cfrestore.evaluate import MetricFiles, Restorer, Sample
     from cfrestore.pipeline import Pipeline
 
 FIDELITIES = "0,0.5,1"
 SHEET_FACES = 10
-TABLE_WIDTH = 200
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow")
-"""Whose versions are recorded beside those of the packages of metrics."""
 
 MODEL, WEIGHTS, OUTPUT = "Restoring here", "Weights of metrics", "Output"
 """Headings in the help."""
@@ -128,12 +124,6 @@ def evaluate(
             help="Paint the clean faces of their nearest codes too, at w = 0.",
         ),
     ] = False,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", rich_help_panel=MODEL, help="What computes: auto, cpu, cuda or mps."
-        ),
-    ] = "auto",
     vgg: Annotated[Path | None, _file("vgg", WEIGHTS, "LPIPS: torchvision's VGG-16.")] = None,
     lpips: Annotated[
         Path | None, _file("lpips", WEIGHTS, "LPIPS: the calibration 0.1 for VGG.")
@@ -156,9 +146,8 @@ def evaluate(
         Path | None,
         _file("sheet", OUTPUT, f"Write the first {SHEET_FACES} faces, in columns, as a PNG."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace these files.")
-    ] = False,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
     weights_dir: WeightsDir = None,
     offline: Offline = False,
 ) -> None:
@@ -185,9 +174,9 @@ def evaluate(
         for written in (target, sheet):
             check_free(written, [*inputs, *_given(files)], overwrite=overwrite)
         record, columns = _measure(words, found, files, device, console)
-        _show(record, console)
+        show(record, console)
         if sheet is not None and columns:
-            _write_sheet(sheet, columns)
+            write_columns(sheet, columns)
     if target is not None:
         write_json(target, record)
     elif stdout is not None and (json_file is not None or not stdout.isatty()):
@@ -344,7 +333,7 @@ def _measure(
         if names:
             console.print(printable(f"{where.replace('_', ' ')}: {', '.join(names)}"))
     clean = words.reference is not None or words.degrade is not None
-    protocol = _protocol(words, found, evaluation, side, describe(place), pipeline)
+    protocol = protocol_of(words, found, evaluation, side, describe(place), pipeline)
     record = as_record(evaluation, protocol, judge.facts(clean=clean))
     record["unmatched"] = {where: list(names) for where, names in found.unmatched.items()}
     return record, columns
@@ -384,107 +373,3 @@ def _load(words: Words, device: str, console: Console) -> Pipeline:
         network = pipeline.network
         network.config = replace(network.config, match_statistics=words.match)
     return pipeline
-
-
-def _protocol(
-    words: Words,
-    found: Found,
-    evaluation: Evaluation,
-    side: int | None,
-    device: str,
-    pipeline: Pipeline | None,
-) -> dict[str, Any]:
-    """How it was measured, as plain values; nothing of it changes from run to run."""
-    from cfrestore.evaluate import METRICS, PROTOCOLS, find_preset
-
-    used = dict.fromkeys([*PACKAGES, *(p for metric in METRICS for p in metric.packages)])
-    network = None
-    if pipeline is not None:
-        config = pipeline.network.config
-        network = {
-            "name": pipeline.model_name,
-            "sha256": pipeline.identity["model"],
-            "image_size": config.image_size,
-            "match_statistics": config.match_statistics,
-            "keep_colours": config.keep_colours,
-            "precision": pipeline.painted_in,
-        }
-    preset = PROTOCOLS[words.protocol] if words.protocol else None
-    return {
-        "name": words.protocol,
-        "published": None if preset is None else asdict(preset),
-        "restored": _text(words.restored),
-        "data": _text(words.data),
-        "reference": _text(words.reference),
-        "faces": len(found.pairs) - len(evaluation.failed),
-        "side": side,
-        "model": network,
-        "w": list(words.fidelities) if pipeline is not None else None,
-        "seed": words.seed if words.degradations else None,
-        "degradations": {name: asdict(find_preset(name)) for name in words.degradations},
-        "device": device,
-        "versions": {"cfrestore": __version__, **dict(_versions(used))},
-    }
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _versions(packages: Mapping[str, object]) -> Iterator[tuple[str, str | None]]:
-    for package in packages:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            yield package, None
-
-
-def _show(record: Mapping[str, Any], console: Console) -> None:
-    """A table of the totals, in Markdown, and why some figures are missing."""
-    from rich import box
-    from rich.table import Table
-
-    from cfrestore.evaluate import METRICS
-
-    facts = record["metrics"]
-    shown = [metric for metric in METRICS if facts[metric.name]["computed"]]
-    table = Table(box=box.MARKDOWN)
-    for heading in ("", *(metric.heading for metric in shown)):
-        table.add_column(heading, no_wrap=True)
-    for row in record["rows"]:
-        values = [row["totals"][metric.name] for metric in shown]
-        name = f"{row['degradation']}: {row['name']}" if row["degradation"] else row["name"]
-        table.add_row(
-            name,
-            *(
-                "" if value is None else f"{value:.{metric.digits}f}"
-                for metric, value in zip(shown, values, strict=True)
-            ),
-        )
-    protocol = record["protocol"]
-    side = f" of {protocol['side']} px" if protocol["side"] else ""
-    seed = "" if protocol["seed"] is None else f", seed {protocol['seed']}"
-    console.print(f"{protocol['faces']} faces{side}{seed}, {protocol['device']}")
-    console.width = TABLE_WIDTH  # lines are broken by nobody
-    console.print(table)
-    for metric in METRICS:
-        if not facts[metric.name]["computed"]:
-            console.print(f"{metric.heading} not computed: {facts[metric.name]['reason']}")
-
-
-def _write_sheet(file: Path, faces: Sequence[Sequence[Any]]) -> None:
-    """Faces in rows, what was made of each in columns, all of the first one's size."""
-    import cv2
-    import torch
-
-    from cfrestore.train.loop import write_sheet
-
-    size = faces[0][0].shape[:2]
-    columns = [
-        torch.stack([torch.from_numpy(cv2.resize(face, size)).permute(2, 0, 1) / 255 for face in f])
-        for f in zip(*faces, strict=True)
-    ]
-    try:
-        write_sheet(file, columns)
-    except OSError as error:
-        raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cfrestore.cli.output import check_free
+from cfrestore.cli.parameters import Model, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console
-from cfrestore.cli.words import Model, Offline, WeightsDir
 from cfrestore.cli.work import set_up
-from cfrestore.errors import ConfigError, OutputError
+from cfrestore.errors import ConfigError
 
 if TYPE_CHECKING:
     from cfrestore.parity import Row
@@ -37,7 +38,7 @@ def export(
             "half to measure.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
+    overwrite: Overwrite = False,
     weights_dir: WeightsDir = None,
     offline: Offline = False,
 ) -> None:
@@ -46,21 +47,20 @@ def export(
     The file is kept only if it gives the same codes, and the same values to a thousandth; a table
     says how close it came. --backend onnx or openvino uses it.
     """
-    _check(target, int8, faces, overwrite)
+    if target.suffix != ".onnx":
+        raise ConfigError(f"{target} should end in .onnx")
+    if int8 != (faces is not None):
+        raise ConfigError("--int8 and --faces are said together: real faces are calibrated on")
+    check_free(target, [Path(model)], overwrite=overwrite)
     set_up(weights_dir, offline)
     from cfrestore import parity
     from cfrestore.backends import export_file, installed
-    from cfrestore.cli.supply import supply
+    from cfrestore.cli.supply import supply_weights
     from cfrestore.export import drafted, facts_of
-    from cfrestore.pipeline import choose_weights
     from cfrestore.weights import load_codeformer
 
     backend, console = installed(), make_console()
-    if model in ("auto", "published"):
-        supply(["codeformer"], console, required=model == "published")
-    path, name, notes = choose_weights(model)
-    for note in notes:
-        console.print(f"note: {note}")
+    path, name = supply_weights(model, console)
     graph = export_file(path)
     with drafted(graph, target) as draft:
         rows = []
@@ -82,18 +82,6 @@ def export(
             draft.write_bytes(graph.SerializeToString())
     licence = facts_of(graph).get("licence", "not on record")
     console.print(f"{name} -> {target}  ({facts_of(graph)['precision']}, licence: {licence})")
-
-
-def _check(target: Path, int8: bool, faces: Path | None, overwrite: bool) -> None:
-    """Raises ConfigError or OutputError if the words contradict each other or the folder."""
-    if target.suffix != ".onnx":
-        raise ConfigError(f"{target} should end in .onnx")
-    if int8 != (faces is not None):
-        raise ConfigError("--int8 and --faces are said together: real faces are calibrated on")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target} exists; only --overwrite replaces it")
-    if target.exists() and not target.is_file():
-        raise OutputError(f"{target} is no file")
 
 
 def _line(row: Row, backend: str) -> str:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cfrestore.cli.words import PictureCommand, TaskModel, Words, with_words
+from cfrestore.cli.parameters import TaskModel
+from cfrestore.cli.picture import PictureCommand, with_words
+from cfrestore.cli.words import Words
 from cfrestore.cli.work import work
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)

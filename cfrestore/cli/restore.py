@@ -7,7 +7,10 @@ from typing import Annotated
 import typer
 
 from cfrestore import __version__
-from cfrestore.cli.words import DEFAULTS, Model, Parser, PictureCommand, Words, with_words
+from cfrestore.cli import VERBS
+from cfrestore.cli.parameters import Model, Parser
+from cfrestore.cli.picture import PictureCommand, with_words
+from cfrestore.cli.words import DEFAULTS, Words
 from cfrestore.cli.work import work
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -21,8 +24,7 @@ def _version(wanted: bool) -> None:
 
 @app.command(
     cls=PictureCommand,
-    epilog="Other commands: cfrestore train autoencoder|codes|fusion|prior --help, "
-    "cfrestore inpaint|colorize|weights|doctor|export|degrade|eval|sample --help",
+    epilog=f"Other commands: cfrestore {'|'.join(VERBS)} --help",
 )
 @with_words
 def restore(

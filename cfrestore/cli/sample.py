@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cfrestore.cli.degrade import check_free
+from cfrestore.cli.output import check_free
+from cfrestore.cli.parameters import Device, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console
-from cfrestore.cli.words import Offline, WeightsDir
 from cfrestore.cli.work import set_up
 from cfrestore.errors import ConfigError
 
@@ -52,10 +52,8 @@ def sample(
             help="Weights whose codes the prior knows: published, compact or a file.",
         ),
     ] = "compact",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="What computes: auto, cpu, cuda or mps.")
-    ] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
     weights_dir: WeightsDir = None,
     offline: Offline = False,
 ) -> None:
@@ -66,20 +64,15 @@ def sample(
     sides = None if size is None else _sides(size)
     check_free(output, [prior], overwrite=overwrite)
     set_up(weights_dir, offline)
-    from cfrestore.cli.supply import supply
+    from cfrestore.cli.supply import supply_weights
     from cfrestore.device import choose_device
     from cfrestore.image import Photo, write_photo
-    from cfrestore.pipeline import choose_weights
     from cfrestore.sample import check_drawing, sample_faces, sheet
     from cfrestore.weights import load_codeformer, load_prior
 
     check_drawing(temperature, top_k)
     place, console = choose_device(device), make_console()
-    if model in ("auto", "published"):
-        supply(["codeformer"], console, required=model == "published")
-    path, name, notes = choose_weights(model)
-    for note in notes:
-        console.print(f"note: {note}")
+    path, name = supply_weights(model, console)
     network = load_codeformer(path, place)
     source = load_prior(prior, network.quantize.embedding.weight, place)
     faces = sample_faces(

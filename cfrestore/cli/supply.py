@@ -56,6 +56,24 @@ def supply(names: Sequence[str], console: Console, *, required: bool) -> None:
                 return
 
 
+def supply_weights(model: str, console: Console) -> tuple[Path, str]:
+    """Path and name of the weights for restoration that --model means, fetched if need be.
+
+    What there is to say about the choice is said.
+
+    Raises:
+        WeightsError, CheckpointError, ConfigError: as `choose_weights`.
+    """
+    from cfrestore.network import choose_weights
+
+    if model in ("auto", "published"):
+        supply(["codeformer"], console, required=model == "published")
+    path, name, notes = choose_weights(model)
+    for note in notes:
+        console.print(f"note: {note}")
+    return path, name
+
+
 def fetch_with_bar(row: WeightFile, console: Console) -> Path:
     """Fetches a file, with a bar that only a terminal shows; raises as `fetch` does."""
     from rich import progress as rich

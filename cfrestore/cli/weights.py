@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cfrestore.cli.parameters import Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console
-from cfrestore.cli.words import Offline, WeightsDir
 from cfrestore.cli.work import set_up
 from cfrestore.errors import WeightsError
 from cfrestore.weights import (
@@ -62,7 +62,7 @@ def list_(
 def fetch(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help=f"By default {', '.join(PUBLISHED)}."),
+        typer.Argument(metavar="NAME", help=f"By default {', '.join(PUBLISHED)}."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every file of the list.")] = False,
     weights_dir: WeightsDir = None,
@@ -91,7 +91,7 @@ def fetch(
 def verify_(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="By default all that are on this machine."),
+        typer.Argument(metavar="NAME", help="By default all that are on this machine."),
     ] = None,
     weights_dir: WeightsDir = None,
 ) -> None:
@@ -153,7 +153,7 @@ def licence(name: Name) -> None:
 def convert_(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A .pth file of tensors.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="What to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes the tensors of a file as safetensors, which load faster and can run nothing."""
     convert(source, target, overwrite=overwrite)

@@ -2,79 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
-from cfrestore.cli.published import translate
-from cfrestore.cli.settings import FILE, use_settings
+from cfrestore.cli.parameters import (
+    FACES,
+    FILES,
+    MANY,
+    NETWORKS,
+    TALK,
+    Device,
+    Offline,
+    WeightsDir,
+)
+from cfrestore.cli.settings import use_settings
 from cfrestore.errors import ConfigError
-from cfrestore.options import Options, parse_batch_size, parse_faces, parse_max_face
-
-if TYPE_CHECKING:
-    from cfrestore.image import Quality
-
-FILES, MANY, FACES, NETWORKS, TALK = "Files", "Many pictures", "Faces", "Networks", "Messages"
-"""Headings in the help."""
+from cfrestore.options import Options, parse_batch_size, parse_faces, parse_max_face, parse_quality
 
 DEFAULTS = Options()
 
 ENGINES = ("local", "ray")
-
-WeightsDir = Annotated[
-    Path | None,
-    typer.Option(
-        file_okay=False,
-        envvar=["CFRESTORE_WEIGHTS_DIR", "CFRESTORE_HOME"],
-        show_envvar=False,
-        rich_help_panel=NETWORKS,
-        help="Folder where weights are looked for first and downloaded to, instead of "
-        "$CFRESTORE_HOME.",
-    ),
-]
-Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline",
-        envvar="CFRESTORE_OFFLINE",
-        show_envvar=False,
-        rich_help_panel=NETWORKS,
-        help="Download nothing, as CFRESTORE_OFFLINE=1 says for every command.",
-    ),
-]
-Parser = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="PATH",
-        rich_help_panel=FACES,
-        help="ParseNet file, by which only the face proper is pasted; by default the published "
-        "one if it is on this machine.",
-    ),
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|PATH",
-        rich_help_panel=NETWORKS,
-        help="Weights: auto, published, compact or a file; auto downloads the published ones "
-        "once, and takes the compact ones that come with cfrestore if it cannot.",
-    ),
-]
-TaskModel = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|PATH",
-        rich_help_panel=NETWORKS,
-        help="Weights: auto or published, which are downloaded once, or a file. No compact ones "
-        "come with cfrestore for this.",
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -349,14 +299,7 @@ class Words:
             "face is large.",
         ),
     ] = None
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=NETWORKS,
-            help="What computes: auto, cpu, cuda or mps.",
-        ),
-    ] = "auto"
+    device: Device = "auto"
     precision: Annotated[
         str,
         typer.Option(
@@ -436,7 +379,7 @@ class Words:
         typer.Option(
             "--strict",
             rich_help_panel=TALK,
-            help="Exit code 1 if a face was found and left alone.",
+            help="Exit code 1 if a face that was to be restored was not.",
         ),
     ] = False
     quiet: Annotated[
@@ -474,52 +417,6 @@ class Words:
             temperature=self.temperature,
             seed=self.seed,
         )
-
-
-class PictureCommand(TyperCommand):
-    """A command that understands the published spellings too, and variables CFRESTORE_OPTION."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.auto_envvar_prefix = "CFRESTORE"
-        parameters: list[Any] = self.params
-        for parameter in parameters:
-            parameter.show_envvar = False  # the help says it once for all
-        try:
-            return super().parse_args(ctx, translate(args))
-        except typer.BadParameter as error:
-            name = error.param.name if error.param else None
-            source = getattr(ctx.get_parameter_source(name or ""), "name", None)
-            if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not said in this line, so say where
-                variable = f"CFRESTORE_{str(name).upper()}"
-                error.message += (
-                    f"; {variable if source == 'ENVIRONMENT' else ctx.meta[FILE]} says so"
-                )
-            raise
-
-
-def with_words(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of Words as parameters in place of its first, `words`."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    hints = get_type_hints(Words, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(Words)
-    ]
-    parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
-
-    @wraps(command)
-    def call(**values: Any) -> None:
-        words = Words(**{field.name: values.pop(field.name) for field in fields(Words)})
-        command(words, **values)
-
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return call
 
 
 def check(words: Words, parser: Path | None = None) -> None:
@@ -565,18 +462,3 @@ def check(words: Words, parser: Path | None = None) -> None:
             "codes are"
         )
     parse_quality(words.quality)
-
-
-def parse_quality(text: str | None) -> Quality | None:
-    """The quality that a text such as 90 or keep means; None stays None.
-
-    Raises:
-        ConfigError: it means none.
-    """
-    if text is None:
-        return None
-    if text == "keep":
-        return "keep"
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= 100:
-        return int(text)
-    raise ConfigError(f"quality must be a number from 1 to 100, or keep, found {text!r}")

@@ -17,12 +17,14 @@ import typer
 
 from cfrestore.cli import report
 from cfrestore.cli.record import Facts, facts_of, provenance_of, record_of, record_of_plan
-from cfrestore.cli.words import Words, check, parse_quality
+from cfrestore.cli.words import Words, check
 from cfrestore.errors import ConfigError, ImageError, OutputError, WeightsError
+from cfrestore.options import parse_quality
 
 if TYPE_CHECKING:
     from cfrestore.batch import Job, Outcome
-    from cfrestore.pipeline import Pipeline, Task
+    from cfrestore.network import Task
+    from cfrestore.pipeline import Pipeline
     from cfrestore.procedure import Procedure
 
 DONE: dict[Task, str] = {
@@ -389,7 +391,8 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
     """
     from cfrestore.cli.supply import supply
     from cfrestore.device import reuse_memory
-    from cfrestore.pipeline import TASKS, choose_place, load_pipeline
+    from cfrestore.network import TASKS, choose_place
+    from cfrestore.pipeline import load_pipeline
     from cfrestore.weights import locate
 
     reuse_memory()

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from cfrestore.errors import ConfigError, OutputError
-from cfrestore.image.files import fill_stream, replace_file
+from cfrestore.files import fill_stream, replace_file
 from cfrestore.image.fit import fit
 from cfrestore.image.formats import EXTENSIONS, FORMATS
 from cfrestore.image.heif import what_lacks

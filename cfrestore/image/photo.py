@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Pixels: TypeAlias = NDArray[np.uint8 | np.uint16]
 """(H, W, 3) RGB or (H, W) alpha; the depth is the dtype and never guessed from the values."""
+
+Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,11 @@ class Photo:
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
+
+    def with_pixels(self, pixels: Pixels) -> Photo:
+        """The same with other pixels, its alpha brought to their size."""
+        alpha = None if self.alpha is None else resize(self.alpha, *pixels.shape[:2])
+        return replace(self, pixels=np.ascontiguousarray(pixels), alpha=alpha)
 
 
 def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:
@@ -172,6 +179,29 @@ def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:
     for rows in bands(pixels.shape):
         narrow[rows] = (pixels[rows] * np.uint32(255) + np.uint32(32895)) >> 16  # exact for all
     return narrow
+
+
+def to_depth(pixels: NDArray[np.uint8], depth: np.dtype[Any]) -> Pixels:
+    """Pixels of 8 bits in 8 or 16, which `to_uint8` takes back to what they were."""
+    return pixels.astype(np.uint16) * 257 if depth == np.uint16 else pixels
+
+
+def keep_neutral(result: Pixels, original: Pixels) -> Pixels:
+    """Makes the result's channels equal if the original's are.
+
+    The colour of a crop's border is not quite neutral, so that its statistics can tint a face.
+    """
+    return np.repeat(result[..., 1:2], 3, axis=2) if equal_channels(original) else result
+
+
+def resize(image: NDArray[Depth], height: int, width: int) -> NDArray[Depth]:
+    """(H, W) or (H, W, 3) to (height, width), averaging where both sides shrink."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=method)
+    return np.asarray(resized, image.dtype)
 
 
 def name_of(place: object) -> str:

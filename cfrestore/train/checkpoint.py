@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cfrestore.checkpoint import DAMAGE
 from cfrestore.errors import CheckpointError
+from cfrestore.files import drafted
 
 
 def exists(path: Path) -> bool:
@@ -28,12 +29,12 @@ def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> N
     data = buffer.getvalue()
     count = 0
     if shard_mb is None:
-        replace_file(path, data)
+        _replace(path, data)
     else:
         size = shard_mb * 2**20
         count = -(-len(data) // size)
         for n in range(count):
-            replace_file(_shard(path, n), data[n * size : (n + 1) * size])
+            _replace(_shard(path, n), data[n * size : (n + 1) * size])
         path.unlink(missing_ok=True)
     while _shard(path, count).exists():
         _shard(path, count).unlink()
@@ -77,11 +78,9 @@ def averaged(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes data beside path, then puts it in path's place."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
+def _replace(path: Path, data: bytes) -> None:
+    with drafted(path) as draft:
+        draft.write_bytes(data)
 
 
 def _shard(path: Path, n: int) -> Path:

@@ -14,7 +14,6 @@ from cfrestore.train import checkpoint
 from cfrestore.train.data import Order, face_names, load_faces
 
 if TYPE_CHECKING:
-    from cfrestore.train.config import Augmentation
     from cfrestore.train.teacher import Teacher
 
 BATCH, SAVE_EVERY = 8, 200
@@ -90,34 +89,24 @@ def load_codes(
     return CodeMaps(torch.cat(found).long(), names)
 
 
-class CodeSampler(Order):
+class CodeSampler(Order[CodeMaps]):
     """Batches of code maps for any iteration, of faces or of their mirror images.
 
-    Args:
-        codes: what to draw from.
-        augmentation: mirror, and how often each source is shown.
-        others: see `Order`.
+    Of the augmentation it knows mirrors, and how often each source is shown.
     """
 
-    def __init__(
-        self,
-        codes: CodeMaps,
-        augmentation: Augmentation,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        super().__init__(codes.names, augmentation, batch_size, seed, rank, world)
-        self.codes = codes
+    @property
+    def codes(self) -> CodeMaps:
+        """What is drawn from."""
+        return self.shown
 
     def batch(self, t: int, device: torch.device) -> Tensor:
         """Code maps of iteration t, (B,s,s) int64 on the device."""
         generator = self.generator(t, 1, torch.device("cpu"))
         draws = self._part.of(torch.rand(self._part.whole, generator=generator))
         mirrored = (draws < self.augmentation.mirror).long()
-        return self.codes.maps[self.indices(t), mirrored].to(device)
+        return self.shown.maps[self.indices(t), mirrored].to(device)
 
     def first(self, count: int, device: torch.device) -> Tensor:
         """The maps of the first few faces, likewise."""
-        return self.codes.maps[:count, 0].to(device)
+        return self.shown.maps[:count, 0].to(device)

@@ -351,8 +351,8 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, device: torch.dev
 def export(arguments: argparse.Namespace) -> int:
     """Writes the weights that cfrestore loads: fp16 safetensors that say what they are."""
     import torch
-    from safetensors.torch import save_file
 
+    from cfrestore.checkpoint import write_tensors
     from cfrestore.errors import CheckpointError
     from cfrestore.train.loop import read_state
 
@@ -373,6 +373,6 @@ def export(arguments: argparse.Namespace) -> int:
         "licence": arguments.licence,
     }
     metadata |= {key: content[key] for key in ("prior", "codebook") if key in content}
-    save_file(weights, arguments.output, metadata)
+    write_tensors(arguments.output, weights, metadata)
     _say(f"{arguments.output}: {sum(v.numel() for v in weights.values()):,} parameters in fp16")
     return 0

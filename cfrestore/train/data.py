@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -106,12 +107,22 @@ def generator_for(device: torch.device, *keys: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-class Order:
+class Named(Protocol):
+    """A collection whose members have names."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
+Shown = TypeVar("Shown", bound=Named)
+
+
+class Order(Generic[Shown]):
     """Which faces any iteration sees, independent of what came before.
 
     Args:
-        names: of the faces.
-        augmentation: how often each source is shown.
+        shown: the faces, or what else there is of each.
+        augmentation: how they are changed, and how often each source is shown.
         batch_size: B of this process.
         seed: decides everything together with the iteration.
         rank, world: this process among all; each has its own part of every batch, see `Part`.
@@ -119,7 +130,7 @@ class Order:
 
     def __init__(
         self,
-        names: Sequence[str],
+        shown: Shown,
         augmentation: Augmentation,
         batch_size: int,
         seed: int,
@@ -128,10 +139,11 @@ class Order:
     ) -> None:
         times = [
             next((n for pattern, n in augmentation.repeats if re.match(pattern, name)), 1)
-            for name in names
+            for name in shown.names
         ]
         count = torch.arange(len(times))
         self.epoch = count.repeat_interleave(torch.tensor(times))
+        self.shown = shown
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.seed, self.rank, self.world = seed, rank, world
@@ -154,30 +166,12 @@ class Order:
         return generator_for(device, self.seed, t, purpose)
 
 
-class Sampler(Order):
-    """Batches of clean faces for any iteration.
-
-    Args:
-        faces: what to draw from.
-        augmentation: mirror, shift, colour; also how often each source is shown.
-        others: see `Order`.
-    """
-
-    def __init__(
-        self,
-        faces: Faces,
-        augmentation: Augmentation,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        super().__init__(faces.names, augmentation, batch_size, seed, rank, world)
-        self.faces = faces
+class Sampler(Order[Faces]):
+    """Batches of clean faces for any iteration."""
 
     def batch(self, t: int, device: torch.device) -> Tensor:
         """Clean faces of iteration t, augmented: (B,3,S,S) float32 in [0, 1] on the device."""
-        images = self.faces.images
+        images = self.shown.images
         picked = (
             images[self.indices(t).to(images.device, non_blocking=True)].to(device).float() / 255
         )
@@ -185,7 +179,7 @@ class Sampler(Order):
 
     def first(self, count: int, device: torch.device) -> Tensor:
         """The first few faces as they are, likewise."""
-        return self.faces.images[:count].to(device).float() / 255
+        return self.shown.images[:count].to(device).float() / 255
 
 
 def augment(

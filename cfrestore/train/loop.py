@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import time
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from cfrestore.device import synchronize
 from cfrestore.errors import CFRestoreError, CheckpointError, OutputError
+from cfrestore.files import drafted
 from cfrestore.train import checkpoint
 from cfrestore.train.codes import CodeSampler
 from cfrestore.train.data import Sampler, generator_for
@@ -162,9 +162,8 @@ def write_sheet(path: Path, columns: list[Tensor]) -> None:
     """Writes columns of pictures (B,3,S,S) in [0, 1] side by side as a PNG."""
     sheet = torch.cat([torch.cat(list(column.cpu()), dim=1) for column in columns], dim=2)
     pixels = (sheet * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    checkpoint.replace_file(path, buffer.getvalue())
+    with drafted(path) as draft:
+        Image.fromarray(pixels).save(draft, "PNG")
 
 
 def save_state(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from pathlib import Path
 
-from cfrestore.checkpoint import read_checkpoint
+from cfrestore.checkpoint import read_checkpoint, write_tensors
 from cfrestore.errors import CheckpointError, ConfigError, OutputError
 from cfrestore.weights import table
 from cfrestore.weights.digests import sha256_of
@@ -36,24 +34,13 @@ def convert(source: str | Path, target: str | Path, *, overwrite: bool = False) 
             raise OutputError(f"{target} is what is to be converted")
         if not overwrite:
             raise OutputError(f"{target} exists; only --overwrite replaces it")
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     state, metadata = read_checkpoint(source)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         # Separate copies, because tensors of a torch file may share memory and have any strides.
         state = {key: state.pop(key).clone().contiguous() for key in list(state)}
-        save_file(state, temporary, metadata={**origin_of(source), **metadata})
-        shutil.copymode(source, temporary)  # else it could be only its owner's
-        temporary.replace(target)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{target} cannot be written: {reason}") from error
+        write_tensors(target, state, {**origin_of(source), **metadata})
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{source} holds tensors that safetensors cannot: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def origin_of(source: Path) -> dict[str, str]:

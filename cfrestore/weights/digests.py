@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import secrets
 from pathlib import Path
 from typing import Any
 
 from cfrestore.errors import WeightsError
+from cfrestore.files import drafted
 from cfrestore.weights.environment import cache_folder, store_folder
 from cfrestore.weights.table import WeightFile
 
@@ -97,11 +97,7 @@ def _ledger() -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Puts text in the place of a file in one step."""
+    """Puts text in the place of a file, in a folder that need not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with drafted(path) as draft:
+        draft.write_text(text, encoding="utf-8")

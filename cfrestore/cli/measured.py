@@ -1,0 +1,127 @@
+"""What is said of an evaluation: how it was done, as a record; its figures; faces side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfrestore import __version__
+from cfrestore.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cfrestore.cli.eval import Found, Words
+    from cfrestore.evaluate import Evaluation
+    from cfrestore.pipeline import Pipeline
+
+TABLE_WIDTH = 200
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow")
+"""Whose versions are recorded beside those of the packages of metrics."""
+
+
+def protocol_of(
+    words: Words,
+    found: Found,
+    evaluation: Evaluation,
+    side: int | None,
+    device: str,
+    pipeline: Pipeline | None,
+) -> dict[str, Any]:
+    """How it was measured, as plain values; nothing of it changes from run to run."""
+    from cfrestore.evaluate import METRICS, PROTOCOLS, find_preset
+
+    used = dict.fromkeys([*PACKAGES, *(p for metric in METRICS for p in metric.packages)])
+    network = None
+    if pipeline is not None:
+        config = pipeline.network.config
+        network = {
+            "name": pipeline.model_name,
+            "sha256": pipeline.identity["model"],
+            "image_size": config.image_size,
+            "match_statistics": config.match_statistics,
+            "keep_colours": config.keep_colours,
+            "precision": pipeline.painted_in,
+        }
+    preset = PROTOCOLS[words.protocol] if words.protocol else None
+    return {
+        "name": words.protocol,
+        "published": None if preset is None else asdict(preset),
+        "restored": _text(words.restored),
+        "data": _text(words.data),
+        "reference": _text(words.reference),
+        "faces": len(found.pairs) - len(evaluation.failed),
+        "side": side,
+        "model": network,
+        "w": list(words.fidelities) if pipeline is not None else None,
+        "seed": words.seed if words.degradations else None,
+        "degradations": {name: asdict(find_preset(name)) for name in words.degradations},
+        "device": device,
+        "versions": {"cfrestore": __version__, **dict(_versions(used))},
+    }
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _versions(packages: Mapping[str, object]) -> Iterator[tuple[str, str | None]]:
+    for package in packages:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, None
+
+
+def show(record: Mapping[str, Any], console: Console) -> None:
+    """A table of the totals, in Markdown, and why some figures are missing."""
+    from rich import box
+    from rich.table import Table
+
+    from cfrestore.evaluate import METRICS
+
+    facts = record["metrics"]
+    shown = [metric for metric in METRICS if facts[metric.name]["computed"]]
+    table = Table(box=box.MARKDOWN)
+    for heading in ("", *(metric.heading for metric in shown)):
+        table.add_column(heading, no_wrap=True)
+    for row in record["rows"]:
+        values = [row["totals"][metric.name] for metric in shown]
+        name = f"{row['degradation']}: {row['name']}" if row["degradation"] else row["name"]
+        table.add_row(
+            name,
+            *(
+                "" if value is None else f"{value:.{metric.digits}f}"
+                for metric, value in zip(shown, values, strict=True)
+            ),
+        )
+    protocol = record["protocol"]
+    side = f" of {protocol['side']} px" if protocol["side"] else ""
+    seed = "" if protocol["seed"] is None else f", seed {protocol['seed']}"
+    console.print(f"{protocol['faces']} faces{side}{seed}, {protocol['device']}")
+    console.width = TABLE_WIDTH  # lines are broken by nobody
+    console.print(table)
+    for metric in METRICS:
+        if not facts[metric.name]["computed"]:
+            console.print(f"{metric.heading} not computed: {facts[metric.name]['reason']}")
+
+
+def write_columns(file: Path, faces: Sequence[Sequence[Any]]) -> None:
+    """Faces in rows, what was made of each in columns, all of the first one's size."""
+    import cv2
+    import torch
+
+    from cfrestore.train.loop import write_sheet
+
+    size = faces[0][0].shape[:2]
+    columns = [
+        torch.stack([torch.from_numpy(cv2.resize(face, size)).permute(2, 0, 1) / 255 for face in f])
+        for f in zip(*faces, strict=True)
+    ]
+    try:
+        write_sheet(file, columns)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error

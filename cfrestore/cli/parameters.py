@@ -1,0 +1,69 @@
+"""What several commands understand alike, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FILES, MANY, FACES, NETWORKS, TALK = "Files", "Many pictures", "Faces", "Networks", "Messages"
+"""Headings in the help."""
+
+WeightsDir = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        envvar=["CFRESTORE_WEIGHTS_DIR", "CFRESTORE_HOME"],
+        show_envvar=False,
+        rich_help_panel=NETWORKS,
+        help="Folder where weights are looked for first and downloaded to, instead of "
+        "$CFRESTORE_HOME.",
+    ),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        envvar="CFRESTORE_OFFLINE",
+        show_envvar=False,
+        rich_help_panel=NETWORKS,
+        help="Download nothing, as CFRESTORE_OFFLINE=1 says for every command.",
+    ),
+]
+Parser = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        rich_help_panel=FACES,
+        help="ParseNet file, by which only the face proper is pasted; by default the published "
+        "one if it is on this machine.",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        rich_help_panel=NETWORKS,
+        help="Weights: auto, published, compact or a file; auto downloads the published ones "
+        "once, and takes the compact ones that come with cfrestore if it cannot.",
+    ),
+]
+TaskModel = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        rich_help_panel=NETWORKS,
+        help="Weights: auto or published, which are downloaded once, or a file. No compact ones "
+        "come with cfrestore for this.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=NETWORKS,
+        help="What computes: auto, cpu, cuda or mps.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]

@@ -1,0 +1,62 @@
+"""A command on pictures: where its words come from, and how it gets those that all have."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from typing import Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from cfrestore.cli.published import translate
+from cfrestore.cli.settings import FILE
+from cfrestore.cli.words import Words
+
+
+class PictureCommand(TyperCommand):
+    """A command that understands the published spellings too, and variables CFRESTORE_OPTION."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.auto_envvar_prefix = "CFRESTORE"
+        parameters: list[Any] = self.params
+        for parameter in parameters:
+            parameter.show_envvar = False  # the help says it once for all
+        try:
+            return super().parse_args(ctx, translate(args))
+        except typer.BadParameter as error:
+            name = error.param.name if error.param else None
+            source = getattr(ctx.get_parameter_source(name or ""), "name", None)
+            if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not said in this line, so say where
+                variable = f"CFRESTORE_{str(name).upper()}"
+                error.message += (
+                    f"; {variable if source == 'ENVIRONMENT' else ctx.meta[FILE]} says so"
+                )
+            raise
+
+
+def with_words(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of Words as parameters in place of its first, `words`."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    hints = get_type_hints(Words, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(Words)
+    ]
+    parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+
+    @wraps(command)
+    def call(**values: Any) -> None:
+        words = Words(**{field.name: values.pop(field.name) for field in fields(Words)})
+        command(words, **values)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call

@@ -1,0 +1,77 @@
+"""Bytes into places: a file in one step, a stream in whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def drafted(target: Path) -> Iterator[Path]:
+    """An empty file beside target, which takes its place at the end, or vanishes after an error.
+
+    So target is at every moment old or new and whole. Links are followed. What fills the draft may
+    replace it: the result has the mode that the umask gives to any new file.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    target = Path(os.path.realpath(target))
+    draft = target.with_name(f".cfrestore-{secrets.token_hex(8)}.tmp")
+    try:
+        with draft.open("xb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+        yield draft
+        if draft.stat().st_mode != mode:
+            draft.chmod(mode)
+        with draft.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        draft.replace(target)
+    finally:
+        with suppress(OSError):  # which would hide the one that is being told
+            draft.unlink(missing_ok=True)
+
+
+def replace_file(target: Path, encode: Callable[[BinaryIO], None]) -> None:
+    """Puts what is encoded in the place of target, see `drafted`.
+
+    A device or pipe is written to directly.
+
+    Args:
+        target: where to.
+        encode: writes to a binary stream that can seek.
+    Raises:
+        OSError: the system refuses.
+    """
+    if target.exists() and not target.is_file():
+        with target.open("wb") as stream:
+            fill_stream(stream, encode)
+        return
+    with drafted(target) as draft, draft.open("wb") as stream:
+        encode(stream)
+
+
+def fill_stream(target: BinaryIO, encode: Callable[[BinaryIO], None]) -> None:
+    """Writes what is encoded to a stream that need not seek, and nothing if encoding fails.
+
+    Raises:
+        OSError: the system refuses, or the stream is closed.
+    """
+    buffer = BytesIO()
+    encode(buffer)
+    rest = buffer.getbuffer()
+    try:
+        while rest:
+            written = target.write(rest)  # an unbuffered stream may take a part
+            if not written:
+                raise OSError(errno.EAGAIN, "the stream takes no more")
+            rest = rest[written:]
+        target.flush()
+    except ValueError as error:
+        raise OSError(errno.EBADF, str(error)) from error

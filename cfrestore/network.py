@@ -1,0 +1,153 @@
+"""Which network a name means, for which task, where it computes, and its opening."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+import torch
+
+from cfrestore.backends import ExportedNetwork, check_backend, exported, exported_facts
+from cfrestore.checkpoint import read_metadata
+from cfrestore.device import (
+    Precision,
+    check_compiling,
+    choose_code_precision,
+    choose_device,
+    choose_precision,
+)
+from cfrestore.errors import ConfigError
+from cfrestore.export import is_exported
+from cfrestore.weights import load_codeformer, locate, missing, search_folders, shipped, weight_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cfrestore.models.codeformer import CodeFormerConfig, Features
+
+CPU = torch.device("cpu")
+
+Task: TypeAlias = Literal["restoration", "inpainting", "colorization"]
+
+TASKS: dict[Task, str] = {
+    "restoration": "codeformer",
+    "inpainting": "codeformer-inpainting",
+    "colorization": "codeformer-colorization",
+}
+"""What there are published weights for, and what they are called; restoration has others too."""
+
+MATCHED: dict[Task, bool | None] = {
+    "restoration": None,
+    "inpainting": False,
+    "colorization": True,
+}
+"""Whether a task uses latent AdaIN; None: if the network's configuration says so."""
+
+
+class Network(Protocol):
+    """What paints faces: a CodeFormer, or one exported to another runtime.
+
+    Attributes:
+        config: the shape of the network.
+    """
+
+    config: CodeFormerConfig
+
+    def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
+        """Images (B,3,S,S) to whatever `decode` takes, which does not depend on w."""
+
+    def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
+        """The painted images (B,3,S,S)."""
+
+
+def choose_place(
+    backend: str, device: str, precision: str, code_precision: str = "auto", *, compile: bool
+) -> tuple[torch.device, Precision, Precision]:
+    """The device and the precisions of those names; other backends than torch have the CPU only.
+
+    Raises:
+        ConfigError: a name is unknown, the backend or the device is absent, or they do not go
+            together.
+    """
+    check_backend(backend)
+    if backend == "torch":
+        place = choose_device(device)
+        if compile:
+            check_compiling(place)
+        codes = choose_code_precision(code_precision, place)
+        return place, choose_precision(precision, place), codes
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"the backend {backend} runs on the CPU, not on {device}")
+    for name in (precision, code_precision):
+        if name not in ("auto", "fp32"):
+            raise ConfigError(
+                f"the backend {backend} computes in fp32, or paints in int8 if it is given a file "
+                f"that was exported so, not in {name}"
+            )
+    if compile:
+        raise ConfigError(f"--compile is torch's; the backend {backend} always compiles")
+    return CPU, Precision.FP32, Precision.FP32
+
+
+def open_network(path: Path, backend: str, task: Task, device: torch.device) -> Network:
+    """The network of a file, for other backends than torch an exported one.
+
+    Raises:
+        ConfigError: an exported file and the backend or the task do not go together.
+        WeightsError, CheckpointError, OutputError: as `load_codeformer` and `exported`.
+    """
+    ready = is_exported(path)
+    if backend == "torch":
+        if ready:
+            raise ConfigError(f"{path} is an exported network; --backend openvino or onnx runs it")
+        return load_codeformer(path, device)
+    matched = MATCHED[task]
+    network = ExportedNetwork(path if ready else exported(path, match_statistics=matched), backend)
+    network.check(network.config.match_statistics if matched is None else matched)
+    return network
+
+
+def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
+    """Path of the weights for restoration that a name means, their name, and remarks on both.
+
+    Raises:
+        WeightsError, CheckpointError: as `choose_model`.
+        ConfigError: the path is one of an exported file.
+    """
+    path, name, notes = choose_model(model, "restoration")
+    if is_exported(path):
+        raise ConfigError(f"{path} is an exported network already")
+    return path, name, notes
+
+
+def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
+    """Path of the weights that a name means, their name, and what there is to say of the choice.
+
+    Args:
+        model: see `load_pipeline`.
+    Raises:
+        WeightsError: the weights are not here, or differ from the published ones.
+        CheckpointError: a file that is named cannot be read.
+        ConfigError: the task has no such weights.
+    """
+    has_compact = task == "restoration"
+    if model == "compact" and not has_compact:
+        raise ConfigError(f"there are no compact weights for {task}, only published ones")
+    if model == "compact":
+        return shipped(), "compact", ()
+    if model not in ("auto", "published"):
+        said = exported_facts(Path(model)) if is_exported(model) else read_metadata(model)
+        licence = said.get("licence")
+        notes = (f"{model} says of its licence: {licence}.",) if licence else ()
+        return Path(model), Path(model).name, notes
+    row = weight_file(TASKS[task])
+    if path := locate(row.name):
+        return path, "published", (f"{path} comes under the {row.licence}.",)
+    if model == "published" or not has_compact:
+        raise missing(row.name)
+    folders = ", ".join(map(str, search_folders()))
+    note = (
+        f"The published weights ({row.file}) are not in {folders}, so the compact ones that come "
+        "with cfrestore are used; their faces have less detail."
+    )
+    return shipped(), "compact", (note,)
