@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from test_train import CPU, CRITIC, HOW, MODEL, MOVING, Features, faces
-from torch import nn
 
 from cfrestore.train import distributed
 from cfrestore.train.config import (
@@ -25,7 +24,6 @@ from cfrestore.train.config import (
     PolishRecipe,
 )
 from cfrestore.train.data import Sampler
-from cfrestore.train.learner import Critic
 from cfrestore.train.loop import Schedule, Stage, train
 from cfrestore.train.polish import Polish
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
@@ -37,15 +35,6 @@ NAMES = ("autoencoder", "codes", "fusion", "polish", "judged")
 LOOKS = Augmentation(shift=2, brightness=0.1, contrast=0.1, saturation=0.2, gray=0.3)
 
 
-def without_batch_norm(critic: Critic | None) -> None:
-    """Takes out of a discriminator what depends on how a batch is dealt out."""
-    assert critic is not None
-    for module in critic.network.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.Identity())
-
-
 def build(name: str, alone: Path) -> Stage:
     """A stage, which starts from what one process made of those before it."""
     torch.manual_seed(0)
@@ -53,19 +42,16 @@ def build(name: str, alone: Path) -> Stage:
     if name == "autoencoder":
         return Autoencoder(AutoencoderRecipe(MODEL, HOW, MOVING), Features(), CPU)
     if name == "judged":
-        stage = Autoencoder(
-            AutoencoderRecipe(MODEL, HOW, MOVING, adversary=replace(CRITIC, lead=1)),
-            Features(),
-            CPU,
-        )
-        without_batch_norm(stage.critic)
-        return stage
+        # Not by one with BatchNorm, whose statistics are each process's own.
+        judge = replace(CRITIC, lead=1, spectral=True, detail=8, replays=2)
+        recipe = AutoencoderRecipe(MODEL, HOW, MOVING, adversary=judge)
+        return Autoencoder(recipe, Features(), CPU)
     if name == "codes":
         mixture = ((LARGE, 0.4), (SMALL, 0.6))
         return CodePrediction(CodesRecipe(MODEL, HOW, degradations=mixture), one, CPU)
     if name == "fusion":
-        recipe = FusionRecipe(MODEL, HOW, (Phase(6, (1, 2)),))
-        return Fusion(recipe, two, one, Features(), CPU)
+        fusing = FusionRecipe(MODEL, HOW, (Phase(6, (1, 2)),))
+        return Fusion(fusing, two, one, Features(), CPU)
     return Polish(PolishRecipe(MODEL, HOW), three, one, Features(), CPU)
 
 

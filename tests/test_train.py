@@ -44,8 +44,9 @@ from cfrestore.train.config import (
     recipe,
     with_iterations,
 )
+from cfrestore.train.critic import Critic
 from cfrestore.train.data import Faces, Sampler, augment, load_faces
-from cfrestore.train.learner import Critic, compile_blocks
+from cfrestore.train.learner import compile_blocks
 from cfrestore.train.loop import Schedule, Stage, fitting, load_state, read_state, save_state, train
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
 from cfrestore.train.polish import Polish, eye_map
@@ -457,8 +458,86 @@ def test_the_original_vqgan_halves_what_the_discriminator_learns_from() -> None:
     for halved in (True, False):
         torch.manual_seed(0)
         critic = Critic(replace(how, halved=halved, channels=4))
-        found.append(float(critic.learn(real, fake, 1.0)))
+        found.append(float(critic.learn(real, fake, 1, 1.0)))
     assert found[0] == pytest.approx(found[1] / 2)
+
+
+JUDGE = replace(CRITIC, start=1, lead=1, spectral=True, detail=8, replays=2)
+
+
+def test_a_discriminator_of_detail_has_no_say_in_the_rest() -> None:
+    torch.manual_seed(0)
+    critic = Critic(JUDGE)
+    critic.network.eval()  # no power iteration in between
+    real, fake = torch.rand(2, 2, 3, 32, 32)
+    logits = critic._logits(fake, real)
+    torch.testing.assert_close(critic._logits(fake + 0.3, real), logits)
+    assert not torch.allclose(critic._logits(fake, real + 0.3), logits)
+    stripes = torch.tensor([0.3, -0.3]).repeat(16)
+    assert not torch.allclose(critic._logits(fake + stripes, real), logits)
+
+
+def test_a_spectral_discriminator_stretches_nothing() -> None:
+    torch.manual_seed(0)
+    network = Critic(JUDGE).network
+    for module in network.modules():
+        assert not isinstance(module, nn.BatchNorm2d)
+    for _ in range(30):  # each a step of the power iteration
+        network(torch.rand(2, 6, 32, 32))
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == JUDGE.layers + 2
+    for convolution in convolutions:
+        largest = torch.linalg.matrix_norm(convolution.weight.flatten(1), 2)
+        assert largest.item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_discriminator_sees_earlier_pictures_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("cfrestore.train.critic.MEMORY", 6)  # three batches of two
+    critic, seen = Critic(JUDGE), list[float]()
+    forward = critic.network.forward
+    monkeypatch.setattr(
+        critic.network, "forward", lambda x: seen.append(float(x[0, 0, 0, 0])) or forward(x)
+    )
+    for t in range(1, 8):
+        picture = torch.full((2, 3, 32, 32), t / 8)
+        critic.learn(picture, picture, t, 1.0)
+        steps = 1 if t == 1 else 1 + JUDGE.replays
+        assert len(seen) == 2 * steps  # real and fake
+        first, *again = [8 * value for value in seen[::2]]
+        assert first == t
+        assert all(max(1, t - 3) <= earlier < t for earlier in again)
+        seen.clear()
+    assert len(critic.memory) == 3
+
+
+def polish(stage_one: Path, stage_two: Path, adversary: Adversary | None) -> Polish:
+    path = stage_two.with_name("fusion.pt")
+    if not path.exists():
+        save_state(path, fusion(stage_one, stage_two, (Phase(6),)), 1)
+    torch.manual_seed(0)
+    return Polish(PolishRecipe(MODEL, HOW, adversary=adversary), path, stage_one, None, CPU)
+
+
+def test_the_polish_hears_its_discriminator_and_resumes(
+    stage_one: Path, stage_two: Path, tmp_path: Path
+) -> None:
+    straight, first, second = (polish(stage_one, stage_two, JUDGE) for _ in range(3))
+    deaf = polish(stage_one, stage_two, replace(JUDGE, start=100, lead=0))
+    schedule = Schedule(log_every=1)
+    assert train(straight, sampler(), tmp_path / "a", schedule, print)
+    assert train(deaf, sampler(), tmp_path / "deaf", schedule, print)
+    for _ in range(3):
+        assert not train(first, sampler(), tmp_path / "b", Schedule(max_minutes=0), print, True)
+    assert train(second, sampler(), tmp_path / "b", schedule, print, resume=True)
+    assert second.critic is not None
+    assert straight.critic is not None
+    torch.testing.assert_close(second.state(), straight.state(), rtol=0, atol=0)
+    lines = (tmp_path / "a/log.jsonl").read_text().splitlines()
+    assert ["lambda" in json.loads(line) for line in lines] == [False, *[True] * 5]
+    assert all("critic" in json.loads(line) for line in lines)
+    moved = changed(parameters(deaf), parameters(straight))
+    assert moved == {"generator", "fuse_convs_dict"}
 
 
 def test_the_codebook_follows_as_the_words_say() -> None:
@@ -751,10 +830,7 @@ def test_as_many_iterations_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_polish_teaches_generator_and_fusion_alone(stage_one: Path, stage_two: Path) -> None:
-    first = fusion(stage_one, stage_two, (Phase(6),))
-    path = stage_two.with_name("fusion.pt")
-    save_state(path, first, 1)
-    stage = Polish(PolishRecipe(MODEL, HOW), path, stage_one, None, CPU)
+    stage = polish(stage_one, stage_two, None)
     before = parameters(stage)
     report = step(stage, 1)
     moved = changed(before, parameters(stage))

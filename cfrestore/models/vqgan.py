@@ -378,21 +378,24 @@ class VQGAN(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches: image (B,3,S,S) to logits (B,1,h,w), positive for real.
+    """Judges overlapping patches: images (B,C,S,S) to logits (B,1,h,w), positive for real.
 
     Args:
         channels: width of the first layer; layer n has min(2^n, 8) times as many.
         layers: stride-2 convolutions; each doubles the patch.
         spectral: instead of BatchNorm, every convolution is divided by its largest singular value,
             so that the logits cannot change faster than the image does.
+        inputs: C.
 
     Source: Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (2017);
     Miyato et al., "Spectral Normalization for Generative Adversarial Networks" (2018).
     """
 
-    def __init__(self, channels: int = 64, layers: int = 4, spectral: bool = False) -> None:
+    def __init__(
+        self, channels: int = 64, layers: int = 4, spectral: bool = False, inputs: int = 3
+    ) -> None:
         super().__init__()
-        blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+        blocks: list[nn.Module] = [nn.Conv2d(inputs, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
         for n in range(1, layers + 1):
             wider = channels * min(2**n, 8)

@@ -95,11 +95,6 @@ class CodeSampler(Order[CodeMaps]):
     Of the augmentation it knows mirrors, and how often each source is shown.
     """
 
-    @property
-    def codes(self) -> CodeMaps:
-        """What is drawn from."""
-        return self.shown
-
     def batch(self, t: int, device: torch.device) -> Tensor:
         """Code maps of iteration t, (B,s,s) int64 on the device."""
         generator = self.generator(t, 1, torch.device("cpu"))

@@ -177,7 +177,7 @@ def _run(
     sampler: Source
     if isinstance(recipe, PriorRecipe):
         build, sampler = _prior(arguments, recipe, device, share, say)
-        count = len(sampler.codes.names)
+        count = len(sampler.shown.names)
     else:
 
         def build(recipe: Recipe) -> Stage:

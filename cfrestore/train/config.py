@@ -153,6 +153,10 @@ class Adversary:
         largest: upper clamp of the adaptive weight.
         halved: the hinge loss with the original VQGAN's factor 1/2.
         channels, layers, spectral: shape of the discriminator.
+        detail: judged is only what is finer than so many pixels; the rest, which it shall not ask
+            for, is shown to it as the real picture has it. 0 for whole pictures.
+        replays: further steps an iteration, on pictures of earlier ones, so that what is made now
+            cannot deceive it by being other than a moment ago.
     """
 
     start: int
@@ -161,9 +165,12 @@ class Adversary:
     largest: float = 1.0
     halved: bool = False
     lead: int = 0
+    betas: tuple[float, float] = (0.9, 0.99)
     channels: int = 64
     layers: int = 4
     spectral: bool = False
+    detail: int = 0
+    replays: int = 0
 
 
 @dataclass(frozen=True)
@@ -256,14 +263,16 @@ class FusionRecipe:
 class PolishRecipe:
     """After stage III: the generator learns once more, with the fusion, on fixed codes.
 
+    Half of each batch are clean faces painted from their own codes at w = 0, the others slightly
+    degraded ones fused at w = 1.
+
     Attributes:
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
     """
 
     model: CodeFormerConfig
     optimisation: Optimisation
-    small: Degradation = SMALL
-    large: Degradation = LARGE
+    damage: Degradation = SMALL
     eyes: float = 0.0
     perceptual: Perceptual = field(default_factory=Perceptual)
     adversary: Adversary | None = None

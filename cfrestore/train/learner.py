@@ -1,40 +1,23 @@
-"""Networks that learn: with their optimiser and moving average, or as discriminator."""
+"""Networks that learn, each with its optimiser and its moving average."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cfrestore.models.codeformer import ControllableFeatureTransform, TransformerLayer
-from cfrestore.models.vqgan import AttentionBlock, PatchDiscriminator, ResidualBlock
-from cfrestore.train import losses
-from cfrestore.train.config import Adversary, Optimisation
+from cfrestore.models.vqgan import AttentionBlock, ResidualBlock
+from cfrestore.train.config import Optimisation
 from cfrestore.train.distributed import average_gradients
 
 BLOCKS = (ResidualBlock, AttentionBlock, ControllableFeatureTransform, TransformerLayer)
 
 Report = dict[str, Tensor]
 Network = TypeVar("Network", bound=nn.Module)
-
-
-class Painted(NamedTuple):
-    """Pictures that a discriminator may judge.
-
-    Attributes:
-        fake: what the network made, (B,3,S,S) in [-1, 1], with gradient.
-        real: what it should have made.
-        reconstruction: the loss between them.
-        weight: the parameter at which the gradients of that and of the judgement are balanced.
-    """
-
-    fake: Tensor
-    real: Tensor
-    reconstruction: Tensor
-    weight: Tensor
 
 
 class Learner(Generic[Network]):
@@ -75,64 +58,6 @@ class Learner(Generic[Network]):
     def load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["params"])
         self.average.load_state_dict(state["params_ema"])
-        self.optimiser.load_state_dict(state["optimiser"])
-
-
-class Critic:
-    """The discriminator and its optimiser."""
-
-    def __init__(self, recipe: Adversary) -> None:
-        self.recipe = recipe
-        self.network = PatchDiscriminator(recipe.channels, recipe.layers, recipe.spectral)
-        self.optimiser = torch.optim.Adam(
-            self.network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99)
-        )
-
-    def to(self, device: torch.device) -> Critic:
-        self.network.to(device).to(memory_format=torch.channels_last)
-        return self
-
-    def heard(self, t: int) -> bool:
-        """Whether the generator listens at iteration t."""
-        return t > self.recipe.start
-
-    def learns(self, t: int) -> bool:
-        return t > self.recipe.start - self.recipe.lead
-
-    def judge(self, painted: Painted) -> tuple[Tensor, Tensor]:
-        """The adversarial term, weighted adaptively, and that weight."""
-        self.network.requires_grad_(False)
-        loss = losses.hinge_generator(self.network(painted.fake).float())
-        factor = losses.adaptive_weight(
-            painted.reconstruction, loss, painted.weight, self.recipe.largest
-        )
-        return self.recipe.scale * factor * loss, factor
-
-    def learn(self, real: Tensor, fake: Tensor, pace: float) -> Tensor:
-        """One step of the discriminator; real and fake pass separately, as BatchNorm demands.
-
-        Args:
-            pace: learning rate over that at the start.
-        """
-        self.network.requires_grad_(True)
-        loss = losses.hinge_discriminator(
-            self.network(real).float(), self.network(fake.detach()).float()
-        )
-        if self.recipe.halved:
-            loss = loss / 2
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.network)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.learning_rate * pace
-        self.optimiser.step()
-        return loss.detach()
-
-    def state(self) -> dict[str, Any]:
-        return {"params": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["params"])
         self.optimiser.load_state_dict(state["optimiser"])
 
 

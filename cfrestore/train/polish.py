@@ -13,21 +13,12 @@ from cfrestore.device import autocast
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.train import checkpoint
 from cfrestore.train.config import PolishRecipe
+from cfrestore.train.critic import Critic, Painted
 from cfrestore.train.data import to_network
-from cfrestore.train.learner import Critic, Learner, Painted, Report
-from cfrestore.train.stages import (
-    RestoringStage,
-    degrade_parts,
-    detached,
-    image_losses,
-    shared_out,
-)
+from cfrestore.train.degrade import degrade
+from cfrestore.train.learner import Learner, Report
+from cfrestore.train.stages import RestoringStage, detached, image_losses, shared_out
 from cfrestore.train.teacher import Teacher
-
-SHARES = (1, 1, 2)
-"""Of a batch: clean faces painted from their own codes at w = 0, heavily damaged ones restored at
-0, slightly damaged ones at 1.
-"""
 
 EYE = 20
 """Size of an eye in an aligned face of 512 px: the deviation of its bump in `eye_map`, px."""
@@ -69,22 +60,20 @@ class Polish(RestoringStage):
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
         """Iteration t on clean faces; the losses it saw."""
         x = to_network(clean)
-        own, *damaged_parts = shared_out(SHARES, len(x))
-        heavy = len(damaged_parts[0])
+        _, other = shared_out((1, 1), len(x))
+        half = len(x) - len(other)
         with torch.no_grad():
-            codes = self.teacher.codes(x[: len(own)])
-            damages = (self.recipe.large, self.recipe.small)
-            damaged = degrade_parts(clean[len(own) :], damaged_parts, damages, generator)
+            codes = self.teacher.codes(x[:half])
+            damage = self.recipe.damage.scaled(x.shape[-1])
+            damaged = degrade(clean[half:], damage, generator, other)
         with autocast(self.device, self.mixed):
             with torch.no_grad():
                 latent, skips = self.network.encode(to_network(damaged))
                 predicted = self.network.predict_codes(latent).argmax(-1)
-            codes = torch.cat((codes, predicted[:heavy]))
-            # They ask for gradient although nothing needs it: see Fusion.
-            kept = {side: skip[heavy:].clone().requires_grad_() for side, skip in skips.items()}
+            kept = {side: skip.requires_grad_() for side, skip in skips.items()}  # see Fusion
             fakes = (
                 self.network.decode(self.network.lookup(codes), {}, 0),
-                self.network.decode(self.network.lookup(predicted[heavy:]), kept, 1),
+                self.network.decode(self.network.lookup(predicted), kept, 1),
             )
         fake = torch.cat(fakes).float()
         rec, report = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)

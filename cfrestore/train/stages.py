@@ -34,10 +34,11 @@ from cfrestore.train.config import (
     Degradation,
     FusionRecipe,
 )
+from cfrestore.train.critic import Critic, Painted
 from cfrestore.train.data import to_network, to_picture
 from cfrestore.train.degrade import degrade
 from cfrestore.train.distributed import Part, all_sum, place, whole
-from cfrestore.train.learner import Critic, Learner, Network, Painted, Report
+from cfrestore.train.learner import Learner, Network, Report
 from cfrestore.train.teacher import Teacher
 
 KMEANS_LATENTS = 50
@@ -75,7 +76,7 @@ class ImageStage(Generic[Network]):
         if painted and critic and critic.learns(t):
             pace = self.learner.how.pace(t)
             with autocast(self.device, self.mixed):
-                report["critic"] = critic.learn(painted.real, painted.fake, pace)
+                report["critic"] = critic.learn(painted.real, painted.fake, t, pace)
 
     def state(self) -> dict[str, Any]:
         """All that resuming needs."""
