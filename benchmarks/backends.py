@@ -1,17 +1,19 @@
-"""CPU time of one face by backend, against the published network run plainly.
+"""CPU time of one face by backend, against the same network run plainly.
 
-    python benchmarks/backends.py [FACES] [--rounds 3] [--chart backends.png]
+    python benchmarks/backends.py [FACES] [--shipped] [--rounds 3] [--chart backends.png]
 
-One face of 512 px, one thread, random weights of the published size; each backend in a process of
-its own, after one face that does not count. Speed does not depend on the weights, but int8's PSNR
-does, so it is measured with the weights that come with cfrestore, on FACES, a folder of aligned
-faces, on which int8 is calibrated too; without it there is no int8. Differences are those of images
-clamped to [-1, 1]; codes are compared with those of the plain network.
+One face of 512 px, one thread, random weights of the published size; with --shipped one of 256 px
+and the weights that come with cfrestore. Each backend runs in a process of its own, after one face
+that does not count. Speed does not depend on the weights, but int8's PSNR does, so it is measured
+with those that come with cfrestore, on FACES, a folder of aligned faces, on which int8 is
+calibrated too; without it there is no int8. Differences are those of images clamped to [-1, 1];
+codes are compared with those of the plain network.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -37,7 +39,6 @@ BACKENDS = {
     "openvino int8": ("openvino", "int8.onnx"),
 }
 FIDELITIES = (0.5, 0.0)
-SIDE = CodeFormerConfig().image_size
 CALIBRATED_ON = 8
 
 
@@ -46,6 +47,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("faces", nargs="?", type=Path)
+    parser.add_argument("--shipped", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chart", type=Path)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
@@ -58,7 +60,7 @@ def main() -> None:
     if options.faces:
         print(psnr(options.faces) + "\n")
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), options.faces)
+        prepare(Path(folder), options.faces, options.shipped)
         names = [n for n, (_, file) in BACKENDS.items() if Path(folder, file).exists()]
         workers = {
             f"{name}, w = {w:g}": [__file__, "--worker", name, folder, str(w)]
@@ -82,9 +84,10 @@ def main() -> None:
 
 
 def psnr(faces: Path) -> str:
-    graph = export_file(shipped())
-    side = load_codeformer(shipped()).config.image_size
-    _, agreement = quantize.quantize(graph, quantize.read_faces(faces, side), installed())
+    network, graph = load_codeformer(shipped()), export_file(shipped())
+    side = network.config.image_size
+    seen = quantize.read_faces(faces, side)
+    _, agreement = quantize.quantize(network, graph, seen, installed())
     codes = "equal" if agreement.equal_codes else "not equal"
     return (
         f"int8 of the shipped weights ({side} px): {agreement.psnr:.2f} dB against fp32 on "
@@ -92,16 +95,21 @@ def psnr(faces: Path) -> str:
     )
 
 
-def prepare(folder: Path, faces: Path | None) -> None:
-    """Writes random weights of the published size, their graph, and with faces its int8 one."""
-    config, weights = CodeFormerConfig(), folder / "net.safetensors"
-    save_file(random_state(config), weights, {"config": config.to_json()})
-    graph = export_file(weights)
+def prepare(folder: Path, faces: Path | None, own: bool) -> None:
+    """Writes weights, random ones of the published size or our own, and their graphs."""
+    weights = folder / "net.safetensors"
+    if own:
+        shutil.copy(shipped(), weights)
+    else:
+        config = CodeFormerConfig()
+        save_file(random_state(config), weights, {"config": config.to_json()})
+    network, graph = load_codeformer(weights), export_file(weights)
     export.write(graph, folder / "fp32.onnx")
-    image = random_face(SIDE).numpy()
+    side = network.config.image_size
+    image = random_face(side).numpy()
     if faces:
-        seen = quantize.read_faces(faces, SIDE, most=2 * CALIBRATED_ON)
-        rounded, _ = quantize.quantize(graph, seen, installed())
+        seen = quantize.read_faces(faces, side, most=2 * CALIBRATED_ON)
+        rounded, _ = quantize.quantize(network, graph, seen, installed())
         export.write(rounded, folder / "int8.onnx")
         image = seen[:1]
     np.save(folder / "image.npy", image)
@@ -114,18 +122,21 @@ def work(name: str, folder: Path, w: float) -> None:
     image, weights = np.load(folder / "image.npy"), folder / "net.safetensors"
     results: list[torch.Tensor | np.ndarray] = []
     if backend == "plain":
-        plain = PlainCodeFormer(read_checkpoint(weights)[0], CodeFormerConfig())
-        x = torch.from_numpy(image)
-        plain(x, w)
-        spent = stopwatch.time_of(lambda: results.append(plain(x, w)))
+        state, facts = read_checkpoint(weights)
+        config = CodeFormerConfig.from_json(facts["config"])
+        plain = PlainCodeFormer({key: value.float() for key, value in state.items()}, config)
+        x, adain = torch.from_numpy(image), config.match_statistics
+        plain(x, w, adain)
+        spent = stopwatch.time_of(lambda: results.append(plain(x, w, adain)))
         codes = plain.codes(x)
     elif backend == "torch":
         reuse_memory()
         network = load_codeformer(weights)
         x = torch.from_numpy(image).contiguous(memory_format=torch.channels_last)
         with inference():
-            network(x, w)
-            spent = stopwatch.time_of(lambda: results.append(network(x, w)))
+            adain = network.config.match_statistics
+            network(x, w, adain)
+            spent = stopwatch.time_of(lambda: results.append(network(x, w, adain)))
             codes = network.predict_codes(network.encode(x)[0]).argmax(-1)
     else:
         exported = ExportedNetwork(folder / file, backend, threads=1)

@@ -105,7 +105,7 @@ def export(
         ConfigError: a package that this needs is not installed.
     """
     require("onnx", "onnxscript", extra="onnx")
-    graph = _Graph(_for_runtimes(network), match_statistics)
+    graph = _Graph(for_runtimes(network), match_statistics)
     side = network.config.image_size
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with quiet(), torch.enable_grad():  # without gradients SiLU is done in place
@@ -260,7 +260,7 @@ def is_exported(path: str | Path) -> bool:
     return head[:1] == b"\x08" and head[8:] != b"{"
 
 
-def _for_runtimes(network: CodeFormer) -> CodeFormer:
+def for_runtimes(network: CodeFormer) -> CodeFormer:
     """A copy of a network in which runtimes find constant kernels and maps of one shape."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for parent in list(network.modules()):

@@ -72,8 +72,9 @@ def export(
             from cfrestore import quantize
 
             assert faces is not None
-            side = load_codeformer(path).config.image_size
-            graph, agreement = quantize.quantize(graph, quantize.read_faces(faces, side), backend)
+            network = load_codeformer(path)
+            seen = quantize.read_faces(faces, network.config.image_size)
+            graph, agreement = quantize.quantize(network, graph, seen, backend)
             quantize.check(agreement)
             console.print(
                 f"int8: {agreement.psnr:.1f} dB against fp32 on {agreement.faces} faces that were "
