@@ -15,6 +15,7 @@ from cfrestore.device import (
     check_compiling,
     choose_code_precision,
     choose_device,
+    choose_parsing_precision,
     choose_precision,
     describe,
     download,
@@ -76,6 +77,18 @@ def test_an_unknown_name_is_refused(name):
 def test_the_cpu_is_always_there_and_can_be_described():
     assert available_devices()[-1] == "cpu"
     assert describe(CPU).startswith("cpu (")
+
+
+@pytest.mark.parametrize("answer", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_faces_are_parsed_in_bf16_where_the_processor_has_it(monkeypatch, answer):
+    for question in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, question, lambda yes=question == answer: yes, raising=False)
+    assert choose_parsing_precision("auto", CPU) is Precision.BF16
+    assert choose_parsing_precision("fp16", CPU) is Precision.BF16
+    assert choose_parsing_precision("fp32", CPU) is Precision.FP32
+    assert choose_parsing_precision("auto", torch.device("cuda")) is Precision.FP32
+    monkeypatch.delattr(torch.cpu, answer)  # a torch that cannot tell
+    assert choose_parsing_precision("auto", CPU) is Precision.FP32
 
 
 def test_inference_records_no_gradients():
