@@ -42,6 +42,9 @@ _COMPUTING = threading.RLock()
 _COUNTING, _THREADS_BEFORE = threading.Lock(), list[int]()
 """The number of threads before `one_thread`, and a 1 for each who is within; empty outside."""
 
+_TRIMMING = list[Callable[[int], int]]()
+"""The C library's way to give kept memory back, once `reuse_memory` was called; else empty."""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # in malloc.h
 
 # What torch says, by device and library, where it has no exception of its own for it.
@@ -174,9 +177,25 @@ def reuse_memory() -> None:
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
-            set_option = ctypes.CDLL(None).mallopt
-            set_option(_MMAP_THRESHOLD, 256 << 20)
-            set_option(_TRIM_THRESHOLD, 1 << 30)
+            library = ctypes.CDLL(None)
+            library.mallopt(_MMAP_THRESHOLD, 256 << 20)
+            library.mallopt(_TRIM_THRESHOLD, 1 << 30)
+            _TRIMMING[:] = [library.malloc_trim]
+
+
+def spare_memory(layer: nn.Module) -> None:
+    """Has memory that is free given back to the system whenever inference comes to the layer.
+
+    What `reuse_memory` keeps lies in pieces, too small for what the network needs next; so where it
+    needs the most, the most would be free and unusable. Nothing happens in programs that do not
+    call it, nor in training.
+    """
+    layer.register_forward_pre_hook(_trim)
+
+
+def _trim(*_: object) -> None:
+    if _TRIMMING and torch.is_inference_mode_enabled():
+        _TRIMMING[0](0)
 
 
 def describe(device: torch.device) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stubs import save_network, small_network
 
 from cfrestore import device
 from cfrestore.device import (
@@ -26,6 +27,7 @@ from cfrestore.device import (
     upload,
 )
 from cfrestore.errors import ConfigError
+from cfrestore.weights import load_codeformer
 
 CPU = torch.device("cpu")
 
@@ -167,6 +169,7 @@ def test_memory_that_is_reused_is_the_c_library_s(monkeypatch: pytest.MonkeyPatc
         def mallopt(self, parameter: int, value: int) -> int:
             return asked.append((parameter, value)) or 1
 
+    monkeypatch.setattr(device, "_TRIMMING", [])
     monkeypatch.setattr(device.sys, "platform", "linux")
     monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Library())
     reuse_memory()
@@ -176,6 +179,22 @@ def test_memory_that_is_reused_is_the_c_library_s(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(device.sys, "platform", "win32")
     monkeypatch.setattr(device.ctypes, "CDLL", None)
     reuse_memory()
+
+
+def test_kept_memory_is_given_back_where_the_largest_maps_begin(monkeypatch, tmp_path):
+    trims = []
+    monkeypatch.setattr(device, "_TRIMMING", [])
+    path = save_network(tmp_path / "net.safetensors", small_network())
+    network, x = load_codeformer(path), torch.zeros(1, 3, 32, 32)
+    with inference():
+        expected = network(x)  # a program that keeps no memory is left alone
+    assert trims == []
+    monkeypatch.setattr(device, "_TRIMMING", [trims.append])
+    network(x)  # so is training
+    assert trims == []
+    with inference():
+        assert torch.equal(network(x), expected)
+    assert trims == [0]
 
 
 def test_auto_is_float32_on_every_device():
