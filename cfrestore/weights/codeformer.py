@@ -53,7 +53,8 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
     settle(network, torch.device(device))
     if torch.device(device).type == "cpu":
         enlargements = [block for block in network.generator.blocks if isinstance(block, Upsample)]
-        spare_memory(enlargements[-1])  # where the largest maps begin
+        for largest in enlargements[-1:]:  # a network of one level has none
+            spare_memory(largest)
     return network.eval()
 
 
