@@ -44,7 +44,7 @@ from cfrestore.backends import ExportedNetwork, export_file
 from cfrestore.batch import plan, run
 from cfrestore.checkpoint import read_checkpoint, unfilled
 from cfrestore.detect import Face
-from cfrestore.device import reuse_memory
+from cfrestore.device import choose_parsing_precision, reuse_memory
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.parsenet import ParseNet
@@ -269,7 +269,8 @@ def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
         else:
             painter = exported = ExportedNetwork(folder / f"{how.split()[-1]}.onnx", "openvino", 1)
             exported(baseline.random_face(exported.config.image_size).numpy(), 0.5)  # compiles it
-        pipeline = Pipeline(painter, Known(landmarks), FaceParser(parsing))
+        precision = choose_parsing_precision("auto", torch.device("cpu"))
+        pipeline = Pipeline(painter, Known(landmarks), FaceParser(parsing, precision=precision))
         pipeline.network.decode = clock.timed("network", pipeline.network.decode)  # type: ignore[method-assign, assignment]
         pipeline.network.predict_features = clock.timed(  # type: ignore[method-assign, assignment]
             "network", pipeline.network.predict_features

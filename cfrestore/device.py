@@ -42,6 +42,9 @@ _COMPUTING = threading.RLock()
 _COUNTING, _THREADS_BEFORE = threading.Lock(), list[int]()
 """The number of threads before `one_thread`, and a 1 for each who is within; empty outside."""
 
+_TRIMMING = list[Callable[[int], int]]()
+"""The C library's way to give kept memory back, once `reuse_memory` was called; else empty."""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # in malloc.h
 
 # What torch says, by device and library, where it has no exception of its own for it.
@@ -115,6 +118,22 @@ def choose_code_precision(name: str, device: torch.device) -> Precision:
     return _precision(name, device, _FOR_CODES)
 
 
+def choose_parsing_precision(name: str, device: torch.device) -> Precision:
+    """What faces are parsed in, where the precision of that name was asked for.
+
+    Of the network's logits only the largest counts, and its mask is blurred, so that on a CPU that
+    computes in bf16 natively it does, unless the name is fp32; elsewhere it is always fp32.
+    """
+    reduces = name != "fp32" and device.type == "cpu" and _has_native_bf16()
+    return Precision.BF16 if reduces else Precision.FP32
+
+
+def _has_native_bf16() -> bool:
+    """Whether this processor multiplies bf16; others take longer in it than in float32."""
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public ones
+    return any(getattr(torch.cpu, question, bool)() for question in questions)
+
+
 def _precision(name: str, device: torch.device, choices: Sequence[Precision]) -> Precision:
     known = ["auto", *(precision.value for precision in choices)]
     if name not in known:
@@ -158,9 +177,25 @@ def reuse_memory() -> None:
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
-            set_option = ctypes.CDLL(None).mallopt
-            set_option(_MMAP_THRESHOLD, 256 << 20)
-            set_option(_TRIM_THRESHOLD, 1 << 30)
+            library = ctypes.CDLL(None)
+            library.mallopt(_MMAP_THRESHOLD, 256 << 20)
+            library.mallopt(_TRIM_THRESHOLD, 1 << 30)
+            _TRIMMING[:] = [library.malloc_trim]
+
+
+def spare_memory(layer: nn.Module) -> None:
+    """Has memory that is free given back to the system whenever inference comes to the layer.
+
+    What `reuse_memory` keeps lies in pieces, too small for what the network needs next; so where it
+    needs the most, the most would be free and unusable. Nothing happens in programs that do not
+    call it, nor in training.
+    """
+    layer.register_forward_pre_hook(_trim)
+
+
+def _trim(*_: object) -> None:
+    if _TRIMMING and torch.is_inference_mode_enabled():
+        _TRIMMING[0](0)
 
 
 def describe(device: torch.device) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
-from cfrestore.device import download, inference, upload
+from cfrestore.device import Precision, download, inference, reduced, upload
 from cfrestore.image import from_levels
 
 if TYPE_CHECKING:
@@ -42,17 +42,24 @@ class FaceParser:
         device: where to compute.
         side: of the pictures that the network sees, a multiple of 16; a smaller one than the
             published costs less and gives other masks, see benchmarks/parsing.py.
+        precision: what the network computes in, see `choose_parsing_precision`.
     Raises:
         WeightsError: the file cannot be read.
         CheckpointError: the file holds something else; the first differing keys are named.
     """
 
     def __init__(
-        self, path: str | Path, device: str | torch.device = "cpu", *, side: int = PARSE_SIZE
+        self,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        side: int = PARSE_SIZE,
+        precision: Precision = Precision.FP32,
     ) -> None:
         self.network = _load(path).to(device)
         self.device = torch.device(device)
         self.side = side
+        self.precision = precision
 
     def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Soft masks of faces.
@@ -64,7 +71,7 @@ class FaceParser:
         """
         masks = np.empty(crops.shape[:3], dtype=np.float32)
         for mask, crop in zip(masks, crops, strict=True):  # singly: 512 px take about a gigabyte
-            with inference():
+            with inference(), reduced(self.device, self.precision):
                 batch = from_levels(upload([_resize(crop, self.side)], self.device))
                 logits = self.network(batch)  # (1, 3, side, side) to (1, 19, side, side)
                 if self.side != PARSE_SIZE:

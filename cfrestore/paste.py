@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from cfrestore.image import Pixels
     from cfrestore.restore import RestoredFace
-
-_Depth = TypeVar("_Depth", np.uint8, np.float32)
 
 _EXACT_FADE = 20  # px; wider fades are blurred in a smaller picture, where they have
 _SMALL_FADE = 15  # px, which keeps them within 1/255
@@ -119,9 +117,10 @@ def _blend(region: Pixels, layer: Layer, original: Pixels) -> None:
             blend += original[part] * (layer.kept[part] / unit)[..., None]
         np.clip(blend, 0, 255, out=blend)
         blend *= unit
-        blend -= below
-        blend *= layer.opacity[part][..., None]
-        blend += below
+        before = below.astype(np.float32)
+        blend -= before
+        blend *= cv2.merge((layer.opacity[part],) * 3)
+        blend += before
         below[...] = np.rint(blend, out=blend)
 
 
@@ -202,7 +201,7 @@ def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
         (h, w) float32 in [0, 1]. A picture border that cuts the square is no edge of it.
     Source: the published pipeline: erosion, then Gaussian blur with OpenCV's sigma.
     """
-    edge = math.isqrt(int(coverage.sum(dtype=np.float64))) // 20
+    edge = math.isqrt(int(cv2.sumElems(coverage)[0])) // 20
     if edge > _EXACT_FADE:
         return _soften_widely(coverage, edge)
     core = _erode(coverage, 2 * edge or 3)  # 3: what OpenCV makes of an empty kernel
@@ -212,12 +211,16 @@ def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
 def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float32]:
     """The fade of a large face, in time that does not grow with its width.
 
-    The core is eroded in 8 bits, averaged down until the blur is a narrow one, and brought back.
+    The core is eroded in 8 bits, averaged down until the blur is a narrow one, and brought back;
+    first along columns, and along rows when there are few left.
     """
-    core = _erode(cv2.convertScaleAbs(coverage, alpha=255), 2 * edge)
-    core = cv2.copyMakeBorder(core, *(edge,) * 4, cv2.BORDER_REFLECT_101)  # as the blur would
-    height, width = core.shape
+    height, width = (side + 2 * edge for side in coverage.shape)
     size = tuple(math.ceil(side * _SMALL_FADE / edge) for side in (width, height))
+    core = cv2.erode(cv2.convertScaleAbs(coverage, alpha=255), np.ones((2 * edge, 1), np.uint8))
+    core = cv2.copyMakeBorder(core, edge, edge, 0, 0, cv2.BORDER_REFLECT_101)  # as the blur would
+    core = cv2.resize(core, (core.shape[1], size[1]), interpolation=cv2.INTER_AREA)
+    core = cv2.erode(core, np.ones((1, 2 * edge), np.uint8))
+    core = cv2.copyMakeBorder(core, 0, 0, edge, edge, cv2.BORDER_REFLECT_101)
     small = cv2.resize(core, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     sigma = 0.3 * (edge - 1) + 0.8  # what OpenCV derives from a kernel of 2 * edge + 1
     small = cv2.GaussianBlur(
@@ -227,13 +230,13 @@ def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float
         sigmaY=sigma * size[1] / height,
     )
     soft = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(soft[edge:-edge, edge:-edge])
+    return np.asarray(soft[edge:-edge, edge:-edge], np.float32)
 
 
-def _erode(mask: NDArray[_Depth], side: int) -> NDArray[_Depth]:
+def _erode(mask: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """The minimum over a square of that side; beyond the picture nothing counts."""
     kernel = np.ones((side, side), dtype=np.uint8)
-    return np.asarray(cv2.erode(mask, kernel), dtype=mask.dtype)
+    return np.asarray(cv2.erode(mask, kernel), dtype=np.float32)
 
 
 def _enlarge(pixels: Pixels, scale: int, background: Pixels | None) -> Pixels:

@@ -15,7 +15,7 @@ from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_fa
 from cfrestore.backends import ExportedNetwork
 from cfrestore.detail import weigh
 from cfrestore.detect import NAMES, Detector, Face, load_detector
-from cfrestore.device import Precision, faces_at_once
+from cfrestore.device import Precision, choose_parsing_precision, faces_at_once
 from cfrestore.errors import DegenerateFaceError, ImageError
 from cfrestore.holes import enlarge_holes, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, keep_neutral, resize, to_depth, to_uint8
@@ -339,7 +339,7 @@ def load_pipeline(
         device: see `choose_device`.
         parser: a ParseNet file; None: the published one if it is on this machine.
         threshold: how sure the detector must be, see `load_detector`.
-        precision: see `choose_precision`.
+        precision: see `choose_precision`, and `choose_parsing_precision`.
         code_precision: see `choose_code_precision`.
         compile: compiles the network when it is first used, see `check_compiling`.
         task: what the weights are for.
@@ -358,13 +358,14 @@ def load_pipeline(
     network = open_network(path, backend, task, place)
     parses = task != "inpainting"  # there the holes say what is pasted
     parsing = (parser or locate("parsenet")) if parses else None
+    parsing_exactness = choose_parsing_precision(precision, place)
     finder = load_detector(detector, place, threshold)
     if name == "published":
         notes += _lacking(detector == "auto" and finder.name == "mtcnn", parses and parsing is None)
     return Pipeline(
         network,
         finder,
-        parser=FaceParser(parsing, place) if parsing else None,
+        parser=FaceParser(parsing, place, precision=parsing_exactness) if parsing else None,
         device=place,
         precision=exactness,
         code_precision=code_exactness,
@@ -377,6 +378,8 @@ def load_pipeline(
             "detector": finder.name if detector in NAMES else known_sha256(Path(detector)),
             "threshold": threshold,
             "parser": known_sha256(parsing) if parsing else None,
+            # What was asked for: several machines may share the work.
+            "parser_precision": ("fp32" if precision == "fp32" else "auto") if parsing else None,
             "precision": exactness.value,
             "code_precision": code_exactness.value,
             "backend": backend,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stubs import save_network, small_network
 
 from cfrestore import device
 from cfrestore.device import (
@@ -15,6 +16,7 @@ from cfrestore.device import (
     check_compiling,
     choose_code_precision,
     choose_device,
+    choose_parsing_precision,
     choose_precision,
     describe,
     download,
@@ -25,6 +27,7 @@ from cfrestore.device import (
     upload,
 )
 from cfrestore.errors import ConfigError
+from cfrestore.weights import load_codeformer
 
 CPU = torch.device("cpu")
 
@@ -76,6 +79,18 @@ def test_an_unknown_name_is_refused(name):
 def test_the_cpu_is_always_there_and_can_be_described():
     assert available_devices()[-1] == "cpu"
     assert describe(CPU).startswith("cpu (")
+
+
+@pytest.mark.parametrize("answer", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_faces_are_parsed_in_bf16_where_the_processor_has_it(monkeypatch, answer):
+    for question in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, question, lambda yes=question == answer: yes, raising=False)
+    assert choose_parsing_precision("auto", CPU) is Precision.BF16
+    assert choose_parsing_precision("fp16", CPU) is Precision.BF16
+    assert choose_parsing_precision("fp32", CPU) is Precision.FP32
+    assert choose_parsing_precision("auto", torch.device("cuda")) is Precision.FP32
+    monkeypatch.delattr(torch.cpu, answer)  # a torch that cannot tell
+    assert choose_parsing_precision("auto", CPU) is Precision.FP32
 
 
 def test_inference_records_no_gradients():
@@ -154,6 +169,7 @@ def test_memory_that_is_reused_is_the_c_library_s(monkeypatch: pytest.MonkeyPatc
         def mallopt(self, parameter: int, value: int) -> int:
             return asked.append((parameter, value)) or 1
 
+    monkeypatch.setattr(device, "_TRIMMING", [])
     monkeypatch.setattr(device.sys, "platform", "linux")
     monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Library())
     reuse_memory()
@@ -163,6 +179,22 @@ def test_memory_that_is_reused_is_the_c_library_s(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(device.sys, "platform", "win32")
     monkeypatch.setattr(device.ctypes, "CDLL", None)
     reuse_memory()
+
+
+def test_kept_memory_is_given_back_where_the_largest_maps_begin(monkeypatch, tmp_path):
+    trims = []
+    monkeypatch.setattr(device, "_TRIMMING", [])
+    path = save_network(tmp_path / "net.safetensors", small_network())
+    network, x = load_codeformer(path), torch.zeros(1, 3, 32, 32)
+    with inference():
+        expected = network(x)  # a program that keeps no memory is left alone
+    assert trims == []
+    monkeypatch.setattr(device, "_TRIMMING", [trims.append])
+    network(x)  # so is training
+    assert trims == []
+    with inference():
+        assert torch.equal(network(x), expected)
+    assert trims == [0]
 
 
 def test_auto_is_float32_on_every_device():

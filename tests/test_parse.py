@@ -9,8 +9,10 @@ import torch
 from compare import assert_close
 from facexlib.parsing.parsenet import ParseNet
 from numpy.typing import NDArray
+from parsing import fitted_parser
 from torch import Tensor, nn
 
+from cfrestore.device import Precision
 from cfrestore.errors import CheckpointError, WeightsError
 from cfrestore.parse import FACE_CLASSES, FaceParser, mask_from_classes
 from cfrestore.paste import paste_faces
@@ -175,6 +177,34 @@ def test_a_smaller_view_gives_masks_of_the_same_shape(checkpoint: Path) -> None:
     assert masks[0].shape == (2, 64, 64)
     small, full = (mask > 0.5 for mask in masks)
     assert (small & full).sum() / (small | full).sum() > 0.95
+
+
+def test_bf16_gives_nearly_the_same_masks(shared: Path, tmp_path: Path) -> None:
+    """At least 0.98, intersection over union, on faces that the last layer was not fitted to."""
+    paths = sorted((shared / "faces" / "valid-512").glob("*.[jp][pn]g"))[:4]
+    if not paths:
+        pytest.skip("shared holds no faces")
+    faces = np.stack([cv2.resize(read(path), (224, 224)) for path in paths])
+    torch.save(fitted_parser(faces[:2]), tmp_path / "parsenet.pth")
+    full, half = (
+        FaceParser(tmp_path / "parsenet.pth", side=224, precision=precision)(faces[2:])
+        for precision in (Precision.FP32, Precision.BF16)
+    )
+    assert (full != half).any()
+    assert np.abs(full - half).max() < 0.1
+    full, half = full > 0.5, half > 0.5
+    assert 0.1 < full.mean() < 0.8
+    assert (full & half).sum() / (full | half).sum() > 0.98
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("FP32", torch.float32), ("BF16", torch.bfloat16)])
+def test_the_network_computes_in_what_is_asked_for(
+    checkpoint: Path, precision: str, kind: torch.dtype
+) -> None:
+    parser, found = FaceParser(checkpoint, side=64, precision=Precision[precision]), []
+    parser.network.out_mask_conv.register_forward_hook(lambda _, x, y: found.append(y.dtype))
+    parser(np.zeros((1, 64, 64, 3), np.uint8))
+    assert found == [kind]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from stubs import (
     small_network,
 )
 
-from cfrestore import pipeline, restore, weights
+from cfrestore import device, pipeline, restore, weights
 from cfrestore.checkpoint import read_checkpoint, read_metadata
 from cfrestore.detect import Face
 from cfrestore.device import Precision
@@ -354,6 +354,21 @@ def test_the_precision_reaches_the_painting(
         holed[20:25, 20:25] = 255
         task(Photo(holed))
     assert asked == [loaded.code_precision, loaded.precision] * 3
+
+
+@pytest.mark.parametrize("name", ["auto", "fp32", "fp16"])
+def test_masks_are_exact_if_fp32_is_asked_for(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked: list[Precision] = []
+    monkeypatch.setattr(device, "_has_native_bf16", lambda: True)
+    monkeypatch.setattr(
+        pipeline, "FaceParser", lambda path, place, *, precision: asked.append(precision)
+    )
+    parser = save_network(machine / "parser.safetensors", small_network())
+    loaded = load_pipeline(device="cpu", parser=parser, precision=name)
+    assert asked == [Precision.FP32 if name == "fp32" else Precision.BF16]
+    assert loaded.identity["parser_precision"] == ("fp32" if name == "fp32" else "auto")
 
 
 def test_what_codes_are_chosen_in_decides_results(machine: Path) -> None:

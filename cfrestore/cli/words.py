@@ -306,7 +306,8 @@ class Words:
             metavar="NAME",
             rich_help_panel=NETWORKS,
             help="What faces are painted in: fp32 (also auto), bf16 or fp16, and on CUDA tf32. A "
-            "face that less than fp32 spoils is painted again.",
+            "face that less than fp32 spoils is painted again. Unless it is fp32, a CPU that "
+            "multiplies bf16 computes masks of faces in it.",
         ),
     ] = "auto"
     code_precision: Annotated[

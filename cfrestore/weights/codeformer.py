@@ -35,8 +35,9 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
     """
     import torch
 
-    from cfrestore.device import settle
+    from cfrestore.device import settle, spare_memory
     from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+    from cfrestore.models.vqgan import Upsample
 
     state, metadata = read_checkpoint(path)
     try:
@@ -50,6 +51,10 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
         raise CheckpointError(f"{path} describes no CodeFormer: {error}") from error
     load_strictly(network, state, path, "CodeFormer")
     settle(network, torch.device(device))
+    if torch.device(device).type == "cpu":
+        enlargements = [block for block in network.generator.blocks if isinstance(block, Upsample)]
+        for largest in enlargements[-1:]:  # a network of one level has none
+            spare_memory(largest)
     return network.eval()
 
 
