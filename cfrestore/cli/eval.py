@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfrestore.cli.measured import protocol_of, show, write_columns
+from cfrestore.cli.measured import FIDELITIES, Found, Words, protocol_of, show, write_columns
 from cfrestore.cli.output import check_free, write_json
 from cfrestore.cli.parameters import Device, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console, progress
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from cfrestore.evaluate import MetricFiles, Restorer, Sample
     from cfrestore.pipeline import Pipeline
 
-FIDELITIES = "0,0.5,1"
 SHEET_FACES = 10
 
 MODEL, WEIGHTS, OUTPUT = "Restoring here", "Weights of metrics", "Output"
@@ -183,52 +182,6 @@ def evaluate(
         stdout.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
     if record["failed"] or any(record["unmatched"].values()):
         raise typer.Exit(1)
-
-
-@dataclass(frozen=True)
-class Words:
-    """What decides the figures, as it was said."""
-
-    restored: Path | None
-    reference: Path | None
-    data: Path | None
-    model: str | None
-    degrade: str | None
-    seed: int
-    w: str | None
-    match: bool | None
-    nearest: bool
-    autoencoder: bool
-    protocol: str | None
-
-    @property
-    def fidelities(self) -> tuple[float, ...]:
-        """Each w; raises ConfigError if one is none."""
-        from cfrestore.options import Options
-
-        try:
-            values = tuple(float(text) for text in (self.w or FIDELITIES).split(","))
-        except ValueError as error:
-            raise ConfigError(f"--w takes numbers with commas, found {self.w!r}") from error
-        return tuple(dict.fromkeys(Options(fidelity=value).fidelity for value in values))
-
-    @property
-    def degradations(self) -> tuple[str, ...]:
-        """Each preset, once."""
-        return () if self.degrade is None else tuple(dict.fromkeys(self.degrade.split(",")))
-
-
-@dataclass(frozen=True)
-class Found:
-    """The faces that are to be measured.
-
-    Attributes:
-        pairs: by name, the face and the clean one where there is one that was named.
-        unmatched: names without partner, by where they are.
-    """
-
-    pairs: Mapping[str, tuple[Path, Path | None]]
-    unmatched: Mapping[str, Sequence[str]]
 
 
 def _check(words: Words) -> None:

@@ -1,26 +1,73 @@
-"""What is said of an evaluation: how it was done, as a record; its figures; faces side by side."""
+"""What an evaluation was asked, and what is said of it: a record, a table, faces side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfrestore import __version__
-from cfrestore.errors import OutputError
+from cfrestore.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cfrestore.cli.eval import Found, Words
     from cfrestore.evaluate import Evaluation
     from cfrestore.pipeline import Pipeline
+
+FIDELITIES = "0,0.5,1"
 
 TABLE_WIDTH = 200
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow")
 """Whose versions are recorded beside those of the packages of metrics."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What decides the figures, as it was said."""
+
+    restored: Path | None
+    reference: Path | None
+    data: Path | None
+    model: str | None
+    degrade: str | None
+    seed: int
+    w: str | None
+    match: bool | None
+    nearest: bool
+    autoencoder: bool
+    protocol: str | None
+
+    @property
+    def fidelities(self) -> tuple[float, ...]:
+        """Each w; raises ConfigError if one is none."""
+        from cfrestore.options import Options
+
+        try:
+            values = tuple(float(text) for text in (self.w or FIDELITIES).split(","))
+        except ValueError as error:
+            raise ConfigError(f"--w takes numbers with commas, found {self.w!r}") from error
+        return tuple(dict.fromkeys(Options(fidelity=value).fidelity for value in values))
+
+    @property
+    def degradations(self) -> tuple[str, ...]:
+        """Each preset, once."""
+        return () if self.degrade is None else tuple(dict.fromkeys(self.degrade.split(",")))
+
+
+@dataclass(frozen=True)
+class Found:
+    """The faces that are to be measured.
+
+    Attributes:
+        pairs: by name, the face and the clean one where there is one that was named.
+        unmatched: names without partner, by where they are.
+    """
+
+    pairs: Mapping[str, tuple[Path, Path | None]]
+    unmatched: Mapping[str, Sequence[str]]
 
 
 def protocol_of(
