@@ -48,9 +48,9 @@ from cfrestore.device import choose_parsing_precision, reuse_memory
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.parsenet import ParseNet
+from cfrestore.network import Network
 from cfrestore.parse import FaceParser
 from cfrestore.pipeline import Pipeline, load_pipeline
-from cfrestore.restore import Network
 from cfrestore.weights import load_codeformer, shipped
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
@@ -156,7 +156,8 @@ def export_network(folder: Path, faces: Path) -> list[str]:
     graph = export_file(folder / "net.safetensors")
     export.write(graph, folder / "fp32.onnx")
     seen = quantize.read_faces(faces, CodeFormerConfig().image_size, most=8)
-    export.write(quantize.quantize(graph, seen, "openvino")[0], folder / "int8.onnx")
+    network = load_codeformer(folder / "net.safetensors")
+    export.write(quantize.quantize(network, graph, seen, "openvino")[0], folder / "int8.onnx")
     return ["ours, openvino fp32", "ours, openvino int8"]
 
 

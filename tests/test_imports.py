@@ -1,8 +1,10 @@
 """The rooms of the house, and which may look into which; checked without importing anything."""
 
 import ast
+import importlib
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -206,3 +208,17 @@ def test_public_names_are_found_where_they_are_said_to_be() -> None:
     assert set(cfrestore.__all__) <= set(dir(cfrestore))
     with pytest.raises(AttributeError, match="nothing"):
         _ = cfrestore.nothing
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples", "tests"])
+def test_what_scripts_take_from_the_package_is_there(folder: str) -> None:
+    absent = []
+    for path in sorted((PACKAGE.parent / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module and module.split(".")[0] == "cfrestore":
+                source = importlib.import_module(module)
+                for name in (alias.name for alias in node.names):
+                    if not hasattr(source, name) and find_spec(f"{module}.{name}") is None:
+                        absent.append(f"{path.name}: {module}.{name}")
+    assert not absent
