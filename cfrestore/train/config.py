@@ -448,13 +448,21 @@ FUSION: dict[str, FusionRecipe] = {
 POLISH: dict[str, PolishRecipe] = {
     "compact": PolishRecipe(
         _COMPACT,
-        Optimisation(1_000, 4, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
+        Optimisation(460, 4, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
+        eyes=10.0,
+        perceptual=replace(_FACE_FEATURES, weight=0.3),
+        augmentation=_VARIED,
+    ),
+    # From polished weights, for sharpness: docs/training-log.md says what came of it.
+    "judged": PolishRecipe(
+        _COMPACT,
+        Optimisation(560, 4, 8e-5, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
         eyes=10.0,
         perceptual=replace(_FACE_FEATURES, weight=0.3),
         adversary=Adversary(
-            start=540,
+            start=100,
             scale=0.12,
-            learning_rate=2e-3,
+            learning_rate=1e-3,
             lead=100,
             betas=(0.5, 0.99),
             layers=3,
