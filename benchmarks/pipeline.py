@@ -332,7 +332,7 @@ def work_folder(how: str, folder: Path) -> None:
         stopwatch.tell(*spent, painting=painting, faces=faces)
         return
     state = {key: value.float() for key, value in read_checkpoint(shipped())[0].items()}
-    config = CodeFormerConfig.tiny()
+    config = CodeFormerConfig.compact()
     network, find, clock = baseline.PlainCodeFormer(state, config), plain_detector(), Clock()
     paint, faces = clock.timed("network", lambda x: network(x, 0.5, False)), 0
 
