@@ -240,9 +240,8 @@ def test_exit_codes_are_as_documented(
 ) -> None:
     make("a.png", "there.png", "there.restored.png")
     assert cfrestore_(*words).code == code
-    readme = (repository / "README.md").read_text(encoding="utf-8")
-    said = readme.split("Exit codes: ")[1].split("Messages")[0]
-    assert re.search(rf"(^|[;\s]){code} ", said)
+    options = (repository / "docs/options.md").read_text(encoding="utf-8")
+    assert f"\n| {code} | " in options.split("## Exit codes\n")[1]
 
 
 def test_without_faces_all_is_done(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
