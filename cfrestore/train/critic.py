@@ -107,7 +107,7 @@ class Critic:
 
     def _remember(self, real: Tensor, fake: Tensor) -> None:
         batches = max(1, MEMORY // (len(real) * place()[1]))
-        self.memory = [*self.memory, (real.bfloat16(), fake.bfloat16())][-batches:]
+        self.memory = [*self.memory, (real.half(), fake.half())][-batches:]
 
     def state(self) -> dict[str, Any]:
         return {
