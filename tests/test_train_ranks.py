@@ -117,8 +117,10 @@ def test_two_processes_with_half_the_batch_each_have_the_losses_of_one(
     alone, folder = pair
     expected, found = losses(alone / name), losses(folder / "whole" / name)
     assert len(found) == len(expected) == 6
+    # Remembered pictures are in half precision, which makes more of a difference in the last bits.
+    tolerance = 10 * TOLERANCE if name == "judged" else TOLERANCE
     for one, two in zip(expected, found, strict=True):
-        assert two == pytest.approx(one, rel=TOLERANCE, abs=1e-6)
+        assert two == pytest.approx(one, rel=tolerance, abs=1e-6)
     if name == "judged":
         assert all("lambda" in values and "critic" in values for values in expected[3:])
 
