@@ -9,17 +9,16 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import secrets
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from cfrestore import __version__
+from cfrestore import __version__, files
 from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from cfrestore.extras import require
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig, adaptive_instance_norm
@@ -217,17 +216,13 @@ def drafted(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-        yield temporary
-        temporary.replace(path)
+        with files.drafted(path) as draft:
+            draft.write_bytes(model.SerializeToString(deterministic=True))
+            yield draft
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # there may be no folder that it could be in
-            temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> onnx.ModelProto:
