@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py one [--rounds 3] [--openvino FACES]
     python benchmarks/pipeline.py group [--faces 40] [--rounds 1]
-    python benchmarks/pipeline.py folder [--pictures 200] [--rounds 1]
+    python benchmarks/pipeline.py folder [--pictures 200] [--published] [--rounds 1]
 
 `one` is the network, parsing and pasting of one face of 600 px in a picture of 12 MP, on one
 thread; with FACES, a folder of aligned faces, OpenVINO runs the network too, in fp32 and in int8
@@ -11,10 +11,10 @@ picture of 20 MP with that many faces, from file to file, on all cores. Both hav
 the published sizes; faces lie where they are said to, since random weights find none.
 
 `folder` is a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three faces, with
-the shipped weights; here `ours` is the batch engine, and the plain pipeline finds faces with
-facenet-pytorch's own MTCNN, for which the picture is made as small as ours makes it. The plain
-pipeline reads, finds, paints, parses (but in `folder`, where there is no parser), pastes and writes
-one picture after the other.
+the shipped weights and no parser, or with --published as the others; here `ours` is the batch
+engine, and the plain pipeline finds faces with facenet-pytorch's own MTCNN, for which the picture
+is made as small as ours makes it. The plain pipeline reads, finds, paints, parses, pastes and
+writes one picture after the other.
 
 `network busy` is the share of the time that passed in which faces were being painted; `cores busy`
 is CPU time over the time that passed and the cores.
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--faces", type=int, default=40)
     parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--published", action="store_true")
     parser.add_argument("--openvino", type=Path, metavar="FACES")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -73,19 +74,23 @@ def main() -> None:
     if options.worker:
         how, folder = options.worker
         if options.what == "folder":
-            work_folder(how, Path(folder))
+            work_folder(how, Path(folder), options.published)
         else:
             work_picture(how, Path(folder), options.what, faces)
         return
     print(stopwatch.machine() + (", one thread\n" if options.what == "one" else "\n"))
     with tempfile.TemporaryDirectory() as folder:
-        make_folder(Path(folder), options.pictures) if options.what == "folder" else make_picture(
-            Path(folder), options.what, faces
-        )
+        if options.what == "folder":
+            make_folder(Path(folder), options.pictures)
+        else:
+            make_picture(Path(folder), options.what, faces)
+        if options.what != "folder" or options.published:
+            make_weights(Path(folder))
         hows = ["plain", "ours"]
         if options.what == "one" and options.openvino:
             hows += export_network(Path(folder), options.openvino)
-        words = [__file__, options.what, "--faces", str(faces), "--worker"]
+        words = [__file__, options.what, "--faces", str(faces)]
+        words += ["--published"] * options.published + ["--worker"]
         rounds = options.rounds or (3 if options.what == "one" else 1)
         environment = stopwatch.ONE_THREAD if options.what == "one" else {}
         found = stopwatch.in_turn({how: [*words, how, folder] for how in hows}, rounds, environment)
@@ -144,6 +149,10 @@ def make_picture(folder: Path, what: str, faces: int) -> None:
         region = pixels[top : top + side, left : left + side]
         region[...] = cv2.resize(crop, region.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     write_photo(Photo(pixels), folder / "picture.jpg")
+
+
+def make_weights(folder: Path) -> None:
+    """Random ones of the published sizes."""
     config = CodeFormerConfig()
     save_file(
         baseline.random_state(config), folder / "net.safetensors", {"config": config.to_json()}
@@ -291,7 +300,7 @@ def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
     stopwatch.tell(*spent, stages=clock.stages, painting=clock.wall["network"])
 
 
-# ---- a folder of mixed pictures, the shipped network
+# ---- a folder of mixed pictures, the shipped network or that of random weights
 
 
 def make_folder(folder: Path, pictures: int) -> None:
@@ -314,11 +323,13 @@ def make_folder(folder: Path, pictures: int) -> None:
         write_photo(Photo(pixels), source / f"{index:03}.{'jpg' if index % 4 else 'png'}")
 
 
-def work_folder(how: str, folder: Path) -> None:
+def work_folder(how: str, folder: Path, published: bool) -> None:
     source, target = folder / "in", folder / f"{how}-{time.time_ns()}"
+    weights, parsing = folder / "net.safetensors", folder / "parsenet.pth"
     if how == "ours":
         reuse_memory()
-        pipeline = load_pipeline("compact", "mtcnn", "cpu")
+        model = (weights, "mtcnn", "cpu", parsing) if published else ("compact", "mtcnn", "cpu")
+        pipeline = load_pipeline(*model)
         jobs, painting, faces = plan([source], target), 0.0, 0
 
         def engine() -> None:
@@ -331,10 +342,12 @@ def work_folder(how: str, folder: Path) -> None:
         spent = stopwatch.time_of(engine)
         stopwatch.tell(*spent, painting=painting, faces=faces)
         return
-    state = {key: value.float() for key, value in read_checkpoint(shipped())[0].items()}
-    config = CodeFormerConfig.compact()
+    config = CodeFormerConfig() if published else CodeFormerConfig.compact()
+    state = read_checkpoint(weights if published else shipped())[0]
+    state = {key: value.float() for key, value in state.items()}
     network, find, clock = baseline.PlainCodeFormer(state, config), plain_detector(), Clock()
-    paint, faces = clock.timed("network", lambda x: network(x, 0.5, False)), 0
+    paint, faces = clock.timed("network", lambda x: network(x, 0.5, config.match_statistics)), 0
+    parse = plain_parser(parsing) if published else None
 
     def one_by_one() -> None:
         nonlocal faces
@@ -344,7 +357,7 @@ def work_folder(how: str, folder: Path) -> None:
             points = find(np.ascontiguousarray(bgr[..., ::-1]))
             faces += len(points)
             side = config.image_size
-            values = baseline.restore(bgr, points, paint, side=side).values  # type: ignore[arg-type]
+            values = baseline.restore(bgr, points, paint, 1, parse, side).values  # type: ignore[arg-type]
             result = values.clip(0, 255).astype(np.uint8)
             quality = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == ".jpg" else []
             (target / path.name).write_bytes(

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -41,11 +42,12 @@ from cfrestore.train.config import (
     Perceptual,
     Phase,
     PolishRecipe,
+    Sharpening,
     recipe,
     with_iterations,
 )
 from cfrestore.train.critic import Critic
-from cfrestore.train.data import Faces, Sampler, augment, load_faces
+from cfrestore.train.data import Faces, Sampler, augment, load_faces, to_network
 from cfrestore.train.learner import compile_blocks
 from cfrestore.train.loop import Schedule, Stage, fitting, load_state, read_state, save_state, train
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
@@ -116,6 +118,14 @@ def stage_two(stage_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     stage = CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU)
     assert train(stage, sampler(), folder, Schedule(log_every=2), print)
     return folder / "last.pt"
+
+
+def test_stage_two_goes_on_from_a_later_stage(stage_one: Path, stage_two: Path) -> None:
+    fresh = CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU)
+    further = CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU, start=stage_two)
+    known = read_state(stage_two)["params_ema"]
+    assert changed(known, parameters(further)) == set()
+    assert "ft_layers" in changed(known, parameters(fresh))
 
 
 def fusion(stage_one: Path, stage_two: Path, phases: tuple[Phase, ...]) -> Fusion:
@@ -511,12 +521,18 @@ def test_a_discriminator_sees_earlier_pictures_again(monkeypatch: pytest.MonkeyP
     assert len(critic.memory) == 3
 
 
-def polish(stage_one: Path, stage_two: Path, adversary: Adversary | None) -> Polish:
+def polish(
+    stage_one: Path,
+    stage_two: Path,
+    adversary: Adversary | None,
+    sharpening: Sharpening | None = None,
+) -> Polish:
     path = stage_two.with_name("fusion.pt")
     if not path.exists():
         save_state(path, fusion(stage_one, stage_two, (Phase(6),)), 1)
     torch.manual_seed(0)
-    return Polish(PolishRecipe(MODEL, HOW, adversary=adversary), path, stage_one, None, CPU)
+    how = PolishRecipe(MODEL, HOW, sharpening=sharpening, adversary=adversary)
+    return Polish(how, path, stage_one, None, CPU)
 
 
 def test_the_polish_hears_its_discriminator_and_resumes(
@@ -836,6 +852,22 @@ def test_the_polish_teaches_generator_and_fusion_alone(stage_one: Path, stage_tw
     moved = changed(before, parameters(stage))
     assert {key.split(".")[0] for key in moved} == {"generator", "fuse_convs_dict"}
     assert {key for key, value in report.items() if value > 0} == {"pixel", "eyes"}
+
+
+def test_the_polish_aims_at_sharpened_faces(stage_one: Path, stage_two: Path) -> None:
+    """Its goal is OpenCV's unsharp masking, and its losses compare with that goal."""
+    plain = polish(stage_one, stage_two, None)
+    sharp = polish(stage_one, stage_two, None, Sharpening(0.6, 24.0))
+    x = to_network(sampler().batch(1, CPU))
+    picture = x[0].permute(1, 2, 0).numpy()
+    sigma = 24.0 * len(picture) / 512  # it is told in pixels at 512
+    side = 2 * math.ceil(3 * sigma) + 1
+    blurred = cv2.GaussianBlur(picture, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
+    expected = (picture + 0.6 * (picture - blurred)).clip(-1, 1)
+    np.testing.assert_allclose(sharp.goal(x)[0].permute(1, 2, 0), expected, atol=1e-5)
+    assert (sharp.goal(x) - x).abs().max() > 0.01
+    torch.testing.assert_close(plain.goal(x), x, rtol=0, atol=0)
+    assert step(sharp, 1)["pixel"] > step(plain, 1)["pixel"]
 
 
 @pytest.mark.slow

@@ -98,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
     for stage in (codes, fusion, polish, prior):
         stage.add_argument("--autoencoder", type=Path, required=True, metavar="CHECKPOINT")
+    codes.add_argument(
+        "--start",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="further from this network of a later stage",
+    )
     fusion.add_argument("--codes", type=Path, required=True, metavar="CHECKPOINT")
     polish.add_argument("--fusion", type=Path, required=True, metavar="CHECKPOINT")
     for stage in (auto, whole):
@@ -330,7 +336,8 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, device: torch.dev
 
     stage: Stage
     if isinstance(recipe, CodesRecipe):
-        stage = CodePrediction(recipe, arguments.autoencoder, device, arguments.bf16)
+        how = device, arguments.bf16, arguments.start
+        stage = CodePrediction(recipe, arguments.autoencoder, *how)
     else:
         perceptual = build_perceptual(
             recipe.perceptual, arguments.retinaface, arguments.vgg, arguments.lpips

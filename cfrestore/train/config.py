@@ -260,6 +260,18 @@ class FusionRecipe:
 
 
 @dataclass(frozen=True)
+class Sharpening:
+    """Unsharp masking: adds `amount` of what a picture has and its blurred copy has not.
+
+    Attributes:
+        sigma: deviation of the Gaussian blur, pixels at 512 px.
+    """
+
+    amount: float
+    sigma: float
+
+
+@dataclass(frozen=True)
 class PolishRecipe:
     """After stage III: the generator learns once more, with the fusion, on fixed codes.
 
@@ -268,12 +280,15 @@ class PolishRecipe:
 
     Attributes:
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
+        sharpening: of the clean faces that are to be painted, since what is learned of them is
+            softer than they are; None for faces as they are.
     """
 
     model: CodeFormerConfig
     optimisation: Optimisation
     damage: Degradation = SMALL
     eyes: float = 0.0
+    sharpening: Sharpening | None = None
     perceptual: Perceptual = field(default_factory=Perceptual)
     adversary: Adversary | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -450,6 +465,7 @@ POLISH: dict[str, PolishRecipe] = {
         _COMPACT,
         Optimisation(460, 4, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
         eyes=10.0,
+        sharpening=Sharpening(0.6, 6.0),
         perceptual=replace(_FACE_FEATURES, weight=0.3),
         augmentation=_VARIED,
     ),

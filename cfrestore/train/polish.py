@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from cfrestore.train import checkpoint
 from cfrestore.train.config import PolishRecipe
 from cfrestore.train.critic import Critic, Painted
 from cfrestore.train.data import to_network
-from cfrestore.train.degrade import degrade
+from cfrestore.train.degrade import blur, degrade
 from cfrestore.train.learner import Learner, Report
 from cfrestore.train.stages import RestoringStage, detached, image_losses, shared_out
 from cfrestore.train.teacher import Teacher
@@ -75,14 +76,34 @@ class Polish(RestoringStage):
                 self.network.decode(self.network.lookup(codes), {}, 0),
                 self.network.decode(self.network.lookup(predicted), kept, 1),
             )
-        fake = torch.cat(fakes).float()
-        rec, report = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
-        report["eyes"] = (self.eyes * (fake - x).abs()).mean()
+        fake, goal = torch.cat(fakes).float(), self.goal(x)
+        rec, report = image_losses(fake, goal, self.perceptual, self.recipe.perceptual.weight)
+        report["eyes"] = (self.eyes * (fake - goal).abs()).mean()
         total = rec + self.recipe.eyes * report["eyes"]
         last = self.network.generator.last_weight
-        self.update(t, total, report, Painted(fake, x, rec, last))
+        self.update(t, total, report, Painted(fake, goal, rec, last))
         self.learner.follow(t)
         return detached(report)
+
+    def goal(self, x: Tensor) -> Tensor:
+        """What is to be painted of clean faces (B,3,S,S) in [-1, 1]; the same."""
+        how = self.recipe.sharpening
+        return unsharp_mask(x, how.amount, how.sigma * x.shape[-1] / PUBLISHED_SIZE) if how else x
+
+
+def unsharp_mask(x: Tensor, amount: float, sigma: float) -> Tensor:
+    """Sharpens pictures (B,3,S,S) in [-1, 1].
+
+    Args:
+        amount: how much of the difference from the blurred picture is added.
+        sigma: deviation of the Gaussian blur, pixels.
+    Source: the sharpened targets of Wang et al. (2021), "Real-ESRGAN".
+    """
+    radius = math.ceil(3 * sigma)
+    offsets = torch.arange(-radius, radius + 1, device=x.device)
+    bump = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = torch.outer(bump, bump) / bump.sum() ** 2
+    return (x + amount * (x - blur(x, kernel.expand(len(x), -1, -1)))).clamp(-1, 1)
 
 
 def eye_map(side: int) -> Tensor:

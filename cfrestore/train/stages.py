@@ -216,20 +216,30 @@ class CodePrediction(RestoringStage):
         autoencoder: path of stage I's checkpoint; its averaged weights start the network and
             decide the target codes.
         device, mixed: as in stage I.
+        start: path of a later stage's checkpoint, whose averaged weights start the network
+            instead: to be taught further.
     """
 
     name = "codes"
     shown = (0.0,)
 
     def __init__(
-        self, recipe: CodesRecipe, autoencoder: Path, device: torch.device, mixed: bool = False
+        self,
+        recipe: CodesRecipe,
+        autoencoder: Path,
+        device: torch.device,
+        mixed: bool = False,
+        start: Path | None = None,
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.network = CodeFormer(recipe.model)
         self.teacher = Teacher(autoencoder, recipe.model).to(device)
-        for part in ("encoder", "quantize", "generator"):
-            source = self.teacher.autoencoder.get_submodule(part).state_dict()
-            self.network.get_submodule(part).load_state_dict(source)
+        if start:
+            load_strictly(self.network, checkpoint.averaged(start), start, "CodeFormer")
+        else:
+            for part in ("encoder", "quantize", "generator"):
+                source = self.teacher.autoencoder.get_submodule(part).state_dict()
+                self.network.get_submodule(part).load_state_dict(source)
         _freeze(self.network)
         self.network.fuse_convs_dict.requires_grad_(False)
         self.learner = Learner(self.network.to(device), recipe.optimisation)
