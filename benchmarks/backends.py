@@ -140,7 +140,7 @@ def work(name: str, folder: Path, w: float) -> None:
             codes = network.predict_codes(network.encode(x)[0]).argmax(-1)
     else:
         exported = ExportedNetwork(folder / file, backend, threads=1)
-        codes = exported(image, w).codes
+        codes = torch.from_numpy(exported(image, w).codes)
         spent = stopwatch.time_of(lambda: results.append(exported(image, w).restored))
     stopwatch.tell(*spent)
     np.savez(folder / f"{name}, w = {w:g}.npz", image=results[0], codes=codes)

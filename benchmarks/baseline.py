@@ -172,7 +172,7 @@ def is_gray(bgr: Image, threshold: float = 10) -> bool:
     return bool((np.var(a - b) + np.var(b - c) + np.var(c - a)) / 3 <= threshold)
 
 
-def gray_face(bgr: Image, crop: Image) -> Floats:
+def gray_face(bgr: Image | Floats, crop: Image) -> Floats:
     """Gray, with the crop's statistics; float64, neither clipped nor rounded."""
     gray = 0.2989 * bgr[..., 2] + 0.5870 * bgr[..., 1] + 0.1140 * bgr[..., 0]
     content, style = np.stack([gray] * 3, axis=-1), crop.astype(np.float64)

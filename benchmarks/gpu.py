@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ class Counting(TorchDispatchMode):
     """Counts what is done within."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work = Work()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -377,7 +378,7 @@ RATES = (
 def native_normalisation() -> Iterator[None]:
     """torch's own group normalisation, in place of ours."""
     own = GroupNorm.forward
-    GroupNorm.forward = nn.GroupNorm.forward  # type: ignore[method-assign]
+    GroupNorm.forward = nn.GroupNorm.forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -468,7 +469,7 @@ def measure_ceilings(bench: Bench) -> Peaks:
         kind = torch.bfloat16 if precision is BF16 else torch.float32
         values, kernel = x.to(kind), layer.to(kind)
         with inference(), reduced(bench.device, TF32 if precision is TF32 else FP32):
-            rates.append(operations / bench.measure(lambda v=values, k=kernel: k(v))[0] / 1e12)
+            rates.append(operations / bench.measure(partial(kernel, values))[0] / 1e12)
     source = torch.zeros(2**24 if bench.small else 2**31, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() / bench.measure(lambda: target.copy_(source))[0] / 1e12
@@ -477,7 +478,8 @@ def measure_ceilings(bench: Bench) -> Peaks:
         f"{rates[1]:.3g} in tf32 and {rates[2]:.3g} in bf16; a copy moves {moved:.3g} TB/s.",
         flush=True,
     )
-    found = Peaks(*rates, moved)
+    fp32, tf32, half = rates
+    found = Peaks(fp32, tf32, half, moved)
     bench.note("ceilings", **asdict(found))
     return found
 
@@ -544,8 +546,8 @@ def measure_surroundings(bench: Bench) -> None:
     if not bench.has_time("cost of alignment and pasting"):
         return
     pixels = enlarged(read_photo(EXAMPLE).pixels, 1600)
-    points = np.float32([[620, 700], [960, 700], [790, 930], [650, 1080], [930, 1080]])
-    face = Face(np.float32([400, 300, 1200, 1300]), 1.0, points)
+    points = np.array(((620, 700), (960, 700), (790, 930), (650, 1080), (930, 1080)), np.float32)
+    face = Face(np.array([400, 300, 1200, 1300], np.float32), 1.0, points)
     classes = np.zeros((PARSE_SIZE, PARSE_SIZE), np.uint8)
     classes[100:400, 120:390] = 1
     threads = cv2.getNumThreads()
@@ -554,12 +556,13 @@ def measure_surroundings(bench: Bench) -> None:
     for size in (512, 256):
         aligned = align_face(pixels, face, size)
         painted = RestoredFace(aligned.crop, aligned, W)
-        mask = enlarged(mask_from_classes(classes) * 255, size).astype(np.float32) / 255
-        for what, call in {
-            "cutting out": lambda s=size: align_face(pixels, face, s),
-            "pasting into 1600x1600": lambda p=painted: paste_faces(pixels, [p]),
-            "the same with a mask": lambda p=painted, m=mask: paste_faces(pixels, [p], masks=[m]),
-        }.items():
+        mask = enlarged(mask_from_classes(classes) * 255, size).astype(np.float32) / np.float32(255)
+        calls: dict[str, Callable[[], object]] = {
+            "cutting out": partial(align_face, pixels, face, size),
+            "pasting into 1600x1600": partial(paste_faces, pixels, [painted]),
+            "the same with a mask": partial(paste_faces, pixels, [painted], masks=[mask]),
+        }
+        for what, call in calls.items():
             seconds, _ = bench.measure(call)
             print(f"| {what}, {size} px | {1e3 * seconds:.2f} |", flush=True)
             bench.note("surroundings", what=what, size=size, ms=1e3 * seconds)
@@ -582,9 +585,9 @@ def measure_all(bench: Bench, peaks: Peaks, names: list[str], target: Path | Non
         print(f"\nNothing is compiled: {error}.")
     sizes = {name: SHAPES[name] for name in names}
     networks = {name: make(config, bench.device) for name, config in sizes.items()}
-    fast, first, batches = FAST, FIRST, BATCHES
+    fast, first, batches = FAST, list(FIRST), BATCHES
     if bench.small:
-        fast, first, batches = Setting(TF32, TF32, 1), (Setting(TF32, TF32, 2),), ()
+        fast, first, batches = Setting(TF32, TF32, 1), [Setting(TF32, TF32, 2)], ()
     print(RATES)
     for settings in (first[:2], COMPILED[:1] if compiles else (), first[2:]):
         for name, network in networks.items():

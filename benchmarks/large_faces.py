@@ -37,6 +37,7 @@ from cfrestore.detail import (
     measure_detail,
     within_face,
 )
+from cfrestore.image import to_uint8
 from cfrestore.train.config import LARGE, SMALL
 from cfrestore.train.data import generator_for
 from cfrestore.train.degrade import degrade
@@ -87,7 +88,7 @@ def main() -> None:
     pipeline = load_pipeline(options.model, "mtcnn")
     seen: list[Seen] = []
     for n, path in enumerate(sorted(options.faces.glob("*.jpg"))[: options.limit]):
-        sharp = read_photo(path).pixels
+        sharp = to_uint8(read_photo(path).pixels)
         number = re.search(r"_(\d+)_", path.stem)
         assert number is not None, f"{path} has no person's number"
         pictures = {"sharp": sharp, **damaged(sharp, n)}

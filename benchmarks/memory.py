@@ -20,16 +20,18 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from stopwatch import peak
 
-from cfrestore.image import Photo, read_photo, write_photo
+from cfrestore.image import Photo, read_photo, to_uint8, write_photo
 
 HERE = Path(__file__).parent
-CASES = {
+Depth: TypeAlias = type[np.uint8] | type[np.uint16]
+CASES: dict[str, tuple[str, Depth, dict[str, bool]]] = {
     "jpeg": (".jpg", np.uint8, {}),
     "png": (".png", np.uint8, {}),
     "tiff": (".tif", np.uint8, {}),
@@ -82,7 +84,7 @@ def make(
     path: Path,
     megapixels: float,
     faces: int,
-    dtype: type[np.uint8] | type[np.uint16],
+    dtype: Depth,
     *,
     gray: bool = False,
     alpha: bool = False,
@@ -90,8 +92,8 @@ def make(
 ) -> int:
     """Writes a picture with faces of different sizes, and returns the bytes of its pixels."""
     side = round((megapixels * 1e6) ** 0.5)
-    face = read_photo(HERE.parent / "examples" / "collins.jpg").pixels
-    pixels = np.empty((side, side, 3), np.uint8)
+    face = to_uint8(read_photo(HERE.parent / "examples" / "collins.jpg").pixels)
+    pixels: NDArray[np.uint8 | np.uint16] = np.empty((side, side, 3), np.uint8)
     pixels[:] = np.linspace(60, 200, side).astype(np.uint8)[:, None, None]
     if portrait:
         pixels = resized(face[PORTRAIT], side)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -139,7 +140,7 @@ def work(how: str, weights: Path, folder: Path, crops: NDArray[np.uint8]) -> Non
 
     parse(crops[0])
     masks.clear()
-    spent = [stopwatch.time_of(lambda crop=crop: parse(crop)) for crop in crops]
+    spent = [stopwatch.time_of(partial(parse, crop)) for crop in crops]
     np.save(folder / f"{how}.npy", np.stack(masks))
     stopwatch.tell(*(median(kind) for kind in zip(*spent, strict=True)))
 

@@ -21,6 +21,7 @@ import stopwatch
 from cfrestore.align import FFHQ_TEMPLATE, align_face
 from cfrestore.detect import Face
 from cfrestore.device import reuse_memory
+from cfrestore.image import to_uint8
 from cfrestore.paste import paste_faces
 from cfrestore.restore import RestoredFace
 
@@ -93,7 +94,7 @@ def work(how: str, megapixels: int, faces: int, side: int) -> None:
         return composed().clip(0, 255).astype(np.uint8)
 
     def ours() -> baseline.Image:
-        return paste_faces(pixels, painted, masks=[mask.astype(np.float32)] * faces)
+        return to_uint8(paste_faces(pixels, painted, masks=[mask.astype(np.float32)] * faces))
 
     do = {"plain": plain, "ours": ours}[how]
     do()

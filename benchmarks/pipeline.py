@@ -203,6 +203,11 @@ def plain_detector() -> Callable[[NDArray[np.uint8]], list[Points]]:
     return find
 
 
+def read_bgr(path: Path) -> NDArray[np.uint8]:
+    """A picture as OpenCV reads it."""
+    return np.asarray(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR))
+
+
 def plain_parser(path: Path) -> Callable[[Tensor], Tensor]:
     from facexlib.parsing.parsenet import ParseNet as TheirParseNet
 
@@ -266,10 +271,10 @@ def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
             values = baseline.restore(bgr, landmarks, paint, 1, parse).values  # type: ignore[arg-type]
             return values.clip(0, 255).astype(np.uint8)
 
-        pixels = cv2.imdecode(np.frombuffer(source.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+        pixels = read_bgr(source)
 
         def from_file_to_file() -> None:
-            bgr = cv2.imdecode(np.frombuffer(source.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+            bgr = read_bgr(source)
             (folder / "plain.png").write_bytes(cv2.imencode(".png", plainly(bgr))[1].tobytes())
 
         work = (lambda: plainly(pixels)) if what == "one" else from_file_to_file
@@ -353,7 +358,7 @@ def work_folder(how: str, folder: Path, published: bool) -> None:
         nonlocal faces
         target.mkdir()
         for path in sorted(source.iterdir()):
-            bgr = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+            bgr = read_bgr(path)
             points = find(np.ascontiguousarray(bgr[..., ::-1]))
             faces += len(points)
             side = config.image_size

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cfrestore
+from cfrestore.image import to_uint8
 from cfrestore.restore import RestoredFace
 from cfrestore.show import side_by_side
 
@@ -51,7 +52,7 @@ def main() -> None:
     for path in options.photos:
         photo = cfrestore.read_photo(path)
         result = restore(photo, cfrestore.Options(fidelity=options.fidelity))
-        pair = side_by_side(photo, result.photo).pixels
+        pair = to_uint8(side_by_side(photo, result.photo).pixels)
         name = f"{path.stem}.jpg"
         parameters = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
         _, data = cv2.imencode(".jpg", small(pair)[..., ::-1], parameters)
