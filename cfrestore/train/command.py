@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--seed", type=int, default=0)
         stage.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
         if stage is whole:
-            stage.set_defaults(max_minutes=None)
+            stage.set_defaults(max_minutes=None, start=None)
         else:
             stage.add_argument("--max-minutes", type=float, help="stop, with a checkpoint, then")
         stage.add_argument(
