@@ -800,6 +800,13 @@ def test_stages_one_by_one_give_weights_that_load(tmp_path: Path, small: list[st
     (tmp_path / "plain").touch()
     assert (tmp_path / "out.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert main(["export", second, str(tmp_path / "no.safetensors")]) == 1
+    fourth, five = f"{four}/last.pt", str(tmp_path / "5")
+    again = [*stages[1], "--output", five, "--start"]
+    assert main([*again, first]) == 1
+    assert main([*again, fourth]) == 0
+    polished, further = (read_state(Path(x) / "last.pt")["params_ema"] for x in (four, five))
+    assert changed(polished, further) >= {"encoder", "ft_layers"}
+    assert not changed(polished, further) & {"generator", "fuse_convs_dict"}
     assert main(["export", f"{four}/last.pt", str(tmp_path / "nowhere/no.safetensors")]) == 1
 
 
