@@ -137,7 +137,7 @@ def work(name: str, folder: Path, w: float) -> None:
             adain = network.config.match_statistics
             network(x, w, adain)
             spent = stopwatch.time_of(lambda: results.append(network(x, w, adain)))
-            codes = network.predict_codes(network.encode(x)[0]).argmax(-1)
+            codes = network.choose(network.predict_codes(network.encode(x)[0]))
     else:
         exported = ExportedNetwork(folder / file, backend, threads=1)
         codes = torch.from_numpy(exported(image, w).codes)

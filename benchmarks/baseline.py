@@ -50,7 +50,7 @@ class PlainCodeFormer:
     def __call__(self, x: Tensor, w: float, adain: bool = True) -> Tensor:
         """(1,3,S,S) in [-1, 1] to the same."""
         x, skips = self._encode(x)
-        codes = self._predict(x).argmax(-1)
+        codes = self._choose(x)
         q = F.embedding(codes, self.state["quantize.embedding.weight"])
         q = q.permute(0, 2, 1).reshape(x.shape)
         if adain:
@@ -70,7 +70,7 @@ class PlainCodeFormer:
     @torch.inference_mode()
     def codes(self, x: Tensor) -> Tensor:
         """(1,T), what the network looks up for a face."""
-        return self._predict(self._encode(x)[0]).argmax(-1)
+        return self._choose(self._encode(x)[0])
 
     def _encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         skips: dict[int, Tensor] = {}
@@ -121,6 +121,20 @@ class PlainCodeFormer:
         weights = torch.bmm(q.permute(0, 2, 1), k) / math.sqrt(x.shape[1])
         mixed = torch.bmm(v, weights.softmax(-1).permute(0, 2, 1)).reshape(x.shape)
         return x + self._conv(f"{key}.proj_out", mixed, padding=0)
+
+    def _choose(self, latent: Tensor) -> Tensor:
+        config, vectors = self.config, self.state["quantize.embedding.weight"]
+
+        def expected(temperature: float) -> Tensor:
+            return torch.matmul((logits / temperature).softmax(-1), vectors)  # (B, T, d)
+
+        logits = self._predict(latent)
+        for _ in range(config.recycles):
+            mean = expected(1).permute(0, 2, 1).reshape(latent.shape)
+            logits = self._predict((latent + mean) / 2)
+        if not config.consensus:
+            return logits.argmax(-1)
+        return torch.cdist(expected(config.consensus), vectors[None]).argmin(-1)
 
     def _predict(self, latent: Tensor) -> Tensor:
         s, config = self.state, self.config

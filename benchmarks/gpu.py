@@ -167,10 +167,10 @@ def parts_of(network: CodeFormer, x: Tensor) -> Parts:
     """The network in pieces, each as a call; `generator, fusion` is decode at w = 0.5."""
     latent, skips = network.encode(x)
     tokens = network.predict_codes(latent)
-    features = network.lookup(tokens.argmax(-1))
+    features = network.lookup(network.choose(tokens))
 
     def transformer() -> Tensor:
-        found = network.lookup(network.predict_codes(latent).argmax(-1))
+        found = network.lookup(network.choose(network.predict_codes(latent)))
         return adaptive_instance_norm(found, latent)
 
     return {
@@ -494,7 +494,7 @@ def measure_equality(bench: Bench) -> None:
 
     def codes(precision: Precision) -> Tensor:
         with inference(), reduced(bench.device, precision):
-            return network.predict_codes(network.encode(x)[0]).argmax(-1)
+            return network.choose(network.predict_codes(network.encode(x)[0]))
 
     share = float((codes(FP32) == codes(TF32)).double().mean())
     print(f"\nEqual codes in fp32 and tf32, shipped weights, {len(faces)} faces: {share:.4%}\n")

@@ -145,7 +145,7 @@ def work(size: str, how: str, w: str, folder: str) -> None:
             stopwatch.tell(
                 *stopwatch.time_of(lambda: images.append(network(face, fidelity, match)))
             )
-            codes = network.predict_codes(network.encode(face)[0]).argmax(-1)
+            codes = network.choose(network.predict_codes(network.encode(face)[0]))
     image = images[0].clamp(-1, 1).numpy()
     np.savez(f"{folder}/{size} {how} {fidelity}.npz", image=image, codes=codes.numpy())
 

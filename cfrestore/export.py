@@ -48,7 +48,7 @@ class _Graph(nn.Module):
     def forward(self, image: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """image (B,3,S,S) in [-1, 1] and w () to restored (B,3,S,S) and codes (B,T) int64."""
         latent, skips = self.network.encode(image)
-        codes = self.network.predict_codes(latent).argmax(-1)
+        codes = self.network.choose(self.network.predict_codes(latent))
         quantized = self.network.lookup(codes)
         if self.match_statistics:
             quantized = adaptive_instance_norm(quantized, latent)

@@ -46,7 +46,7 @@ class Options:
             and sharper than it can paint them, see `detail.measure_detail`; else as None.
         draw_box: draws a green frame around what was pasted.
         samples: how many more results there are to be, each with codes drawn from the distribution
-            that the network predicts, where the result itself has the likeliest.
+            that the network predicts, where the result itself has those it chooses by it.
         temperature: of that distribution; below 1 samples are more alike.
         seed: decides, with the picture of a face, what is drawn for it.
 

@@ -174,7 +174,7 @@ class Painter:
         return tuple(results)
 
     def _paint(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """See `_pack`, in main memory, with an axis in front: the likeliest codes, then samples."""
+        """See `_pack`, in main memory, with an axis in front: the chosen codes, then samples."""
         with inference():
             x = from_levels(upload(crops, self._device))  # (B, 3, S, S)
             with reduced(self._device, self._code_precision):

@@ -3,6 +3,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,7 +53,7 @@ from cfrestore.train.learner import compile_blocks
 from cfrestore.train.loop import Schedule, Stage, fitting, load_state, read_state, save_state, train
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
 from cfrestore.train.polish import Polish, eye_map
-from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
+from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
 
 CPU = torch.device("cpu")
 MODEL = CodeFormerConfig(
@@ -118,6 +119,19 @@ def stage_two(stage_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     stage = CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU)
     assert train(stage, sampler(), folder, Schedule(log_every=2), print)
     return folder / "last.pt"
+
+
+def test_every_reading_is_taught_alike() -> None:
+    torch.manual_seed(0)
+    network = CodeFormer(replace(MODEL, recycles=1))
+    latent, targets = torch.randn(2, 8, 8, 8), torch.randint(32, (2, 64))
+    total, report = predict(network, latent, targets, 1.0, 0.5)
+    readings = network.predictions(latent)
+    each = [nn.functional.cross_entropy(logits.mT, targets) for logits in readings]
+    assert each[0] != each[1]
+    torch.testing.assert_close(report["code"], (each[0] + each[1]) / 2)
+    torch.testing.assert_close(total, report["feature"] + 0.5 * report["code"])
+    torch.testing.assert_close(report["logits"], readings[1])
 
 
 def test_stage_two_goes_on_from_a_later_stage(stage_one: Path, stage_two: Path) -> None:
@@ -521,25 +535,19 @@ def test_a_discriminator_sees_earlier_pictures_again(monkeypatch: pytest.MonkeyP
     assert len(critic.memory) == 3
 
 
-def polish(
-    stage_one: Path,
-    stage_two: Path,
-    adversary: Adversary | None,
-    sharpening: Sharpening | None = None,
-) -> Polish:
+def polish(stage_one: Path, stage_two: Path, **how: Any) -> Polish:
     path = stage_two.with_name("fusion.pt")
     if not path.exists():
         save_state(path, fusion(stage_one, stage_two, (Phase(6),)), 1)
     torch.manual_seed(0)
-    how = PolishRecipe(MODEL, HOW, sharpening=sharpening, adversary=adversary)
-    return Polish(how, path, stage_one, None, CPU)
+    return Polish(PolishRecipe(MODEL, HOW, **how), path, stage_one, None, CPU)
 
 
 def test_the_polish_hears_its_discriminator_and_resumes(
     stage_one: Path, stage_two: Path, tmp_path: Path
 ) -> None:
-    straight, first, second = (polish(stage_one, stage_two, JUDGE) for _ in range(3))
-    deaf = polish(stage_one, stage_two, replace(JUDGE, start=100, lead=0))
+    straight, first, second = (polish(stage_one, stage_two, adversary=JUDGE) for _ in range(3))
+    deaf = polish(stage_one, stage_two, adversary=replace(JUDGE, start=100, lead=0))
     schedule = Schedule(log_every=1)
     assert train(straight, sampler(), tmp_path / "a", schedule, print)
     assert train(deaf, sampler(), tmp_path / "deaf", schedule, print)
@@ -853,7 +861,7 @@ def test_as_many_iterations_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_polish_teaches_generator_and_fusion_alone(stage_one: Path, stage_two: Path) -> None:
-    stage = polish(stage_one, stage_two, None)
+    stage = polish(stage_one, stage_two)
     before = parameters(stage)
     report = step(stage, 1)
     moved = changed(before, parameters(stage))
@@ -861,10 +869,25 @@ def test_the_polish_teaches_generator_and_fusion_alone(stage_one: Path, stage_tw
     assert {key for key, value in report.items() if value > 0} == {"pixel", "eyes"}
 
 
+def test_the_polish_damages_half_of_its_faces_in_several_ways(
+    stage_one: Path, stage_two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = polish(stage_one, stage_two, degradations=((SMALL, 0.75), (LARGE, 0.25)))
+    damaged = []
+
+    def degrade_(images: Tensor, damage: Degradation, *others: Any) -> Tensor:
+        damaged.append((len(images), damage))
+        return images
+
+    monkeypatch.setattr("cfrestore.train.stages.degrade", degrade_)
+    stage.step(1, sampler(8).batch(1, CPU), torch.Generator())
+    assert damaged == [(3, SMALL.scaled(32)), (1, LARGE.scaled(32))]
+
+
 def test_the_polish_aims_at_sharpened_faces(stage_one: Path, stage_two: Path) -> None:
     """Its goal is OpenCV's unsharp masking, and its losses compare with that goal."""
-    plain = polish(stage_one, stage_two, None)
-    sharp = polish(stage_one, stage_two, None, Sharpening(0.6, 24.0))
+    plain = polish(stage_one, stage_two)
+    sharp = polish(stage_one, stage_two, sharpening=Sharpening(0.6, 24.0))
     x = to_network(sampler().batch(1, CPU))
     picture = x[0].permute(1, 2, 0).numpy()
     sigma = 24.0 * len(picture) / 512  # it is told in pixels at 512

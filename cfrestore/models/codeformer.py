@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +28,7 @@ from cfrestore.models.vqgan import (
     ResidualBlock,
     VectorQuantizer,
     VQGANConfig,
+    to_map,
 )
 
 STATISTICS_EPS = 1e-5
@@ -47,6 +49,9 @@ class CodeFormerConfig:
             the models trained here do without, see NOTES.md.
         keep_colours: whether the pipeline is to give each result the low frequencies of its input,
             which the models trained here, with fewer codes and pictures, do not reproduce well.
+        recycles: how often the transformer reads, once more, the latent and what it now expects.
+        consensus: temperature of the distribution whose mean decides each code, the nearest to it;
+            0 for the likeliest code, as the published model has it. See `CodeFormer.choose`.
 
     Raises:
         ConfigError: the values do not fit each other.
@@ -60,10 +65,17 @@ class CodeFormerConfig:
     connect: tuple[int, ...] = (32, 64, 128, 256)
     match_statistics: bool = True
     keep_colours: bool = False
+    recycles: int = 0
+    consensus: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"heads must divide width {self.width}, found {self.heads}")
+        if self.recycles < 0 or not 0 <= self.consensus < math.inf:
+            raise ConfigError(
+                "recycles and consensus must be 0 or more, "
+                f"found {self.recycles} and {self.consensus}"
+            )
         unknown = set(self.connect) - set(self.autoencoder.level_sides)
         if unknown:
             raise ConfigError(
@@ -83,7 +95,7 @@ class CodeFormerConfig:
 
     @classmethod
     def compact(cls) -> CodeFormerConfig:
-        """256 px, a 16x16 code grid: a fifteenth of the published model's operations a face."""
+        """256 px, a 16x16 code grid: a fourteenth of the published model's operations a face."""
         return cls(
             autoencoder=VQGANConfig(
                 image_size=256,
@@ -98,6 +110,8 @@ class CodeFormerConfig:
             connect=(32, 64, 128),
             match_statistics=False,
             keep_colours=True,
+            recycles=1,
+            consensus=0.5,
         )
 
     @classmethod
@@ -212,7 +226,7 @@ class Features(NamedTuple):
         quantized: (B,d,s,s), what is painted.
         skips: what fusion uses, {side: (B,C,side,side)}.
         latent: (B,d,s,s), not quantised; None where a runtime does not tell.
-        logits: (B,T,K), of which the codes are the likeliest; None likewise.
+        logits: (B,T,K), by which the codes were chosen; None likewise.
     """
 
     quantized: Tensor
@@ -224,8 +238,8 @@ class Features(NamedTuple):
 class CodeFormer(nn.Module):
     """Restores aligned faces.
 
-    `net(x, w)` is encode, predict_codes, lookup of the likeliest codes, match_statistics, which
-    together are predict_features, and decode. Features do not depend on w: several w of one face
+    `net(x, w)` is encode, predict_codes, choose, lookup, match_statistics, which together are
+    predict_features, and decode. Features do not depend on w: several w of one face
     cost one encoding.
 
     Attributes:
@@ -269,6 +283,40 @@ class CodeFormer(nn.Module):
 
     def predict_codes(self, latent: Tensor) -> Tensor:
         """Logits (B,T,K) of the codes of the clean face, from the latent (B,d,s,s)."""
+        return self.predictions(latent)[-1]
+
+    def predictions(self, latent: Tensor) -> list[Tensor]:
+        """Logits (B,T,K) of each reading of the latent (B,d,s,s), the last being the best.
+
+        After the first, what is read is the mean of the latent and of the vectors that the reading
+        before expects, which are given no gradient.
+        Source: recycling, Jumper et al., "Highly accurate protein structure prediction with
+        AlphaFold" (2021).
+        """
+        logits = [self._read(latent)]
+        for _ in range(self.config.recycles):
+            logits.append(self._read((latent + self.expected(logits[-1].detach())) / 2))
+        return logits
+
+    def expected(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """Mean vectors (B,d,s,s) of the distributions over codes with logits (B,T,K)."""
+        vectors = (logits / temperature).softmax(-1) @ self.quantize.embedding.weight
+        side = self.config.autoencoder.code_side
+        return to_map(vectors, side, side)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Codes (B,T) by logits (B,T,K).
+
+        Either the likeliest ones or, with `config.consensus`, the nearest to the expected vectors:
+        of all codes those with the least expected squared distance from the right one (minimum
+        Bayes risk). Where many codes are possible, the likeliest of each position do not fit
+        together, and one of them may be like none of the others.
+        """
+        if not self.config.consensus:
+            return logits.argmax(-1)
+        return self.quantize.nearest(self.expected(logits, self.config.consensus))
+
+    def _read(self, latent: Tensor) -> Tensor:
         h = self.feat_emb(latent.flatten(2).mT)  # (B, T, D)
         for layer in self.ft_layers:
             h = layer(h, self.position_emb)
@@ -287,7 +335,7 @@ class CodeFormer(nn.Module):
         """
         latent, skips = self.encode(x)
         logits = self.predict_codes(latent)
-        quantized = self.quantized(logits.argmax(-1), latent, match_statistics)
+        quantized = self.quantized(self.choose(logits), latent, match_statistics)
         return Features(quantized, skips, latent, logits)
 
     def quantized(self, codes: Tensor, latent: Tensor, match_statistics: bool) -> Tensor:

@@ -275,10 +275,11 @@ class Sharpening:
 class PolishRecipe:
     """After stage III: the generator learns once more, with the fusion, on fixed codes.
 
-    Half of each batch are clean faces painted from their own codes at w = 0, the others slightly
-    degraded ones fused at w = 1.
+    Half of each batch are clean faces painted from their own codes at w = 0, the others degraded
+    ones fused at w = 1.
 
     Attributes:
+        degradations: (damage, share of the degraded faces that suffer it).
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
         sharpening: of the clean faces that are to be painted, since what is learned of them is
             softer than they are; None for faces as they are.
@@ -286,7 +287,7 @@ class PolishRecipe:
 
     model: CodeFormerConfig
     optimisation: Optimisation
-    damage: Degradation = SMALL
+    degradations: tuple[tuple[Degradation, float], ...] = ((SMALL, 1.0),)
     eyes: float = 0.0
     sharpening: Sharpening | None = None
     perceptual: Perceptual = field(default_factory=Perceptual)
@@ -463,7 +464,8 @@ FUSION: dict[str, FusionRecipe] = {
 POLISH: dict[str, PolishRecipe] = {
     "compact": PolishRecipe(
         _COMPACT,
-        Optimisation(460, 4, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
+        Optimisation(460, 8, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
+        degradations=((SMALL, 0.75), (LARGE, 0.25)),
         eyes=10.0,
         sharpening=Sharpening(0.6, 6.0),
         perceptual=replace(_FACE_FEATURES, weight=0.3),

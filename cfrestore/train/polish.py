@@ -16,9 +16,15 @@ from cfrestore.train import checkpoint
 from cfrestore.train.config import PolishRecipe
 from cfrestore.train.critic import Critic, Painted
 from cfrestore.train.data import to_network
-from cfrestore.train.degrade import blur, degrade
+from cfrestore.train.degrade import blur
 from cfrestore.train.learner import Learner, Report
-from cfrestore.train.stages import RestoringStage, detached, image_losses, shared_out
+from cfrestore.train.stages import (
+    RestoringStage,
+    degrade_parts,
+    detached,
+    image_losses,
+    shared_out,
+)
 from cfrestore.train.teacher import Teacher
 
 EYE = 20
@@ -61,16 +67,16 @@ class Polish(RestoringStage):
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
         """Iteration t on clean faces; the losses it saw."""
         x = to_network(clean)
-        _, other = shared_out((1, 1), len(x))
-        half = len(x) - len(other)
+        damages, shares = zip(*self.recipe.degradations, strict=True)
+        own, *others = shared_out((sum(shares), *shares), len(x))
+        half = len(own)
         with torch.no_grad():
             codes = self.teacher.codes(x[:half])
-            damage = self.recipe.damage.scaled(x.shape[-1])
-            damaged = degrade(clean[half:], damage, generator, other)
+            damaged = degrade_parts(clean[half:], others, damages, generator)
         with autocast(self.device, self.mixed):
             with torch.no_grad():
                 latent, skips = self.network.encode(to_network(damaged))
-                predicted = self.network.predict_codes(latent).argmax(-1)
+                predicted = self.network.choose(self.network.predict_codes(latent))
             kept = {side: skip.requires_grad_() for side, skip in skips.items()}  # see Fusion
             fakes = (
                 self.network.decode(self.network.lookup(codes), {}, 0),

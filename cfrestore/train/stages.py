@@ -326,7 +326,7 @@ class Fusion(RestoringStage):
             if w is not None:
                 # Neither the chosen codes nor the skips carry gradient: the image teaches the
                 # fusion alone.
-                codes = report.pop("logits").argmax(-1)
+                codes = self.network.choose(report.pop("logits"))
                 # They ask for gradient all the same: torch 2.13's group norm on the CPU crashes
                 # where its parameters learn and its channels_last input does not.
                 kept = {side: skip.detach().requires_grad_() for side, skip in skips.items()}
@@ -357,11 +357,18 @@ def image_losses(
 def predict(
     network: CodeFormer, latent: Tensor, targets: Tensor, feature_weight: float, code_weight: float
 ) -> tuple[Tensor, Report]:
-    """The weighted code losses of a degraded face's latent; the report also holds the logits."""
-    logits = network.predict_codes(latent)
+    """The weighted code losses of a degraded face's latent; the report also holds the logits.
+
+    All readings of the latent learn; logits and accuracy are the last one's.
+    """
+    readings = network.predictions(latent)
     feature, code = losses.code_losses(
-        latent.float(), logits.float(), network.lookup(targets), targets
+        latent.float(),
+        torch.cat(readings).float(),
+        network.lookup(targets),
+        targets.repeat(len(readings), 1),
     )
+    logits = readings[-1]
     accuracy = (logits.argmax(-1) == targets).float().mean()
     report = {"feature": feature, "code": code, "accuracy": accuracy, "logits": logits}
     return feature_weight * feature + code_weight * code, report
