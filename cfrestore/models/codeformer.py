@@ -111,7 +111,7 @@ class CodeFormerConfig:
             match_statistics=False,
             keep_colours=True,
             recycles=1,
-            consensus=0.5,
+            consensus=0.3,
         )
 
     @classmethod

@@ -467,7 +467,7 @@ POLISH: dict[str, PolishRecipe] = {
         Optimisation(460, 8, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
         degradations=((SMALL, 0.75), (LARGE, 0.25)),
         eyes=10.0,
-        sharpening=Sharpening(0.6, 6.0),
+        sharpening=Sharpening(0.7, 6.0),
         perceptual=replace(_FACE_FEATURES, weight=0.3),
         augmentation=_VARIED,
     ),
