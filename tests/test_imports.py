@@ -30,6 +30,7 @@ ORDER = (
     "detect",
     "select",
     "align",
+    "recognise",
     "confidence",
     "detail",
     "restore",

@@ -20,8 +20,10 @@ from cfrestore.errors import (
 )
 from cfrestore.image import Photo
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+from cfrestore.models.recogniser import Recogniser
 from cfrestore.models.vqgan import VQGANConfig
 from cfrestore.options import Options
+from cfrestore.recognise import look_at
 from cfrestore.train import losses
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.command import _parser, _recipe, main
@@ -39,6 +41,7 @@ from cfrestore.train.config import (
     CodesRecipe,
     Degradation,
     FusionRecipe,
+    Identity,
     Optimisation,
     Perceptual,
     Phase,
@@ -51,7 +54,7 @@ from cfrestore.train.critic import Critic
 from cfrestore.train.data import Faces, Sampler, augment, load_faces, to_network
 from cfrestore.train.learner import compile_blocks
 from cfrestore.train.loop import Schedule, Stage, fitting, load_state, read_state, save_state, train
-from cfrestore.train.perceptual import LPIPS, FaceFeatures, build_perceptual
+from cfrestore.train.perceptual import LPIPS, FaceFeatures, IdentityDistance, build_perceptual
 from cfrestore.train.polish import Polish, eye_map
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
 
@@ -898,6 +901,48 @@ def test_the_polish_aims_at_sharpened_faces(stage_one: Path, stage_two: Path) ->
     assert (sharp.goal(x) - x).abs().max() > 0.01
     torch.testing.assert_close(plain.goal(x), x, rtol=0, atol=0)
     assert step(sharp, 1)["pixel"] > step(plain, 1)["pixel"]
+
+
+@pytest.fixture
+def recogniser() -> Recogniser:
+    """One that has learned nothing."""
+    torch.manual_seed(0)
+    network = Recogniser()
+    network.mean.fill_(120)
+    return network
+
+
+def test_identity_is_of_the_clean_face_and_features_are_of_the_goal(recogniser: Recogniser) -> None:
+    distance = IdentityDistance(recogniser, Identity(descriptor=2, features=3))
+    fake, goal, clean = (to_network(sampler(8).batch(t, CPU)) for t in (1, 2, 3))
+    total, terms = distance(fake, goal, clean)
+    a, b = (recogniser(look_at(x)) for x in (fake, clean))
+    apart = torch.linalg.vector_norm(a - b, dim=1)
+    torch.testing.assert_close(terms["identity"], torch.hypot(apart, torch.tensor(1e-3)).mean())
+    maps = zip(*(recogniser.features(look_at(x))[:4] for x in (fake, goal)), strict=True)
+    relative = [(a - b).abs().mean() / b.abs().mean() for a, b in maps]
+    torch.testing.assert_close(terms["face"], torch.stack(relative).mean())
+    torch.testing.assert_close(total, 2 * terms["identity"] + 3 * terms["face"])
+    _, same = distance(fake, fake, fake)
+    assert same["face"] == 0
+    assert same["identity"] == pytest.approx(1e-3)
+
+
+def test_the_polish_learns_from_a_recogniser(
+    stage_one: Path, stage_two: Path, recogniser: Recogniser
+) -> None:
+    how = Identity(descriptor=1, features=1)
+    deaf, taught = polish(stage_one, stage_two), polish(stage_one, stage_two)
+    taught.identity = IdentityDistance(recogniser, how)
+    known = [value.clone() for value in recogniser.parameters()]
+    reports = [step(stage, 1) for stage in (deaf, taught)]
+    assert "identity" not in reports[0]
+    assert {"identity", "face"} <= set(reports[1])
+    assert changed(deaf.network.state_dict(), taught.network.state_dict()) == {
+        "generator",
+        "fuse_convs_dict",
+    }
+    torch.testing.assert_close(list(recogniser.parameters()), known, rtol=0, atol=0)
 
 
 @pytest.mark.slow

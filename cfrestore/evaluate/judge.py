@@ -18,6 +18,7 @@ from cfrestore.evaluate import networks
 from cfrestore.evaluate.figures import BORDER, Face, gradient, load_ssim, mean_colour, psnr
 from cfrestore.evaluate.frechet import Statistics, read_statistics
 from cfrestore.evaluate.pairs import find_faces, read_face
+from cfrestore.recognise import recogniser_file
 from cfrestore.weights.digests import sha256_of
 
 Value: TypeAlias = float | bool | None
@@ -67,6 +68,15 @@ METRICS = (
         "cosine of ArcFace embeddings, ResNet-50; both faces cut to 112 px by one template, RGB, "
         "(x - 127.5) / 127.5",
         ("facexlib",),
+    ),
+    Metric(
+        "descriptor",
+        "descriptor",
+        3,
+        "pair",
+        "Euclidean distance of dlib's face descriptors (128), both faces cut to 150 px by one "
+        "template; dlib takes two pictures for one person below 0.6",
+        ("face_recognition_models",),
     ),
     Metric(
         "lmd",
@@ -158,7 +168,7 @@ class Look:
     Attributes:
         gradient, colour: see `figures`.
         features, landmarks: see `Landmarks`.
-        embedding: of ArcFace; None without it.
+        embedding, descriptor: of ArcFace, and of dlib's recogniser; None without it.
     """
 
     face: Face
@@ -167,6 +177,7 @@ class Look:
     features: list[Tensor]
     landmarks: NDArray[np.float32] | None
     embedding: NDArray[np.float32] | None
+    descriptor: NDArray[np.float32] | None
 
 
 class Judge:
@@ -199,6 +210,7 @@ class Judge:
         self._pairs: dict[str, Callable[[Face, Face], float]] = {"psnr": psnr}
         self._faces: dict[str, Callable[[Face], float | None]] = {}
         self._embed: Callable[[Face], NDArray[np.float32]] | None = None
+        self._describe: Callable[[Face], NDArray[np.float32]] | None = None
         try:
             self._pairs["ssim"] = load_ssim()
         except ConfigError as error:
@@ -208,6 +220,12 @@ class Judge:
             self.files["niqe"] = {"parameters": parameters}
         except ConfigError as error:
             self.reasons["niqe"] = str(error)
+        try:
+            weights = recogniser_file()
+            self._describe = networks.load_descriptor(weights, device)
+            self.files["descriptor"] = {"recogniser": weights}
+        except ConfigError as error:
+            self.reasons["descriptor"] = str(error)
         if files.vgg and files.lpips:
             self._pairs["lpips"] = networks.load_lpips(files.vgg, files.lpips, device)
             self._opened("lpips", vgg=files.vgg, calibration=files.lpips)
@@ -236,6 +254,7 @@ class Judge:
             self._landmarks.features(face),
             self._landmarks.find(face),
             self._embed(face) if self._embed else None,
+            self._describe(face) if self._describe else None,
         )
 
     def measure(self, face: Face, clean: Look | None) -> dict[str, Value]:
@@ -289,10 +308,13 @@ def _compare(seen: Look, clean: Look) -> Mapping[str, float | None]:
         "colour": float(np.linalg.norm(seen.colour - clean.colour)),
         "lmd": None,
         "ids": None,
+        "descriptor": None,
     }
     if seen.landmarks is not None and clean.landmarks is not None:
         distance = np.linalg.norm(seen.landmarks - clean.landmarks, axis=1).mean()
         figures["lmd"] = float(distance)
     if seen.embedding is not None and clean.embedding is not None:
         figures["ids"] = float(seen.embedding @ clean.embedding)
+    if seen.descriptor is not None and clean.descriptor is not None:
+        figures["descriptor"] = float(np.linalg.norm(seen.descriptor - clean.descriptor))
     return figures

@@ -1,6 +1,6 @@
 """Networks that look at faces for the sake of a figure, opened from files that are named.
 
-Only MTCNN, and what NIQE knows, come with packages.
+Only MTCNN, dlib's recogniser, and what NIQE knows, come with packages.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cfrestore.errors import CheckpointError
 from cfrestore.evaluate.figures import Face
 from cfrestore.extras import require
 from cfrestore.image import to_tensor
+from cfrestore.recognise import load_recogniser, look_at
 from cfrestore.train.perceptual import LPIPS
 
 Floats = NDArray[np.float32]
@@ -138,6 +139,22 @@ def load_arcface(path: Path, device: torch.device) -> Callable[[Face], Floats]:
             )
 
     return embed
+
+
+def load_descriptor(path: Path, device: torch.device) -> Callable[[Face], Floats]:
+    """What dlib's recogniser makes of an aligned face: a vector (128,); see `recognise`.
+
+    Raises:
+        WeightsError, CheckpointError: the file cannot be read, or is another.
+    """
+    recogniser = load_recogniser(path).to(device)
+
+    def descriptor(face: Face) -> Floats:
+        with inference():
+            seen = look_at(to_tensor(face[None]).to(device))
+            return np.asarray(recogniser(seen)[0].cpu().numpy())
+
+    return descriptor
 
 
 def load_inception(path: Path, device: torch.device) -> Callable[[Face], Floats]:

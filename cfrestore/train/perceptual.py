@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from cfrestore.checkpoint import read_checkpoint
 from cfrestore.errors import CheckpointError, WeightsError
-from cfrestore.train.config import Perceptual
+from cfrestore.models.recogniser import Recogniser
+from cfrestore.recognise import load_recogniser, look_at, recogniser_file
+from cfrestore.train.config import Identity, Perceptual
+from cfrestore.train.learner import Report
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LPIPS_SHIFT, _LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -146,6 +149,52 @@ def _unit(inner: int, outer: int, stride: int, groups: int = 1, k: int = 3) -> l
         nn.BatchNorm2d(outer),
         nn.LeakyReLU(0.1),
     ]
+
+
+class IdentityDistance(nn.Module):
+    """Weighted distances by dlib's recogniser of faces, which is frozen.
+
+    Args:
+        recogniser: with its weights.
+        how: the weights of the distances.
+    """
+
+    def __init__(self, recogniser: Recogniser, how: Identity) -> None:
+        super().__init__()
+        self.recogniser, self.how = recogniser.eval().requires_grad_(False), how
+
+    def forward(self, fake: Tensor, goal: Tensor, clean: Tensor) -> tuple[Tensor, Report]:
+        """The weighted sum, and its terms.
+
+        Args:
+            fake: painted faces.
+            goal: what was to be painted, whose features count.
+            clean: whose faces these are, whose descriptors count.
+        """
+        with torch.no_grad():
+            features = self.recogniser.features(look_at(goal))
+            descriptors = self.recogniser(look_at(clean))
+        mine = self.recogniser.features(look_at(fake))
+        apart = (self.recogniser.descriptor(mine) - descriptors).square().sum(1)
+        identity = apart.add(1e-6).sqrt().mean()
+        pairs = list(zip(mine, features, strict=True))[:-1]  # the last are 2 px wide
+        distance = torch.stack([(a - b).abs().mean() / b.abs().mean() for a, b in pairs]).mean()
+        total = self.how.descriptor * identity + self.how.features * distance
+        return total, {"identity": identity, "face": distance}
+
+
+def build_identity(choice: Identity | None, weights: Path | None) -> IdentityDistance | None:
+    """The distances a recipe asks for, None where it asks for none.
+
+    Args:
+        weights: dlib's recogniser; None for those of the package face_recognition_models.
+    Raises:
+        ConfigError: that package is not installed.
+        WeightsError, CheckpointError: the file cannot be read, or is another.
+    """
+    if choice is None:
+        return None
+    return IdentityDistance(load_recogniser(weights or recogniser_file()), choice)
 
 
 def build_perceptual(

