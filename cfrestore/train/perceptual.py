@@ -163,21 +163,14 @@ class IdentityDistance(nn.Module):
         super().__init__()
         self.recogniser, self.how = recogniser.eval().requires_grad_(False), how
 
-    def forward(self, fake: Tensor, goal: Tensor, clean: Tensor) -> tuple[Tensor, Report]:
-        """The weighted sum, and its terms.
-
-        Args:
-            fake: painted faces.
-            goal: what was to be painted, whose features count.
-            clean: whose faces these are, whose descriptors count.
-        """
+    def forward(self, fake: Tensor, clean: Tensor) -> tuple[Tensor, Report]:
+        """The weighted sum, and its terms."""
         with torch.no_grad():
-            features = self.recogniser.features(look_at(goal))
-            descriptors = self.recogniser(look_at(clean))
+            theirs = self.recogniser.features(look_at(clean))
         mine = self.recogniser.features(look_at(fake))
-        apart = (self.recogniser.descriptor(mine) - descriptors).square().sum(1)
-        identity = apart.add(1e-6).sqrt().mean()
-        pairs = list(zip(mine, features, strict=True))[:-1]  # the last are 2 px wide
+        apart = self.recogniser.descriptor(mine) - self.recogniser.descriptor(theirs)
+        identity = apart.square().sum(1).add(1e-6).sqrt().mean()
+        pairs = list(zip(mine, theirs, strict=True))[:-1]  # the last are 2 px wide
         distance = torch.stack([(a - b).abs().mean() / b.abs().mean() for a, b in pairs]).mean()
         total = self.how.descriptor * identity + self.how.features * distance
         return total, {"identity": identity, "face": distance}

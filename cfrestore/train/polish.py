@@ -91,7 +91,7 @@ class Polish(RestoringStage):
         report["eyes"] = (self.eyes * (fake - goal).abs()).mean()
         total = rec + self.recipe.eyes * report["eyes"]
         if self.identity:
-            distance, terms = self.identity(fake, goal, x)
+            distance, terms = self.identity(fake, x)
             total = total + distance
             report |= terms
         last = self.network.generator.last_weight
