@@ -47,8 +47,9 @@ class RestoredFace:
         crop: (S, S, 3) uint8 RGB.
         aligned: what the network was given.
         fidelity: w it was painted with.
-        certainty: (s, s) float32, how sure the network was of each code: 1 less the entropy of its
-            distribution over the largest possible; None where the runtime does not tell.
+        certainty: (s, s) float32, how sure the network was of each code at its first look: 1 less
+            the entropy of its distribution over the largest possible; None where the runtime does
+            not tell.
         samples: the same painted with codes that were drawn from that distribution, (S, S, 3) each.
     """
 
@@ -179,26 +180,47 @@ class Painter:
             x = from_levels(upload(crops, self._device))  # (B, 3, S, S)
             with reduced(self._device, self._code_precision):
                 features = self._predict(x, self._match_statistics)
-            painted = [self._decoded(features)]
+                certainty = None if features.logits is None else _certainty(features.logits)
+                features = self._assured(features, certainty)
+            painted = [self._decoded(features, certainty)]
             if self._samples:
                 for codes in self._draw(crops, features):  # (B, T)
                     quantized = self._requantized(codes, features)
-                    painted.append(self._decoded(features._replace(quantized=quantized)))
+                    drawn = features._replace(quantized=quantized)
+                    painted.append(self._decoded(drawn, certainty))
         return np.stack(painted)
 
-    def _decoded(self, features: Features) -> NDArray[np.uint8]:
+    def _assured(self, features: Features, certainty: Tensor | None) -> Features:
+        """Features where faces of which the network was too unsure were looked at again."""
+        network = self._network
+        least = network.config.second_look
+        if certainty is None or not least or not isinstance(network, CodeFormer):
+            return features
+        unsure = certainty.mean(1) < least  # (B,)
+        if not unsure.any():
+            return features
+        assert features.logits is not None
+        assert features.latent is not None
+        logits, quantized = features.logits.clone(), features.quantized.clone()
+        logits[unsure] = network.reconsider(logits[unsure]).to(logits.dtype)
+        codes = network.choose(logits[unsure])
+        own = network.quantized(codes, features.latent[unsure], self._match_statistics)
+        quantized[unsure] = own.to(quantized.dtype)
+        return features._replace(quantized=quantized, logits=logits)
+
+    def _decoded(self, features: Features, certainty: Tensor | None) -> NDArray[np.uint8]:
         """See `_pack`, in main memory; what reduced precision spoils is done again."""
-        quantized, skips, _, logits = features
+        quantized, skips = features.quantized, features.skips
         with reduced(self._device, self._precision):
             images = self._decode(quantized, skips, self._fidelity)
-        painted = download(_pack(images, logits))
+        painted = download(_pack(images, certainty))
         if self._precision is Precision.FP32:
             return painted
         for index in painted[:, -1].nonzero()[0]:
             one = slice(index, index + 1)
             own = {side: skip[one] for side, skip in skips.items()}
             image = self._network.decode(quantized[one], own, self._fidelity)
-            painted[one] = download(_pack(image, None if logits is None else logits[one]))
+            painted[one] = download(_pack(image, None if certainty is None else certainty[one]))
         return painted
 
     def _draw(self, crops: Sequence[NDArray[np.uint8]], features: Features) -> Tensor:
@@ -254,25 +276,25 @@ def restore_faces(
     )
 
 
-def _pack(images: Tensor, logits: Tensor | None) -> Tensor:
+def _pack(images: Tensor, certainty: Tensor | None) -> Tensor:
     """What is to be known of images (B, 3, S, S), on their device: (B, S * S * 3 + T + 1) uint8.
 
-    The pixels of each; the certainty of its codes in 1/255, if their logits (B, T, K) are known,
-    else T is 0; then the index of what is wrong with it in FLAWS.
+    The pixels of each; the certainty (B, T) of its codes in 1/255, if it is known, else T is 0;
+    then the index of what is wrong with it in FLAWS.
     """
     pixels = to_levels(images).flatten(1, 2)  # (B, S * S, 3)
     flat = (pixels.amax(1) == pixels.amin(1)).all(1)  # (B,)
     finite = images.isfinite().flatten(1).all(1)
     flaws = flat.byte().masked_fill(~finite, 2)
-    certainties = () if logits is None else (_certainty(logits),)
+    certainties = () if certainty is None else ((certainty * 255).round().byte(),)
     return torch.cat((pixels.flatten(1), *certainties, flaws[:, None]), 1)
 
 
 def _certainty(logits: Tensor) -> Tensor:
-    """1 less the entropy of each code's distribution (B, T, K) over log K: (B, T) uint8, 1/255."""
+    """1 less the entropy of each code's distribution (B, T, K) over log K: (B, T) in [0, 1]."""
     log_p = logits.float().log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
-    return ((1 - entropy).clamp(0, 1) * 255).round().byte()
+    return (1 - entropy).clamp(0, 1)
 
 
 def _judge(

@@ -231,6 +231,22 @@ def test_consensus_prefers_a_code_that_others_are_like(consensus: float, chosen:
 
 
 @torch.inference_mode()
+def test_another_look_multiplies_what_the_input_and_the_expected_face_say() -> None:
+    net, x = small_net(consensus=0.5), small_input()
+    logits = net.predict_codes(net.encode(x)[0])
+    expected = replace(net.config, consensus=1.0)
+    draft = CodeFormer(expected)
+    draft.load_state_dict(net.state_dict())
+    face = draft.eval().decode(net.lookup(draft.choose(logits)), {}, 0)
+    both = logits.softmax(-1) * net.predict_codes(net.encode(face)[0]).softmax(-1)
+    found = net.reconsider(logits).softmax(-1).square()
+    torch.testing.assert_close(
+        found / found.sum(-1, keepdim=True), both / both.sum(-1, keepdim=True)
+    )
+    assert (net.reconsider(logits) - logits).abs().max() > 0.01
+
+
+@torch.inference_mode()
 def test_codes_do_not_depend_on_the_generator() -> None:
     net, x = small_net(), small_input()
     before = net.predict_codes(net.encode(x)[0])
@@ -333,8 +349,8 @@ def test_compact_needs_a_fourteenth_of_the_published_operations() -> None:
 def test_config_survives_json_and_names_unknown_keys() -> None:
     config = CodeFormerConfig.tiny()
     assert CodeFormerConfig.from_json(config.to_json()) == config
-    plain = CodeFormerConfig.from_json("{}")  # as files say that were written before these two
-    assert (plain.recycles, plain.consensus) == (0, 0)
+    plain = CodeFormerConfig.from_json("{}")  # as files say that were written before these
+    assert (plain.recycles, plain.consensus, plain.second_look) == (0, 0, 0)
     with pytest.raises(ConfigError, match="did you mean 'layers'"):
         CodeFormerConfig.from_json('{"layer": 3}')
     with pytest.raises(ConfigError, match="not JSON"):
@@ -351,5 +367,7 @@ def test_config_refuses_what_does_not_fit() -> None:
     for wrong in (-0.1, math.inf, math.nan):
         with pytest.raises(ConfigError, match="consensus"):
             CodeFormerConfig(consensus=wrong)
+        with pytest.raises(ConfigError, match="second_look"):
+            CodeFormerConfig(second_look=wrong)
     with pytest.raises(ConfigError, match="recycles"):
         CodeFormerConfig(recycles=-1)

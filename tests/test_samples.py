@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from cfrestore.align import FFHQ_TEMPLATE, AlignedFace
 from cfrestore.confidence import REGIONS, confidence_by_region
 from cfrestore.errors import ConfigError
 from cfrestore.evaluate import damage
-from cfrestore.image import Photo, from_levels, read_photo
+from cfrestore.image import Photo, from_levels, read_photo, to_levels
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.models.prior import draw
 from cfrestore.options import Options
@@ -61,6 +62,37 @@ def test_certainty_is_one_less_the_entropy() -> None:
     assert face.certainty.shape == (SIDE, SIDE)
     assert np.abs(face.certainty.ravel() - expected.numpy()).max() <= 0.5 / 255 + 1e-6
     assert face.certainty.std() > 0.005
+
+
+def test_only_faces_that_are_unsure_are_looked_at_again() -> None:
+    network, faces = undecided(), aligned(4)
+    sure = [float(face.certainty.mean()) for face in painted(faces)]  # type: ignore[union-attr]
+    least = float(np.mean(sorted(sure)[1:3]))
+    assert len({value < least for value in sure}) == 2
+
+    def looked_at(second_look: float) -> list[bytes]:
+        network.config = replace(SMALL, second_look=second_look)
+        results = Painter(network, fidelity=0.5, match_statistics=True)(faces)
+        return [face.crop.tobytes() for face in results if isinstance(face, RestoredFace)]
+
+    once, some, every = looked_at(0), looked_at(least), looked_at(1)
+    assert all(a != b for a, b in zip(once, every, strict=True))
+    assert some == [
+        b if value < least else a for a, b, value in zip(once, every, sure, strict=True)
+    ]
+
+    network.config = replace(SMALL, second_look=1)
+    (face,) = Painter(network, fidelity=0, match_statistics=True)(faces[:1])
+    with torch.no_grad():
+        x = from_levels(torch.from_numpy(faces[0].crop[None]))
+        latent, _ = network.encode(x)
+        logits = network.reconsider(network.predict_codes(latent))
+        codes = network.choose(logits)
+        image = network.decode(network.quantized(codes, latent, True), {}, 0)
+    assert isinstance(face, RestoredFace)
+    assert face.certainty is not None
+    assert float(face.certainty.mean()) == sure[0]
+    assert np.abs(face.crop - to_levels(image)[0].numpy().astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(("scale", "sure"), [(0.0, 0.0), (1e4, 1.0)])

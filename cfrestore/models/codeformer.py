@@ -52,6 +52,8 @@ class CodeFormerConfig:
         recycles: how often the transformer reads, once more, the latent and what it now expects.
         consensus: temperature of the distribution whose mean decides each code, the nearest to it;
             0 for the likeliest code, as the published model has it. See `CodeFormer.choose`.
+        second_look: mean certainty of its codes, in [0, 1], below which the pipeline has a face
+            looked at again, see `CodeFormer.reconsider`; 0 for never, as the published model.
 
     Raises:
         ConfigError: the values do not fit each other.
@@ -67,10 +69,13 @@ class CodeFormerConfig:
     keep_colours: bool = False
     recycles: int = 0
     consensus: float = 0.0
+    second_look: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"heads must divide width {self.width}, found {self.heads}")
+        if not 0 <= self.second_look <= 1:
+            raise ConfigError(f"second_look must be in [0, 1], found {self.second_look}")
         if self.recycles < 0 or not 0 <= self.consensus < math.inf:
             raise ConfigError(
                 "recycles and consensus must be 0 or more, "
@@ -112,6 +117,7 @@ class CodeFormerConfig:
             keep_colours=True,
             recycles=1,
             consensus=0.3,
+            second_look=0.35,
         )
 
     @classmethod
@@ -315,6 +321,17 @@ class CodeFormer(nn.Module):
         if not self.config.consensus:
             return logits.argmax(-1)
         return self.quantize.nearest(self.expected(logits, self.config.consensus))
+
+    def reconsider(self, logits: Tensor) -> Tensor:
+        """Logits (B,T,K) after another look at faces that logits (B,T,K) were predicted for.
+
+        The face that is expected, which is whole, is painted and read as if it were the input. A
+        code is as likely as both readings together make it: the product of their probabilities.
+        Source: products of experts, Hinton (2002).
+        """
+        expected = self.quantize.nearest(self.expected(logits))
+        latent, _ = self.encode(self.decode(self.lookup(expected), {}, 0))
+        return (logits + self.predict_codes(latent)) / 2
 
     def _read(self, latent: Tensor) -> Tensor:
         h = self.feat_emb(latent.flatten(2).mT)  # (B, T, D)
