@@ -476,26 +476,23 @@ FUSION: dict[str, FusionRecipe] = {
     ),
 }
 
+_POLISHED = PolishRecipe(
+    _COMPACT,
+    Optimisation(460, 8, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
+    degradations=((SMALL, 0.75), (LARGE, 0.25)),
+    eyes=10.0,
+    sharpening=Sharpening(0.7, 6.0),
+    perceptual=replace(_FACE_FEATURES, weight=0.3),
+    augmentation=_VARIED,
+)
+
 POLISH: dict[str, PolishRecipe] = {
-    "compact": PolishRecipe(
-        _COMPACT,
-        Optimisation(460, 8, 1.2e-4, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
-        degradations=((SMALL, 0.75), (LARGE, 0.25)),
-        eyes=10.0,
-        sharpening=Sharpening(0.7, 6.0),
-        perceptual=replace(_FACE_FEATURES, weight=0.3),
-        augmentation=_VARIED,
-    ),
+    "compact": _POLISHED,
     # From polished weights, for likeness: docs/training-log.md says what came of it.
-    "identity": PolishRecipe(
-        _COMPACT,
-        Optimisation(100, 8, 8e-5, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
-        degradations=((SMALL, 0.75), (LARGE, 0.25)),
-        eyes=10.0,
-        sharpening=Sharpening(0.7, 6.0),
+    "identity": replace(
+        _POLISHED,
+        optimisation=replace(_POLISHED.optimisation, iterations=100, learning_rate=8e-5),
         identity=Identity(descriptor=0.05, features=0.2),
-        perceptual=replace(_FACE_FEATURES, weight=0.3),
-        augmentation=_VARIED,
     ),
     # From polished weights, for sharpness: docs/training-log.md says what came of it.
     "judged": PolishRecipe(
