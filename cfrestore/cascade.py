@@ -8,8 +8,6 @@ these are; a test holds it.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
 from cfrestore.errors import WeightsError
+from cfrestore.extras import package_folder
 from cfrestore.models.mtcnn import ONet, PNet, RNet
 
 Floats = NDArray[np.float32]
@@ -60,15 +59,14 @@ class Cascade:
             WeightsError: the package that they come with is not installed.
             CheckpointError: they are damaged.
         """
-        spec = find_spec("facenet_pytorch")
-        if spec is None or not spec.submodule_search_locations:
+        package = package_folder("facenet_pytorch")
+        if package is None:
             raise WeightsError("MTCNN's weights come with facenet-pytorch, which is not installed")
-        folder = Path(spec.submodule_search_locations[0]) / "data"
         with unfilled():
             self.propose, self.refine, self.decide = PNet(), RNet(), ONet()
         for network in (self.propose, self.refine, self.decide):
             name = type(network).__name__
-            path = folder / f"{name.lower()}.pt"
+            path = package / "data" / f"{name.lower()}.pt"
             load_strictly(network, read_checkpoint(path)[0], path, name)
             network.eval().requires_grad_(False)
 

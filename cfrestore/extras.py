@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 from cfrestore.errors import ConfigError
@@ -28,3 +30,11 @@ def load_package(name: str) -> ModuleType:
     if name == "openvino":
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return importlib.import_module(name)
+
+
+def package_folder(name: str) -> Path | None:
+    """Where a package lies, which is not imported; None if it is not installed."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])

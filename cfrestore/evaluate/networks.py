@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -27,7 +26,7 @@ from cfrestore.detect import load_detector
 from cfrestore.device import inference
 from cfrestore.errors import CheckpointError
 from cfrestore.evaluate.figures import Face
-from cfrestore.extras import require
+from cfrestore.extras import package_folder, require
 from cfrestore.image import to_tensor
 from cfrestore.recognise import load_recogniser, look_at
 from cfrestore.train.perceptual import LPIPS
@@ -51,10 +50,9 @@ DROPPED = "torchvision.transforms.functional_tensor"
 
 def mtcnn_files() -> dict[str, Path]:
     """The weights of MTCNN's three networks, which come with facenet-pytorch."""
-    spec = find_spec("facenet_pytorch")
-    assert spec is not None and spec.submodule_search_locations, "else there is no detector either"
-    folder = Path(spec.submodule_search_locations[0]) / "data"
-    return {name: folder / f"{name}.pt" for name in ("pnet", "rnet", "onet")}
+    package = package_folder("facenet_pytorch")
+    assert package is not None, "else there is no detector either"
+    return {name: package / "data" / f"{name}.pt" for name in ("pnet", "rnet", "onet")}
 
 
 class Landmarks:
