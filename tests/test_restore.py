@@ -463,11 +463,11 @@ def test_colours_are_kept_where_the_model_asks_for_it() -> None:
     random = np.random.default_rng(0)
     original = np.full((64, 64, 3), (60, 120, 200), np.uint8)
     detail = random.integers(-20, 21, (64, 64, 1))
-    shifted = np.clip(original.astype(int) + np.array((40, -30, -50)) + detail, 0, 255).astype(
-        np.uint8
-    )
+    shift = np.array((40, -30, -50))
+    shifted = np.clip(original.astype(int) + shift + detail, 0, 255).astype(np.uint8)
     kept = keep_colours(shifted, original)
-    assert np.abs(kept.mean((0, 1)) - original.mean((0, 1))).max() < 2
+    left = kept.mean((0, 1)) - original.mean((0, 1))
+    assert np.abs(left - shift / 10).max() < 1  # a tenth is the network's
     assert np.corrcoef(kept[..., 1].ravel(), detail.ravel())[0, 1] > 0.95
     assert (keep_colours(original, original) == original).all()
 
