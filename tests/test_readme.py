@@ -21,6 +21,11 @@ def options(repository: Path) -> str:
     return (repository / "docs/options.md").read_text()
 
 
+@pytest.fixture
+def training(repository: Path) -> str:
+    return (repository / "docs/training.md").read_text()
+
+
 def options_of(app: typer.Typer) -> set[str]:
     command = typer.main.get_command(app)
     return {name for parameter in command.params for name in parameter.opts if name[0] == "-"}
@@ -82,18 +87,19 @@ def test_every_option_on_pictures_is_documented(options: str, app: typer.Typer) 
     assert options_of(app) - spoken(options) - COMPLETION == set()
 
 
-@pytest.mark.parametrize("app", [export.app, sample.app])
-def test_every_option_is_documented(readme: str, app: typer.Typer) -> None:
-    assert options_of(app) - spoken(readme) == set()
+@pytest.mark.parametrize(("app", "page"), [(export.app, "export"), (sample.app, "training")])
+def test_every_option_is_documented(repository: Path, app: typer.Typer, page: str) -> None:
+    text = (repository / f"docs/{page}.md").read_text()
+    assert options_of(app) - spoken(text) == set()
 
 
-def test_every_option_of_training_is_documented(readme: str) -> None:
+def test_every_option_of_training_is_documented(training: str) -> None:
     from cfrestore.train.command import _parser
 
     (stages,) = (a.choices for a in _parser()._actions if a.dest == "stage")
     words = {word for stage in stages.values() for a in stage._actions for word in a.option_strings}
     words -= {"-h", "--help", "--no-bf16"}
-    assert words - spoken(readme) == set()
+    assert words - spoken(training) == set()
 
 
 def test_every_published_word_is_documented(options: str) -> None:
@@ -102,11 +108,10 @@ def test_every_published_word_is_documented(options: str) -> None:
     assert {name[1:].replace("-", "_") for name in names} <= spoken
 
 
-def test_training_commands_in_the_readme_are_understood(readme: str) -> None:
+def test_documented_training_commands_are_understood(training: str) -> None:
     from cfrestore.train.command import _parser
 
-    part = readme.split("\n## Training\n")[1].split("\n## ")[0]
-    lines = "".join(re.findall(r"\n```sh\n(.*?)```", part, re.DOTALL)).replace("\\\n", " ")
+    lines = "".join(re.findall(r"\n```sh\n(.*?)```", training, re.DOTALL)).replace("\\\n", " ")
     commands = [shlex.split(line, comments=True) for line in lines.splitlines()]
     stages = [_parser().parse_args(words[2:]).stage for words in commands if words[1] == "train"]
     one_by_one = ["autoencoder", "codes", "fusion", "polish", "export"]
