@@ -888,6 +888,16 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "photo.png").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    for mode in (0o600, 0o444):
+        path = tmp_path / f"{mode}.png"
+        path.touch()
+        path.chmod(mode)
+        write_photo(Photo(noise(4, 5, 3)), path)
+        assert path.stat().st_mode & 0o777 == mode
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs symbolic links and pipes")
 def test_links_are_followed_and_devices_survive(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
