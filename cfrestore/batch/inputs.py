@@ -47,7 +47,9 @@ class Found:
 
 
 def read_list(stream: BinaryIO, *, null: bool = False) -> tuple[Path, ...]:
-    """The names in a list, one a line, or each ended by a zero byte. They mean just themselves.
+    """The names in a list, one a line, or each ended by a zero byte.
+
+    Names are taken literally, not as patterns.
 
     Args:
         stream: read to its end; names may be of any bytes.
