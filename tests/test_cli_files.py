@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from command import Command, make
@@ -104,6 +105,43 @@ def test_pictures_are_replaced_only_if_asked_for(cfrestore_: Command) -> None:
     assert cfrestore_("a.png", "--in-place", "-o", "b.png").code == 2
     assert cfrestore_("a.png", "--in-place").code == 0
     assert Path("a.png").read_bytes() != before
+
+
+def test_in_place_a_picture_that_would_lose_something_is_left(cfrestore_: Command) -> None:
+    frames = [Image.fromarray(picture(48, 64, seed=seed)) for seed in range(3)]
+    for name in ("a.gif", "a.tif", "a.webp", "a.png", "a.mpo.jpg"):
+        kind = "MPO" if "mpo" in name else None
+        frames[0].save(name, kind, save_all=True, append_images=frames[1:])
+    frames[0].convert("CMYK").save("inks.jpg")
+    cv2.imwrite("clear.bmp", np.dstack([picture(48, 64), np.full((48, 64), 100, np.uint8)]))
+    make("b.png")
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    for name, lost in (
+        ("a.gif", "only the first of its 3 frames was read"),
+        ("a.tif", "only the first of its 3 pages was read"),
+        ("a.webp", "only the first of its 3 frames was read"),
+        ("a.png", "only the first of its 3 frames was read"),
+        ("a.mpo.jpg", "only the first of its 3 pictures was read"),
+        ("inks.jpg", "its inks (CMYK) were converted to sRGB without a profile that can be used"),
+        ("clear.bmp", "its transparency cannot be written as BMP"),
+    ):
+        result = cfrestore_(name, "--in-place", "-q")
+        told = f"error: {name} is not replaced, because its result holds less: {lost}"
+        assert (result.code, result.err) == (1, f"{told}; write it elsewhere with -o\n")
+        assert Path(name).read_bytes() == before[Path(name)]
+        assert cfrestore_(name, "-q", "-o", "elsewhere/").code == 0
+    assert cfrestore_("a.gif", "b.png", "--in-place", "-q").code == 1
+    assert Path("b.png").read_bytes() != before[Path("b.png")]
+
+
+def test_in_place_a_picture_stays_what_it_is_whatever_it_is_called(cfrestore_: Command) -> None:
+    clear = Image.fromarray(picture(48, 64))
+    clear.putalpha(100)
+    clear.save("a.jpg", "PNG")
+    assert cfrestore_("a.jpg", "--in-place").code == 0
+    photo = read_photo("a.jpg")
+    assert photo.format == "PNG" and photo.xmp is not None
+    assert photo.alpha is not None and (photo.alpha == 100).all()
 
 
 def test_stdin_to_stdout(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,9 +112,9 @@ def _write(photo: Photo, draft: Path, path: Path, write: Writer, format: str) ->
 
 
 def _format(path: Path, photo: Photo, job: Job) -> str:
-    """What to write; without an extension nothing but the picture tells."""
-    if path == job.target and job.format:
-        return job.format
+    """What to write; without an extension, and in place, nothing but the picture tells."""
+    if path == job.target and (job.format or job.in_place):
+        return job.format or photo.format
     return photo.format if path.suffix in ("", ".", *MARKS) else path.suffix
 
 

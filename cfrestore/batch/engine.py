@@ -254,6 +254,10 @@ class Desk:
             photo = self.read(source or self._given(self.stdin, job.source))
             if source and fingerprint and not fingerprint.is_recent(source):
                 raise FailureError("modified", f"{source} was written to while it was read")
+        if job.in_place and photo.lost:
+            lost = " and ".join(text[0].lower() + text[1:].rstrip(".") for text in photo.lost)
+            text = f"{job.source} is not replaced, because its result holds less: {lost}"
+            raise FailureError("refused", f"{text}; write it elsewhere with -o")
         return Opened(job, fingerprint, [photo], seconds)
 
     def close(self, picture: Pasted | Outcome) -> Outcome:
