@@ -4,13 +4,13 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from command import Command, make
+from command import Command, Result, make
 from PIL import Image
 from stubs import picture
 
@@ -75,6 +75,42 @@ def test_a_list_from_stdin_of_one_name_still_gives_a_folder(
     monkeypatch.setattr(sys, "stdin", Pipe(b"a.png\n"))
     assert cfrestore_("--files-from", "-", "-o", "out").code == 0
     assert names("out") == ["a.png"]
+
+
+def test_a_tree_is_found_and_restored_twice(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `find . -name '*.png' -print0 | cfrestore --files-from - -0 -o restored/`."""
+    make("a/x.png", "b/x.png", "y.png")
+    before = names(".")
+
+    def again() -> Result:
+        found = "".join(f"./{name}\0" for name in names("."))
+        monkeypatch.setattr(sys, "stdin", Pipe(found.encode()))
+        return cfrestore_("--files-from", "-", "-0", "-o", "restored/")
+
+    first = again()
+    assert first.code == 0
+    assert "b/x.png -> restored/b/x.png  1 face restored" in first.err.splitlines()
+    assert names("restored") == before
+    second = again()
+    assert (second.code, names("restored")) == (0, before)
+    assert "skipped 3 listed names in restored, which is where results go" in second.err
+    assert second.err.splitlines()[-1] == "0 of 3 pictures written, 3 unchanged"
+
+
+def test_what_is_skipped_is_said_once_and_quietly_not_at_all(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("in/a.png", "in/compared/mine.png")
+
+    def watch(look: Callable[[], Sequence[Job]]) -> Iterator[Sequence[Job]]:
+        look()
+        yield look()
+
+    monkeypatch.setattr("cfrestore.batch.watch", watch)
+    assert cfrestore_("in", "-r", "--watch").err.count("skipped in/compared") == 1
+    assert cfrestore_("in", "-r", "--quiet").err == ""
 
 
 def test_an_empty_list_is_nothing_to_do(

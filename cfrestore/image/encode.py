@@ -156,7 +156,7 @@ def _encode(photo: Photo, format: str, quality: Quality | None, stream: BinaryIO
     return None
 
 
-def _gray_with_holes(samples: NDArray[np.uint8]) -> Image.Image:
+def _gray_with_holes(samples: NDArray[np.uint8 | np.uint16]) -> Image.Image:
     """Gray with alpha as a GIF holds it: a palette of grays, one of which stands for transparent.
 
     Pillow would drop the alpha, or leave a few of the grays. The rarest gray gives way; where it
