@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -17,7 +18,7 @@ def drafted(target: Path) -> Iterator[Path]:
     """An empty file beside target, which takes its place at the end, or vanishes after an error.
 
     So target is at every moment old or new and whole. Links are followed. What fills the draft may
-    replace it: the result has the mode that the umask gives to any new file.
+    replace it: a new file has the mode that the umask gives to any other, see also `settle`.
 
     Raises:
         OSError: the system refuses.
@@ -32,10 +33,25 @@ def drafted(target: Path) -> Iterator[Path]:
             draft.chmod(mode)
         with draft.open("rb+") as stream:
             os.fsync(stream.fileno())
-        draft.replace(target)
+        settle(draft, target)
     finally:
         with suppress(OSError):  # which would hide the one that is being told
             draft.unlink(missing_ok=True)
+
+
+def settle(draft: Path, target: Path) -> None:
+    """Gives a finished draft its name, and the mode of the file that it replaces.
+
+    Args:
+        draft: in the folder of target.
+        target: its name; links are followed.
+    Raises:
+        OSError: the system refuses.
+    """
+    target = Path(os.path.realpath(target))
+    if target.exists() and draft.stat().st_mode != target.stat().st_mode:
+        shutil.copymode(target, draft)
+    draft.replace(target)
 
 
 def replace_file(target: Path, encode: Callable[[BinaryIO], None]) -> None:

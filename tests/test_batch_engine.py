@@ -375,6 +375,21 @@ def test_a_fault_in_one_picture_is_told_with_its_place_and_costs_no_other() -> N
     assert all("\n" not in str(outcome.error) for outcome in outcomes)
 
 
+def test_no_kind_of_exception_in_one_picture_ends_a_batch() -> None:
+    make_pictures(2)
+
+    class OddError(Exception):
+        pass
+
+    def prepare(photo: Photo) -> Prepared:
+        if np.array_equal(photo.pixels, picture(40, 50, seed=0)):
+            raise OddError("of some library")
+        return Prepared((), lambda painted: Restoration(photo, ()))
+
+    outcomes = list(run(plan(["in"], "out"), Procedure(prepare, lambda faces: [])))
+    assert [outcome.code for outcome in outcomes] == ["unexpected", None]
+
+
 def test_a_fault_in_the_network_is_traced_to_its_picture() -> None:
     make_pictures(4)
 

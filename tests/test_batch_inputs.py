@@ -24,6 +24,13 @@ def pairs(jobs: tuple[Job, ...]) -> list[tuple[str, str]]:
     ]
 
 
+def sayings(words: list[str], output: str | None = None, recursive: bool = True) -> list[str]:
+    """What planning says of what it leaves out."""
+    said: list[str] = []
+    plan(words, output, recursive=recursive, say=said.append)
+    return said
+
+
 def sources(*words: str | Path, recursive: bool = False) -> list[str]:
     return [source for source, _ in pairs(plan(words, "out/", recursive=recursive))]
 
@@ -53,6 +60,27 @@ def test_sub_folders_of_results_and_hidden_ones_are_not_searched() -> None:
     assert pairs(plan(["in"], "in/results", recursive=True, overwrite=True)) == [
         ("in/a.jpg", "in/results/a.jpg")
     ]
+
+
+def test_folders_that_are_called_as_ours_are_skipped_aloud() -> None:
+    touch("in/a.jpg", "in/compared/mine.jpg", "in/x/cropped_faces/b.jpg", "in/.git/compared/c.jpg")
+    why = "folders of that name hold what earlier runs have kept; name one to have it searched"
+    assert sayings(["in"]) == [f"skipped in/compared and 1 more: {why}"]
+    assert sayings(["in/**/*.jpg"], "out") == [f"skipped in/compared and 1 more: {why}"]
+    assert sayings(["in/x/../compared/", "in/a.jpg"], "out") == []
+    assert sayings(["in"], recursive=False) == []
+    assert sayings(["in/**/a.jpg"], "out") == []
+    assert f"skipped in/x/cropped_faces: {why}" in sayings(["in"], "in/compared")
+    assert sources("in", "in/compared") == ["in/a.jpg", "in/compared/mine.jpg"]
+
+
+def test_a_folder_whose_sub_folders_alone_have_pictures_says_so() -> None:
+    touch("in/x/y/a.jpg", "in/a.restored.jpg", "empty/x/a.restored.jpg", "empty/compared/a.png")
+    with pytest.raises(ImageError, match="^in holds no pictures; -r looks into sub-folders$"):
+        plan(["in"])
+    for recursive in (False, True):
+        with pytest.raises(ImageError, match="^empty holds no pictures$"):
+            plan(["empty"], recursive=recursive)
 
 
 def test_links_in_a_circle_are_harmless_and_each_folder_comes_once() -> None:
@@ -175,6 +203,46 @@ def test_a_list_that_cannot_be_read_is_an_image_error() -> None:
     closed.close()
     with pytest.raises(ImageError, match="list"):
         read_list(closed)
+
+
+def listed(*names: str, output: str | None = "out/") -> list[tuple[str, str]]:
+    return pairs(plan([], output, listed=[Path(name) for name in names]))
+
+
+def test_listed_names_keep_their_folders_below_the_common_one(here: Path) -> None:
+    names = ("in/a/x.jpg", "in/b/x.jpg", "in/y.jpg")
+    touch(*names, "z.jpg")
+    expected = ["out/a/x.jpg", "out/b/x.jpg", "out/y.jpg"]
+    assert [target for _, target in listed(*names)] == expected
+    assert [target for _, target in listed(*(f"{here}/{name}" for name in names))] == expected
+    assert [target for _, target in listed(*(f"in/../{name}" for name in names))] == expected
+    assert listed("in/a/x.jpg", "z.jpg")[0][1] == "out/in/a/x.jpg"
+    assert listed("in/a/x.jpg") == [("in/a/x.jpg", "out/x.jpg")]
+    assert listed("in/a/x.jpg", output=None) == [("in/a/x.jpg", "in/a/x.restored.jpg")]
+    jobs = plan([], "out/", listed=[Path(name) for name in names], suffix="new")
+    assert pairs(jobs)[0][1] == "out/a/x_new.jpg"
+    assert jobs[0].manifest == Path("out/.cfrestore.jsonl")
+    jobs = plan([], in_place=True, listed=[Path(name) for name in names])
+    assert jobs[0].manifest == Path("in/a/.cfrestore.jsonl")
+
+
+def test_listed_names_without_a_common_folder_must_differ(here: Path) -> None:
+    touch("in/a/x.jpg", "in/b/x.jpg")
+    for names in (("in/a/x.jpg", f"{here}/in/b/x.jpg"), ("in/a/x.jpg", "in/../in/b/x.jpg")):
+        with pytest.raises(OutputError, match=r"would both be written to out/x\.jpg"):
+            listed(*names)
+
+
+def test_listed_names_in_the_folder_of_results_are_skipped_aloud(here: Path) -> None:
+    touch("in/a.jpg", "in/b/a.jpg", "out/a.jpg", "out/b/a.jpg", "output/c.jpg")
+    names = ["in/a.jpg", "in/b/a.jpg", "out/a.jpg", f"{here}/out/b/a.jpg", "output/c.jpg"]
+    said: list[str] = []
+    found = plan([], "./out/", listed=[Path(n) for n in names], say=said.append, overwrite=True)
+    assert [job.source.as_posix() for job in found] == ["in/a.jpg", "in/b/a.jpg", "output/c.jpg"]  # type: ignore[union-attr]
+    assert said == ["skipped 2 listed names in out, which is where results go"]
+    found = plan([], "./", listed=[Path("in/a.jpg")], suffix="new", say=said.append)
+    assert pairs(found) == [("in/a.jpg", "a_new.jpg")]
+    assert len(said) == 1
 
 
 # Streams

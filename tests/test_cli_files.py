@@ -4,12 +4,13 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from command import Command, make
+from command import Command, Result, make
 from PIL import Image
 from stubs import picture
 
@@ -76,6 +77,42 @@ def test_a_list_from_stdin_of_one_name_still_gives_a_folder(
     assert names("out") == ["a.png"]
 
 
+def test_a_tree_is_found_and_restored_twice(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `find . -name '*.png' -print0 | cfrestore --files-from - -0 -o restored/`."""
+    make("a/x.png", "b/x.png", "y.png")
+    before = names(".")
+
+    def again() -> Result:
+        found = "".join(f"./{name}\0" for name in names("."))
+        monkeypatch.setattr(sys, "stdin", Pipe(found.encode()))
+        return cfrestore_("--files-from", "-", "-0", "-o", "restored/")
+
+    first = again()
+    assert first.code == 0
+    assert "b/x.png -> restored/b/x.png  1 face restored" in first.err.splitlines()
+    assert names("restored") == before
+    second = again()
+    assert (second.code, names("restored")) == (0, before)
+    assert "skipped 3 listed names in restored, which is where results go" in second.err
+    assert second.err.splitlines()[-1] == "0 of 3 pictures written, 3 unchanged"
+
+
+def test_what_is_skipped_is_said_once_and_quietly_not_at_all(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("in/a.png", "in/compared/mine.png")
+
+    def watch(look: Callable[[], Sequence[Job]]) -> Iterator[Sequence[Job]]:
+        look()
+        yield look()
+
+    monkeypatch.setattr("cfrestore.batch.watch", watch)
+    assert cfrestore_("in", "-r", "--watch").err.count("skipped in/compared") == 1
+    assert cfrestore_("in", "-r", "--quiet").err == ""
+
+
 def test_an_empty_list_is_nothing_to_do(
     cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +141,43 @@ def test_pictures_are_replaced_only_if_asked_for(cfrestore_: Command) -> None:
     assert cfrestore_("a.png", "--in-place", "-o", "b.png").code == 2
     assert cfrestore_("a.png", "--in-place").code == 0
     assert Path("a.png").read_bytes() != before
+
+
+def test_in_place_a_picture_that_would_lose_something_is_left(cfrestore_: Command) -> None:
+    frames = [Image.fromarray(picture(48, 64, seed=seed)) for seed in range(3)]
+    for name in ("a.gif", "a.tif", "a.webp", "a.png", "a.mpo.jpg"):
+        kind = "MPO" if "mpo" in name else None
+        frames[0].save(name, kind, save_all=True, append_images=frames[1:])
+    frames[0].convert("CMYK").save("inks.jpg")
+    cv2.imwrite("clear.bmp", np.dstack([picture(48, 64), np.full((48, 64), 100, np.uint8)]))
+    make("b.png")
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    for name, lost in (
+        ("a.gif", "only the first of its 3 frames was read"),
+        ("a.tif", "only the first of its 3 pages was read"),
+        ("a.webp", "only the first of its 3 frames was read"),
+        ("a.png", "only the first of its 3 frames was read"),
+        ("a.mpo.jpg", "only the first of its 3 pictures was read"),
+        ("inks.jpg", "its inks (CMYK) were converted to sRGB without a profile that can be used"),
+        ("clear.bmp", "its transparency cannot be written as BMP"),
+    ):
+        result = cfrestore_(name, "--in-place", "-q")
+        told = f"error: {name} is not replaced, because its result holds less: {lost}"
+        assert (result.code, result.err) == (1, f"{told}; write it elsewhere with -o\n")
+        assert Path(name).read_bytes() == before[Path(name)]
+        assert cfrestore_(name, "-q", "-o", "elsewhere/").code == 0
+    assert cfrestore_("a.gif", "b.png", "--in-place", "-q").code == 1
+    assert Path("b.png").read_bytes() != before[Path("b.png")]
+
+
+def test_in_place_a_picture_stays_what_it_is_whatever_it_is_called(cfrestore_: Command) -> None:
+    clear = Image.fromarray(picture(48, 64))
+    clear.putalpha(100)
+    clear.save("a.jpg", "PNG")
+    assert cfrestore_("a.jpg", "--in-place").code == 0
+    photo = read_photo("a.jpg")
+    assert photo.format == "PNG" and photo.xmp is not None
+    assert photo.alpha is not None and (photo.alpha == 100).all()
 
 
 def test_stdin_to_stdout(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> None:

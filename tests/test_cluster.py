@@ -357,6 +357,19 @@ def test_a_folder_behind_a_url_looks_like_one_here(
     memory.rm("/there", recursive=True)
 
 
+@pytest.mark.parametrize("pattern", ["*.png", "a*.png", "a?.png", "[a]1.png", "**/a*"])
+def test_patterns_behind_urls_work_wherever_their_first_sign_is(here: Path, pattern: str) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/far/in/a1.png", b"a picture")
+    try:
+        remote.mirror([f"memory://far/in/{pattern}"], None, recursive=False)
+        (job,) = plan([f"memory://far/in/{pattern}"], "memory://far/out/")
+        assert named(job.source) == "memory://far/in/a1.png"
+    finally:
+        memory.rm("/far", recursive=True)
+
+
 def test_what_is_said_of_a_cluster_must_make_sense(capsys: pytest.CaptureFixture[str]) -> None:
     for words, sentence in (
         (["a.png", "--engine", "slurm"], "engine must be local or ray, found 'slurm'"),

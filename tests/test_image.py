@@ -300,6 +300,22 @@ def test_gif_holds_only_full_transparency() -> None:
     assert np.array_equal(read_photo(buffer.getvalue()).alpha, alpha)
 
 
+@pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].alpha])
+def test_gray_keeps_its_transparency(format: str) -> None:
+    if what_lacks(format):
+        pytest.skip(f"{format} needs {what_lacks(format)}")
+    gray = np.arange(32 * 64).reshape(32, 64).astype(np.uint8)  # all there are
+    alpha = np.full(gray.shape, 255, np.uint8)
+    alpha[:3] = 0
+    buffer = io.BytesIO()
+    assert write_photo(gray_photo(gray, alpha), buffer, format=format, quality=100) == ()
+    back = read_photo(buffer.getvalue())
+    assert np.array_equal(back.alpha, alpha)
+    seen = back.pixels[3:].astype(int) - gray[3:, :, None]
+    assert np.abs(seen).max() <= {"PNG": 0, "TIFF": 0, "WEBP": 0, "GIF": 1}.get(format, 9)
+    assert back.gray or format in ("WEBP", "AVIF", "HEIF")  # which have no gray
+
+
 def test_palette_pictures_become_colour_with_their_transparency() -> None:
     image = Image.fromarray(np.arange(20, dtype=np.uint8).reshape(4, 5) % 3, "P")
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
@@ -870,6 +886,16 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "photo.png").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    for mode in (0o600, 0o444):
+        path = tmp_path / f"{mode}.png"
+        path.touch()
+        path.chmod(mode)
+        write_photo(Photo(noise(4, 5, 3)), path)
+        assert path.stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs symbolic links and pipes")

@@ -33,6 +33,7 @@ from cfrestore.errors import ConfigError, ImageError
 from cfrestore.image import Photo, read_photo, to_uint8, write_photo
 from cfrestore.image.directory import EXIF_HEAD, count_pages
 from cfrestore.image.heif import bits_of
+from cfrestore.image.remarks import remarks_on
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 OURS = "{urn:cfrestore:1.0:}"
@@ -359,16 +360,18 @@ def test_long_resources_take_several_segments_and_damaged_ones_are_kept() -> Non
 
 def test_an_extended_packet_and_further_pictures_are_said_to_be_gone() -> None:
     extended = b"http://ns.adobe.com/xmp/extension/\0" + bytes(40)
-    assert read_photo(jpeg_with((0xE1, extended))).notes == (
-        "The extended part of its XMP was not read.",
-    )
+    photo = read_photo(jpeg_with((0xE1, extended)))
+    assert photo.notes == ("The extended part of its XMP was not read.",)
+    assert photo.lost == ()  # no part of the picture
     first, second = (Image.fromarray(picture(seed=seed)) for seed in (1, 2))
     mpo = saved(first, "MPO", save_all=True, append_images=[second])
     assert read_photo(mpo).notes == ("Only the first of its 2 pictures was read.",)
     gain = b'http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version="1.0"/>'
     segment = struct.pack(">HH", 0xFFE1, 2 + len(gain)) + gain
-    (note,) = read_photo(mpo[:2] + segment + mpo[2:]).notes
+    photo = read_photo(mpo[:2] + segment + mpo[2:])
+    (note,) = photo.notes
     assert "gain map" in note or "2 pictures" in note
+    assert photo.lost == (note,)
 
 
 # ---- thumbnails
@@ -569,6 +572,16 @@ def test_heic_of_ten_bits_is_read_as_eight_and_said_so() -> None:
     file = pillow_heif.from_bytes("RGB;16", (40, 24), picture(dtype=np.uint16).tobytes())
     file.save(buffer := io.BytesIO())
     assert read_photo(buffer.getvalue()).notes == ("Its 10 bits a channel were read as 8.",)
+
+
+@pytest.mark.parametrize("key", ["aux", "depth_images"])
+def test_what_lies_beside_the_picture_of_a_heic_is_said_to_be_gone(key: str) -> None:
+    image = Image.fromarray(picture())
+    image.format = "HEIF"
+    assert list(remarks_on(image, b"", "HEIF", transparent=False)) == []
+    image.info[key] = {"urn:com:apple:photo:2020:aux:hdrgainmap": [2]}
+    (note,) = remarks_on(image, b"", "HEIF", transparent=False)
+    assert note == "Only its main picture was read, without a gain map or others in the file."
 
 
 # ---- names and limits

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import BinaryIO, Protocol, TypeVar
 from cfrestore.batch.job import KEPT, MARKS, Job
 from cfrestore.batch.manifest import Fingerprint
 from cfrestore.errors import OutputError
+from cfrestore.files import settle
 from cfrestore.image import Photo
 
 Ended = TypeVar("Ended")
@@ -61,9 +61,7 @@ def put(
         prints = {path: Fingerprint.of(draft) for path, draft in drafts.items() if job.manifest}
         ended = record(prints, tuple(dict.fromkeys(notes)))  # samples have all the same to say
         for path, draft in drafts.items():
-            if path.exists():
-                shutil.copymode(path, draft)
-            draft.replace(os.path.realpath(path))
+            settle(draft, path)
         return ended
     except OSError as error:
         raise OutputError(f"{job.target} cannot be written: {error.strerror or error}") from error
@@ -114,9 +112,9 @@ def _write(photo: Photo, draft: Path, path: Path, write: Writer, format: str) ->
 
 
 def _format(path: Path, photo: Photo, job: Job) -> str:
-    """What to write; without an extension nothing but the picture tells."""
-    if path == job.target and job.format:
-        return job.format
+    """What to write; without an extension, and in place, nothing but the picture tells."""
+    if path == job.target and (job.format or job.in_place):
+        return job.format or photo.format
     return photo.format if path.suffix in ("", ".", *MARKS) else path.suffix
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-import struct
 import time
 import traceback
 import warnings
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,7 +20,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
-import cv2
 from PIL import Image
 
 from cfrestore import __version__
@@ -53,26 +50,6 @@ PICTURES_AHEAD = 64
 """Most pictures that wait for the network."""
 
 _UNKNOWN_PIXELS = 25_000_000
-
-# What may come of one picture that nobody thought of, in Python and in the libraries. It must not
-# cost the others; it is reported with its place, as the fault of this program that it is.
-_UNFORESEEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    cv2.error,
-    struct.error,
-    zlib.error,
-)
 
 
 def run(
@@ -139,7 +116,7 @@ class Opened:
     """A picture that has been read.
 
     Attributes:
-        parcel: the photograph; taken out by who goes on with it, see `_Begun`.
+        parcel: one photograph; whoever goes on with the picture removes it, see `_Begun`.
     """
 
     job: Job
@@ -153,10 +130,10 @@ class _Begun:
     """A picture that has been read, and its faces cut out.
 
     Attributes:
-        parcel: the photograph and the same prepared; taken out by who finishes it, so that it need
-            not stay in memory for as long as somebody refers to this value.
-        faces: those of the latter.
-        pixels: number of the photograph's.
+        parcel: one (photo, prepared) pair; whoever finishes the picture removes it, so that its
+            memory is freed.
+        faces: the prepared photograph's.
+        pixels: how many the photograph has.
     """
 
     job: Job
@@ -210,7 +187,7 @@ def _failing(job: Job, code: str) -> Iterator[None]:
         raise FailureError(code, str(error)) from error
     except MemoryError as error:
         raise FailureError("memory", f"{job.source} needs more memory than there is") from error
-    except _UNFORESEEN as error:
+    except Exception as error:  # whatever it is, one picture never ends a batch
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = " ".join(f"{type(error).__name__}: {error}".split())
         where = f"{Path(place.filename).name}:{place.lineno}"
@@ -277,6 +254,10 @@ class Desk:
             photo = self.read(source or self._given(self.stdin, job.source))
             if source and fingerprint and not fingerprint.is_recent(source):
                 raise FailureError("modified", f"{source} was written to while it was read")
+        if job.in_place and photo.lost:
+            lost = " and ".join(text[0].lower() + text[1:].rstrip(".") for text in photo.lost)
+            text = f"{job.source} is not replaced, because its result holds less: {lost}"
+            raise FailureError("refused", f"{text}; write it elsewhere with -o")
         return Opened(job, fingerprint, [photo], seconds)
 
     def close(self, picture: Pasted | Outcome) -> Outcome:
@@ -472,7 +453,7 @@ def _pixels_of(job: Job) -> int:
                 return image.width * image.height
     except Image.DecompressionBombError:
         return PIXELS_AHEAD
-    except _UNFORESEEN:  # told when it is read
+    except Exception:  # noqa: BLE001, told when it is read
         return _UNKNOWN_PIXELS
 
 

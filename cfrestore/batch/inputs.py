@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,8 @@ class Found:
 
     Attributes:
         source: the picture.
-        root: the folder that was searched for it; None if it was named itself.
+        root: the folder that was searched for it, or below which it keeps its place; None if it
+            was named itself.
         named: the root is a folder that was named itself, and is no part of a pattern.
     """
 
@@ -47,7 +49,9 @@ class Found:
 
 
 def read_list(stream: BinaryIO, *, null: bool = False) -> tuple[Path, ...]:
-    """The names in a list, one a line, or each ended by a zero byte. They mean just themselves.
+    """The names in a list, one a line, or each ended by a zero byte.
+
+    Names are taken literally, not as patterns.
 
     Args:
         stream: read to its end; names may be of any bytes.
@@ -64,7 +68,12 @@ def read_list(stream: BinaryIO, *, null: bool = False) -> tuple[Path, ...]:
 
 
 def find_pictures(
-    word: str | Path, naming: Naming, *, recursive: bool = False, without: Path | None = None
+    word: str | Path,
+    naming: Naming,
+    *,
+    recursive: bool = False,
+    without: Path | None = None,
+    skipped: Callable[[Path], object] = lambda folder: None,
 ) -> tuple[Found, ...]:
     """The pictures that one input stands for, sorted; none is a value and no error.
 
@@ -76,6 +85,8 @@ def find_pictures(
             with *, ? or [ that names nothing itself; ** goes through folders.
         recursive: folders with their sub-folders, each once, links among them followed.
         without: a folder of results, not to be searched.
+        skipped: called with each other folder that is not searched because it is called as one of
+            KEPT, which somebody may have called so who never ran this.
     Raises:
         OSError: the folder cannot be looked at. A sub-folder of which that is true stands among
             the pictures, so that it fails alone.
@@ -85,19 +96,42 @@ def find_pictures(
         return (Found(Stream.STDIN),)
     path = Path(word)
     if path.is_dir():
-        found = [picture for part in _walk(path, recursive, without) for picture in part]
+        found = [picture for part in _walk(path, recursive, without, skipped) for picture in part]
         found = sorted(_without_results(found, naming))
         return tuple(Found(picture, path, named=True) for picture in found)
     if isinstance(word, str) and _has_sign(word) and not path.exists():
-        return _matching(path, naming)
+        return _matching(path, naming, skipped)
     return (Found(path),)
+
+
+def has_deeper(folder: Path) -> bool:
+    """Whether there are pictures in sub-folders, however deep, that would be found there."""
+    parts = islice(_walk(folder, recursive=True), 1, None)
+    return any(not path.stem.endswith(MARKS) for part in parts for path in part)
+
+
+def rooted(pictures: Sequence[Found]) -> tuple[Found, ...]:
+    """The same, those that were named themselves below the folder that they have in common.
+
+    There is none for relative names among absolute ones, or where .. leads out of it again.
+    """
+    parents = [p.source.parent for p in pictures if p.root is None and isinstance(p.source, Path)]
+    try:
+        root = Path(os.path.commonpath(parents))
+    except ValueError:
+        return tuple(pictures)
+    if any(".." in parent.relative_to(root).parts for parent in parents):
+        return tuple(pictures)
+    return tuple(p if p.root is not None else replace(p, root=root) for p in pictures)
 
 
 def _has_sign(text: str) -> bool:
     return any(sign in text for sign in "*?[")
 
 
-def _matching(pattern: Path, naming: Naming) -> tuple[Found, ...]:
+def _matching(
+    pattern: Path, naming: Naming, skipped: Callable[[Path], object]
+) -> tuple[Found, ...]:
     """The pictures that a pattern stands for."""
     parts = (*pattern.parts, *(["*"] if pattern.name == "**" else []))
     fixed = next(index for index, part in enumerate(parts) if _has_sign(part))
@@ -106,15 +140,26 @@ def _matching(pattern: Path, naming: Naming) -> tuple[Found, ...]:
         matches = sorted(root.glob("/".join(parts[fixed:])))
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"{pattern} is no pattern: {error}") from error
-    found = [
-        path
-        for path in matches
-        if all(map(_is_searched, path.relative_to(root).parts[:-1])) and _is_picture(path)
-    ]
+    found = []
+    kept: dict[Path, None] = {}
+    for path in filter(_is_picture, matches):
+        folders = path.relative_to(root).parts[:-1]
+        index = next((i for i, name in enumerate(folders) if not _is_searched(name)), None)
+        if index is None:
+            found.append(path)
+        elif folders[index] in KEPT:
+            kept[root.joinpath(*folders[: index + 1])] = None
+    for folder in kept:
+        skipped(folder)
     return tuple(Found(path, root) for path in _without_results(found, naming))
 
 
-def _walk(root: Path, recursive: bool, without: Path | None) -> Iterator[list[Path]]:
+def _walk(
+    root: Path,
+    recursive: bool,
+    without: Path | None = None,
+    skipped: Callable[[Path], object] = lambda folder: None,
+) -> Iterator[list[Path]]:
     """The pictures of a folder, then of each one below it, or that one if it cannot be looked at.
 
     Each folder comes once, however many links lead there.
@@ -134,9 +179,13 @@ def _walk(root: Path, recursive: bool, without: Path | None) -> Iterator[list[Pa
             continue
         yield [path for path in entries if _is_picture(path)]
         for path in entries if recursive else ():
-            if _is_searched(path.name) and _is_folder(path) and _identity(path) not in seen:
+            if not _is_folder(path) or _identity(path) in seen:
+                continue
+            if _is_searched(path.name):
                 seen.add(_identity(path))
                 waiting.append(path)
+            elif path.name in KEPT:
+                skipped(path)
 
 
 def _is_picture(path: Path) -> bool:

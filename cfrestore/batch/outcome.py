@@ -24,7 +24,7 @@ REASONS = {
     "unsuitable": "the picture can be read, but not be worked on as asked for",
     "modified": "the picture was written to while it was read",
     "memory": "it needs more memory than there is",
-    "refused": "planning found that it would destroy something, or has no place to go to",
+    "refused": "its result would destroy something, or has no place to go to",
     "exists": "a file has come to lie where a result was to be written, or a result was edited",
     "unwritable": "a result cannot be encoded or written",
     "crashed": "the processes that worked on it died; on a cluster only",

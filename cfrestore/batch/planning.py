@@ -6,11 +6,11 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cfrestore.batch.inputs import Found, find_pictures
+from cfrestore.batch.inputs import Found, find_pictures, has_deeper, rooted
 from cfrestore.batch.job import MARK, Job, Place, Stream
 from cfrestore.batch.manifest import Manifest, manifest_in
 from cfrestore.batch.naming import Naming, fixed_folder, is_template
@@ -35,6 +35,8 @@ def plan(
     fidelity: float | None = None,
     shard: tuple[int, int] | None = None,
     isolate: bool = False,
+    listed: Sequence[Path] = (),
+    say: Callable[[str], object] = lambda sentence: None,
 ) -> tuple[Job, ...]:
     """Decides what is read and what is written; looks at the disk, changes nothing.
 
@@ -61,6 +63,10 @@ def plan(
             names; the jobs of this part alone are given.
         isolate: what would be an error of one picture becomes a Job.refusal, and having no pictures
             is no error.
+        listed: more files and folders, of a list such as find writes. In a folder of results their
+            files keep their folders, below the one that all have in common; and those that lie in
+            it themselves are earlier results, unless all do.
+        say: called with sentences on what was asked for and is left out.
     Raises:
         ImageError: a folder or pattern holds no pictures, or a path cannot be looked at.
         OutputError: two jobs have one target, or a target is an input, exists, or is misplaced.
@@ -73,18 +79,29 @@ def plan(
         raise ConfigError(f"a shard must be one of 1/N to N/N, found {shard[0]}/{shard[1]}")
     if in_place and (output is not None or suffix is not None or format):
         raise ConfigError("a picture that is replaced in place keeps its name and format")
-    found = list[Found]()
     jobs = list[Job]()
-    try:
-        without = Path(output) if output is not None else None
-        for word in inputs:
-            pictures = find_pictures(word, naming, recursive=recursive, without=without)
+    without = Path(output) if output is not None else None
+
+    def find(words: Sequence[str | Path]) -> Iterator[Found]:
+        for word in words:
+            kept_folders = list[Path]()
+            pictures = find_pictures(
+                word, naming, recursive=recursive, without=without, skipped=kept_folders.append
+            )
+            if kept_folders:
+                say(_skipping(kept_folders))
             if not pictures and not isolate:
-                matches = "holds" if Path(word).is_dir() else "matches"
-                raise ImageError(f"{word} {matches} no pictures")
-            found += pictures
+                raise ImageError(_nothing_in(word, recursive))
+            yield from pictures
+
+    try:
+        found = list(find(inputs))
+        fresh = _outside(listed, output, say)
+        others = tuple(find(fresh))
+        found += others if in_place else rooted(others)
+        several = len(inputs) + len(fresh) > 1
         for picture in found:
-            target, folder = _target(picture, output, len(inputs), naming, in_place)
+            target, folder = _target(picture, output, several, naming, in_place)
             if kept and isinstance(target, Stream):
                 raise ConfigError(f"there is no folder beside {target} for {', '.join(kept)}")
             jobs.append(
@@ -102,6 +119,37 @@ def plan(
         return _checked(_named(jobs, naming), own, isolate)
     except OSError as error:
         raise ImageError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _skipping(folders: Sequence[Path]) -> str:
+    """Says that folders are not searched for what they are called."""
+    others = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+    what = "folders of that name hold what earlier runs have kept"
+    return f"skipped {folders[0]}{others}: {what}; name one to have it searched"
+
+
+def _nothing_in(word: str | Path, recursive: bool) -> str:
+    """Says that an input stands for no pictures, and what may be meant."""
+    if not Path(word).is_dir():
+        return f"{word} matches no pictures"
+    deeper = not recursive and has_deeper(Path(word))
+    return f"{word} holds no pictures{'; -r looks into sub-folders' if deeper else ''}"
+
+
+def _outside(
+    names: Sequence[Path], output: str | Path | None, say: Callable[[str], object]
+) -> Sequence[Path]:
+    """The names that do not lie in the folder of results; all, if all do."""
+    if output is None or (isinstance(output, str) and (output == "-" or is_template(output))):
+        return names
+    folder = os.path.realpath(output)
+    outside = [name for name in names if not Path(os.path.realpath(name)).is_relative_to(folder)]
+    inside = len(names) - len(outside)
+    if not (outside and inside):
+        return names
+    count = f"{inside} listed name{'' if inside == 1 else 's'}"
+    say(f"skipped {count} in {Path(output)}, which is where results go")
+    return outside
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -135,7 +183,7 @@ def _ending(format: str | None) -> str:
 
 
 def _target(
-    picture: Found, output: str | Path | None, inputs: int, naming: Naming, in_place: bool
+    picture: Found, output: str | Path | None, several: bool, naming: Naming, in_place: bool
 ) -> tuple[Place, Path | None]:
     """Where a result goes, and the folder whose manifest records it, if one does."""
     source = picture.source
@@ -154,9 +202,9 @@ def _target(
         if naming.suffix:
             raise OutputError(f"{output} says the whole name of the result; it takes no suffix")
         return naming.filled(output, source), fixed_folder(output)
-    if picture.root is not None or inputs > 1 or _is_folder(output):
+    if picture.root is not None or several or _is_folder(output):
         folder = _folder(output)
-        top = _full(picture.root).name if picture.named and picture.root and inputs > 1 else ""
+        top = _full(picture.root).name if picture.named and picture.root and several else ""
         return naming.within(folder / top / picture.inner, source), folder
     if naming.suffix:
         raise OutputError(f"{output} is the whole name of the result, so no suffix can be added")

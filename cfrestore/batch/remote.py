@@ -41,8 +41,9 @@ def mirror(inputs: Sequence[str | Path], output: str | None, *, recursive: bool)
         ImageError: what is behind a URL cannot be looked at.
     """
     for word in filter(is_remote, inputs):
-        fixed = re.split(r"[*?\[]", str(word), maxsplit=1)
-        for path, info in _files(Path(fixed[0]), None if recursive or len(fixed) > 1 else 1):
+        fixed, *pattern = re.split(r"[*?\[]", str(word), maxsplit=1)
+        folder = fixed.rpartition("/")[0] if pattern else fixed
+        for path, info in _files(Path(folder), None if recursive or pattern else 1):
             _stand_in(path, info["size"], _time_of(info))
     if output is None or not is_remote(output):
         return

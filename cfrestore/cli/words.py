@@ -41,7 +41,7 @@ class Words:
             "--files-from",
             metavar="FILE|-",
             rich_help_panel=FILES,
-            help="Names of more pictures, one a line; -o is then a folder.",
+            help="Names of more pictures, one a line; -o is then a folder, which keeps their tree.",
         ),
     ] = None
     null: Annotated[
@@ -380,7 +380,7 @@ class Words:
         typer.Option(
             "--strict",
             rich_help_panel=TALK,
-            help="Exit code 1 if a face that was to be restored was not.",
+            help="Exit code 1 also if less was done than asked for, such as a face left alone.",
         ),
     ] = False
     quiet: Annotated[

@@ -97,10 +97,12 @@ class Places:
     """What is to be read and written, as planning takes it.
 
     Attributes:
+        listed: the names of --files-from.
         home: the folder that the words were said in, if that is not the current one any more.
     """
 
-    inputs: Sequence[str | Path]
+    inputs: Sequence[str]
+    listed: Sequence[Path]
     output: str | None
     home: Path | None = None
 
@@ -115,23 +117,23 @@ def _reached(words: Words) -> Iterator[Places]:
     from cfrestore.batch.remote import is_remote, mirror
 
     listed = () if words.files_from is None else _listed(words.files_from, null=words.null)
-    inputs: list[str | Path] = [*(words.inputs or []), *listed]
-    output = words.output
-    if not any(map(is_remote, (*inputs, output))):
-        yield Places(inputs, output)
+    inputs, output = words.inputs or [], words.output
+    if not any(map(is_remote, (*inputs, *listed, output))):
+        yield Places(inputs, listed, output)
         return
     home = Path.cwd()
 
-    def absolute(word: str | Path) -> str | Path:
+    def absolute(word: str) -> str:
         # The path type would lose a slash at the end, which says that it is a folder.
-        return word if is_remote(word) else type(word)(os.path.join(home, word))  # noqa: PTH118
+        return word if is_remote(word) else os.path.join(home, word)  # noqa: PTH118
 
     with TemporaryDirectory(prefix="cfrestore-") as folder:
         os.chdir(folder)
         try:
-            mirror(inputs, output, recursive=words.recursive)
-            target = output if output is None else str(absolute(output))
-            yield Places([absolute(word) for word in inputs], target, home)
+            mirror([*inputs, *listed], output, recursive=words.recursive)
+            target = output if output is None else absolute(output)
+            names = [name if is_remote(name) else home / name for name in listed]
+            yield Places([absolute(word) for word in inputs], names, target, home)
         finally:
             os.chdir(home)
 
@@ -141,6 +143,7 @@ def _planner(
 ) -> Callable[[], Sequence[Job]]:
     """What finds the jobs that the words ask for, anew each time that it is called."""
     from cfrestore.batch import COMPARED, CROPS, RESTORED, SAMPLES, parse_shard, plan
+    from cfrestore.image.photo import printable
 
     output = places.output
     files = words.files_from is not None and output not in (None, "-")
@@ -152,6 +155,13 @@ def _planner(
         COMPARED: words.compare,
         SAMPLES: words.samples > 0,
     }
+    said: set[str] = set()
+
+    def say(sentence: str) -> None:
+        if not words.quiet and sentence not in said:  # who watches looks again and again
+            report.make_console().print(printable(sentence))
+        said.add(sentence)
+
     return partial(
         plan,
         places.inputs,
@@ -166,6 +176,8 @@ def _planner(
         fidelity=fidelity,
         shard=None if words.shard is None else parse_shard(words.shard),
         isolate=words.watch,
+        listed=places.listed,
+        say=say,
     )
 
 

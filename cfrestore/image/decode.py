@@ -22,7 +22,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from cfrestore.errors import ImageError
 from cfrestore.image import directory, png, ppm, tiff
-from cfrestore.image.formats import EXTENSIONS
+from cfrestore.image.formats import EXTENSIONS, FORMATS
 from cfrestore.image.heif import what_lacks
 from cfrestore.image.metadata import Metadata, metadata_of
 from cfrestore.image.photo import Photo, equal_channels, name_of, reason_of
@@ -131,8 +131,8 @@ def _decode_tiff(data: bytes, check: Callable[[int, int], None]) -> Photo:
     except UnidentifiedImageError:
         if deep is None:
             raise
-        nothing = Metadata(turned or 1, notes=("Its metadata were not read.",))
-        return _photo(deep, nothing, "TIFF")  # 16-bit gray with alpha
+        photo = _photo(deep, Metadata(turned or 1), "TIFF")  # 16-bit gray with alpha
+        return _losing(photo, "Its metadata were not read.")
     with image:
         metadata = metadata_of(image, data, turned)
         image.getexif()[directory.ORIENTATION] = 1  # or Pillow turns by what XMP says
@@ -149,9 +149,8 @@ def _shallow(image: Image.Image, metadata: Metadata, kind: str) -> Photo:
     if image.mode == "CMYK":
         inks = _inks(metadata.icc)
         through = "without a profile that can be used" if inks is None else "through its profile"
-        note = f"Its inks (CMYK) were converted to sRGB {through}."
-        metadata = replace(metadata, icc=None, notes=(*metadata.notes, note))
-        return _photo(_samples(image, inks), metadata, kind)
+        photo = _photo(_samples(image, inks), replace(metadata, icc=None), kind)
+        return _losing(photo, f"Its inks (CMYK) were converted to sRGB {through}.")
     photo = _photo(_samples(image), metadata, kind)
     if image.mode == "P" and photo.icc is None and equal_channels(photo.pixels):
         return replace(photo, gray=True)  # GIF has no other way to hold a gray picture
@@ -159,8 +158,17 @@ def _shallow(image: Image.Image, metadata: Metadata, kind: str) -> Photo:
 
 
 def _remarked(photo: Photo, image: Image.Image, data: bytes) -> Photo:
-    remarks = remarks_on(image, data, photo.format, transparent=photo.alpha is not None)
-    return replace(photo, notes=(*photo.notes, *remarks))
+    transparent = photo.alpha is not None
+    photo = _losing(photo, *remarks_on(image, data, photo.format, transparent=transparent))
+    if photo.alpha is not None and not FORMATS[photo.format].alpha and photo.alpha.min() < 255:
+        gone = f"Its transparency cannot be written as {photo.format}."
+        return replace(photo, lost=(*photo.lost, gone))
+    return photo
+
+
+def _losing(photo: Photo, *sentences: str) -> Photo:
+    """The photograph with sentences on what of the picture in the file was not read as it is."""
+    return replace(photo, notes=(*photo.notes, *sentences), lost=(*photo.lost, *sentences))
 
 
 def _photo(stored: Stored, metadata: Metadata, kind: str) -> Photo:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from cfrestore.errors import ConfigError, OutputError
@@ -145,11 +146,30 @@ def _encode(photo: Photo, format: str, quality: Quality | None, stream: BinaryIO
     if format == "PNG" and photo.pixels.dtype == np.uint16:
         return write_deep_png(photo, stream)
     samples = interleaved(photo)
-    image = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
+    if format == "GIF" and samples.shape[2] == 2:
+        image = _gray_with_holes(samples)
+    else:
+        image = Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples)
     sink: Any = _Sink(stream)
     with silent():
         image.save(sink, format, **_settings(photo, format, quality))
     return None
+
+
+def _gray_with_holes(samples: NDArray[np.uint8 | np.uint16]) -> Image.Image:
+    """Gray with alpha as a GIF holds it: a palette of grays, one of which stands for transparent.
+
+    Pillow would drop the alpha, or leave a few of the grays. The rarest gray gives way; where it
+    was, its neighbour is taken.
+    """
+    gray, clear = samples[..., 0], samples[..., 1] == 0
+    spare = int(np.bincount(gray[~clear], minlength=256).argmin())
+    entries = np.where(gray == spare, spare - 1 if spare else 1, gray)
+    entries[clear] = spare
+    image = Image.fromarray(entries.astype(np.uint8))
+    image.putpalette(np.repeat(np.arange(256, dtype=np.uint8), 3).tobytes())
+    image.info["transparency"] = spare
+    return image
 
 
 class _Sink:

@@ -44,6 +44,8 @@ class Photo:
         jpeg: how finely the file was coded, if it was a JPEG that can be coded so again.
         lossless: the file was a WebP of exact pixels.
         notes: whole sentences on what of the file is not here.
+        lost: whole sentences on what would be gone for good if the photograph, written in its own
+            format, took the place of the file; what no picture needs does not count.
 
     Raises:
         ValueError: shapes or dtypes are not as above.
@@ -64,6 +66,7 @@ class Photo:
     jpeg: JpegCoding | None = None
     lossless: bool = False
     notes: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape, dtype = self.pixels.shape, self.pixels.dtype

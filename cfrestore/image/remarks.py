@@ -1,4 +1,4 @@
-"""What of a file is not in its Photo, in whole sentences."""
+"""What of a picture in a file is not in its Photo, in whole sentences."""
 
 from __future__ import annotations
 
@@ -28,8 +28,15 @@ def remarks_on(image: Image.Image, data: bytes, kind: str, *, transparent: bool)
         yield "What follows its first frame is damaged and was not read."
     elif count > 1:
         yield f"Only the first of its {count} {_PARTS.get(kind, 'frames')} was read."
-    elif isinstance(image, JpegImagePlugin.JpegImageFile) and "mp" in image.info:
+    elif _has_companions(image):
         yield "Only its main picture was read, without a gain map or others in the file."
+
+
+def _has_companions(image: Image.Image) -> bool:
+    """Whether a JPEG or HEIC holds more than its picture: a gain map, a map of depths and such."""
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        return "mp" in image.info
+    return bool(image.info.get("aux") or image.info.get("depth_images"))
 
 
 def _bits_of(image: Image.Image, data: bytes) -> int:
