@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stubs import StubDetector, picture, small_network
 
 from cfrestore import recognise
-from cfrestore.align import align_face
+from cfrestore.align import align_face, face_ellipse
 from cfrestore.cli import degrade as degrade_command
 from cfrestore.cli import eval as eval_command
 from cfrestore.detect import load_detector
@@ -38,7 +38,7 @@ from cfrestore.evaluate import (
     read_face,
     read_statistics,
 )
-from cfrestore.evaluate.figures import face_ellipse, gradient, load_ssim, mean_colour, psnr
+from cfrestore.evaluate.figures import gradient, load_ssim, mean_colour, psnr
 from cfrestore.evaluate.networks import (
     DROPPED,
     Landmarks,

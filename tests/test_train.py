@@ -1,6 +1,10 @@
+import gzip
 import json
 import math
 import shutil
+import struct
+import tarfile
+import zlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from cfrestore import recognise
@@ -366,6 +371,43 @@ def test_faces_come_from_folders(tmp_path: Path) -> None:
     (tmp_path / "sub/y.png").write_bytes(png.tobytes()[:40])
     with pytest.raises(ImageError, match="y.png"):
         load_faces([tmp_path], 32, CPU)
+
+
+def test_faces_are_decoded_as_everywhere_else(tmp_path: Path) -> None:
+    level = 78
+    deep = np.full((32, 32), level * 257, np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    turned = np.zeros((32, 32, 3), np.uint8)
+    turned[:16] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: the bright half comes to the right
+    Image.fromarray(turned).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    loaded = load_faces([tmp_path], 32, CPU)
+    assert loaded.names == ("deep.png", "turned.jpg")
+    assert (loaded.images[0] == level).all()
+    assert loaded.images[1, :, :, 20:].min() > 150 > 50 > loaded.images[1, :, :, :12].max()
+
+
+def test_faces_are_files_that_are_not_hidden(tmp_path: Path) -> None:
+    png = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    for name in ("dir.jpg/a.png", "dir.jpg/._a.png", ".trash/b.png", ".b.jpg", "c.PNG", "d.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"nothing" if name[0] == "." else png)
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        shard.add(tmp_path / "in", "in")
+    for source in ("in", "shard.tar"):
+        assert load_faces([tmp_path / source], 8, CPU).names == ("a.png", "c.PNG")
+
+
+def test_a_decompression_bomb_and_a_shard_cut_short_get_one_sentence(tmp_path: Path) -> None:
+    head = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(ImageError, match="bomb.png"):
+        load_faces([tmp_path], 8, CPU)
+    (tmp_path / "all.tgz").write_bytes(gzip.compress(bytes(range(256)) * 400)[:200])
+    with pytest.raises(ImageError, match="all.tgz"):
+        load_faces([tmp_path / "all.tgz"], 8, CPU)
 
 
 @pytest.mark.slow
@@ -747,6 +789,14 @@ def test_logged_means_are_over_the_iterations_that_have_the_value(
         float(step(fusion(stage_one, stage_two, (Phase(6, (1, 3)),)), t)["pixel"]) for t in (3, 6)
     ]
     assert line["pixel"] == pytest.approx(sum(direct) / 2, rel=0.1)
+
+
+def test_a_checkpoint_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    for name in ("whole.pt", "parts.pt.0"):
+        (tmp_path / name).mkdir()
+    for name in ("whole.pt", "parts.pt"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_state(tmp_path / name)
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfrestore.cli.measured import FIDELITIES, Found, Words, protocol_of, show, write_columns
+from cfrestore.cli.measured import FIDELITIES, Found, Words, protocol_of, show, write_faces
 from cfrestore.cli.output import check_free, write_json
 from cfrestore.cli.parameters import Device, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console, progress
@@ -175,7 +175,7 @@ def evaluate(
         record, columns = _measure(words, found, files, device, console)
         show(record, console)
         if sheet is not None and columns:
-            write_columns(sheet, columns)
+            write_faces(sheet, columns)
     if target is not None:
         write_json(target, record)
     elif stdout is not None and (json_file is not None or not stdout.isatty()):

@@ -67,7 +67,8 @@ def sample(
     from cfrestore.cli.supply import supply_weights
     from cfrestore.device import choose_device
     from cfrestore.image import Photo, write_photo
-    from cfrestore.sample import check_drawing, sample_faces, sheet
+    from cfrestore.sample import check_drawing, sample_faces
+    from cfrestore.show import sheet
     from cfrestore.weights import load_codeformer, load_prior
 
     check_drawing(temperature, top_k)

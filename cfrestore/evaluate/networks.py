@@ -27,7 +27,7 @@ from cfrestore.device import inference
 from cfrestore.errors import CheckpointError
 from cfrestore.evaluate.figures import Face
 from cfrestore.extras import package_folder, require
-from cfrestore.image import to_tensor
+from cfrestore.image import resize, to_tensor
 from cfrestore.recognise import load_recogniser, look_at
 from cfrestore.train.perceptual import LPIPS
 
@@ -64,11 +64,11 @@ class Landmarks:
 
     def find(self, face: Face) -> Floats | None:
         """Five points (5,2), pixels of 512, of the face nearest to the middle; None: none found."""
-        way = cv2.INTER_CUBIC if len(face) < PUBLISHED_SIZE else cv2.INTER_AREA
-        found = self._detector(cv2.resize(face, (PUBLISHED_SIZE,) * 2, interpolation=way))
+        side = PUBLISHED_SIZE
+        found = self._detector(resize(face, side, side, enlarge=cv2.INTER_CUBIC))
         if not found:
             return None
-        middle = PUBLISHED_SIZE / 2
+        middle = side / 2
         return min(found, key=lambda f: float(np.abs(f.landmarks.mean(0) - middle).sum())).landmarks
 
     def features(self, face: Face) -> list[Tensor]:

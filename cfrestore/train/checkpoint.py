@@ -45,17 +45,9 @@ def read(path: Path) -> dict[str, Any]:
     """A checkpoint, whole or in shards, without running code, on the CPU.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: it is missing, damaged or cannot be read.
     """
-    if path.exists():
-        data = path.read_bytes()
-    else:
-        parts: list[bytes] = []
-        while _shard(path, len(parts)).exists():
-            parts.append(_shard(path, len(parts)).read_bytes())
-        if not parts:
-            raise CheckpointError(f"{path} does not exist")
-        data = b"".join(parts)
+    data = _bytes_of(path)
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except DAMAGE as error:
@@ -76,6 +68,24 @@ def averaged(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds no averaged weights (params_ema)")
     weights: dict[str, Tensor] = content["params_ema"]
     return weights
+
+
+def _bytes_of(path: Path) -> bytes:
+    if path.exists():
+        return _read(path)
+    parts: list[bytes] = []
+    while (part := _shard(path, len(parts))).exists():
+        parts.append(_read(part))
+    if not parts:
+        raise CheckpointError(f"{path} does not exist")
+    return b"".join(parts)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cfrestore.device import synchronize
 from cfrestore.errors import CFRestoreError, CheckpointError, OutputError
-from cfrestore.files import drafted
+from cfrestore.image import Photo, write_photo
+from cfrestore.show import sheet
 from cfrestore.train import checkpoint
 from cfrestore.train.codes import CodeSampler
 from cfrestore.train.data import Sampler, generator_for
@@ -160,10 +160,9 @@ def samples(stage: Stage, sampler: Source) -> list[Tensor]:
 
 def write_sheet(path: Path, columns: list[Tensor]) -> None:
     """Writes columns of pictures (B,3,S,S) in [0, 1] side by side as a PNG."""
-    sheet = torch.cat([torch.cat(list(column.cpu()), dim=1) for column in columns], dim=2)
-    pixels = (sheet * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    with drafted(path) as draft:
-        Image.fromarray(pixels).save(draft, "PNG")
+    pictures = torch.stack([column.cpu() for column in columns], 1).flatten(0, 1)  # row by row
+    pixels = (pictures * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    write_photo(Photo(sheet(pixels, len(columns))), path, format="PNG")
 
 
 def save_state(
