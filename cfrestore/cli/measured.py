@@ -91,7 +91,7 @@ def protocol_of(
             "name": pipeline.model_name,
             "sha256": pipeline.identity["model"],
             "image_size": config.image_size,
-            "match_statistics": config.match_statistics,
+            "match_statistics": pipeline.matches,
             "keep_colours": config.keep_colours,
             "precision": pipeline.painted_in,
         }

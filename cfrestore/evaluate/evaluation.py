@@ -120,7 +120,7 @@ def evaluate(
 
     Args:
         names: of the faces.
-        make: the face of that name; fails with ImageError.
+        make: the face of that name; fails with ImageError or MemoryError.
         judge: what measures.
         after: called with each face that was measured.
     """
@@ -128,23 +128,36 @@ def evaluate(
     for name in names:
         try:
             sample = make(name)
+            measured = _measure(sample, judge)
         except ImageError as error:
             result.failed[name] = str(error)
             continue
-        clean = None if sample.clean is None else judge.look(sample.clean)
-        for kind, image in sample.images.items():
+        except MemoryError:
+            result.failed[name] = f"{name} was not measured: not enough memory"
+            continue
+        for kind, (figures, features) in measured.items():
             row = result.rows.setdefault(kind, Row(kind))
-            same = None if sample.clean is None else bool(np.array_equal(image, sample.clean))
-            figures: Mapping[str, Value] = judge.measure(image, clean)
-            row.files.append({"file": name, "identical": same, **figures})
-            if judge.inception is not None:
-                row.features.append(judge.inception(image))
+            row.files.append({"file": name, **figures})
+            row.features += features
         after(name, sample)
     if judge.statistics is not None:
         for row in result.rows.values():
             if len(row.features) > 1:
                 row.distance = frechet_distance(Statistics.of(row.features), judge.statistics)
     return result
+
+
+def _measure(
+    sample: Sample, judge: Judge
+) -> dict[Kind, tuple[dict[str, Value], list[NDArray[np.float32]]]]:
+    """The figures of each picture of a face, and its features if Frechet distances are wanted."""
+    clean = None if sample.clean is None else judge.look(sample.clean)
+    measured = {}
+    for kind, image in sample.images.items():
+        same = None if sample.clean is None else bool(np.array_equal(image, sample.clean))
+        features = [] if judge.inception is None else [judge.inception(image)]
+        measured[kind] = {"identical": same, **judge.measure(image, clean)}, features
+    return measured
 
 
 def read_pair(restored: Path, clean: Path | None) -> Sample:
@@ -223,11 +236,10 @@ class Restorer:
                 raise ImageError(f"{path} was not restored at w = {w:g}: {failed.reason}")
             images[Kind(f"w = {w:g}", preset, w)] = to_uint8(result.photo.pixels)
         if self.nearest:
-            config = self.pipeline.network.config
-            painted = self._of_nearest_codes(face, matched=config.match_statistics)
-            images[Kind("nearest codes", preset, 0.0)] = (
-                keep_colours(painted, face) if config.keep_colours else painted
-            )
+            painted = self._of_nearest_codes(face, matched=self.pipeline.matches)
+            keeps = self.pipeline.network.config.keep_colours
+            nearest = keep_colours(painted, face) if keeps else painted
+            images[Kind("nearest codes", preset, 0.0)] = nearest
         return images
 
     def _of_nearest_codes(self, face: Face, *, matched: bool) -> Face:
