@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfrestore.checkpoint import DAMAGE
-from cfrestore.errors import CheckpointError
+from cfrestore.errors import CheckpointError, OutputError
 from cfrestore.files import drafted
 
 
@@ -23,6 +23,9 @@ def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> N
     """Writes a checkpoint in place of what was there, whole or in shards.
 
     With shard_mb its bytes are split into `path.0`, `path.1`, ...; put together they are the file.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -89,8 +92,11 @@ def _read(path: Path) -> bytes:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    with drafted(path) as draft:
-        draft.write_bytes(data)
+    try:
+        with drafted(path) as draft:
+            draft.write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _shard(path: Path, n: int) -> Path:

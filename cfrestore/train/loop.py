@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ Stage = Autoencoder | CodePrediction | Fusion | Polish | CodePrior
 
 Source = Sampler | CodeSampler
 """Where a stage's batches come from: faces, or for a prior their codes."""
+
+
+class End(Enum):
+    """Why a run of the loop ended."""
+
+    DONE = auto()
+    OUT_OF_TIME = auto()
+    INTERRUPTED = auto()
+
 
 PARTS, EACH = 5, 4
 """Where in a schedule, and how many times running, iterations are tried to tell their cost."""
@@ -60,8 +70,8 @@ def train(
     schedule: Schedule,
     say: Callable[[str], None],
     resume: bool = False,
-) -> bool:
-    """Trains a stage until its recipe ends or the time is over.
+) -> End:
+    """Trains a stage until its recipe ends, the time is over, or SIGINT or SIGTERM comes.
 
     Batches, augmentation and damage of an iteration depend on seed and iteration alone, so that
     stopping and resuming gives what one run would have given.
@@ -71,13 +81,16 @@ def train(
         say: takes the progress lines.
         resume: continue from the folder's checkpoint, if there is one; else there must be none.
     Returns:
-        whether the recipe has been completed.
+        which of these it was.
     Raises:
         CheckpointError: the checkpoint to resume from is damaged or of another recipe.
-        OutputError: there is a checkpoint and it is not to be resumed.
+        OutputError: there is a checkpoint and it is not to be resumed, or nothing can be written.
         CFRestoreError: a loss is no longer finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
     target = folder / "last.pt"
     first = sampler.rank == 0
     total = stage.recipe.optimisation.iterations
@@ -119,10 +132,11 @@ def train(
                 save_state(target, stage, t, schedule.shard_mb, writes=first)
             if first and (t % schedule.samples_every == 0 or t == total):
                 write_sheet(folder / f"samples-{t:06d}.png", samples(stage, sampler))
-            if stop:
+            if stop and t < total:
                 say(f"stopped at iteration {t} of {total}; --resume continues")
-                return t == total
-    return True
+                interrupted = any_process(interruption.seen, stage.device)
+                return End.INTERRUPTED if interrupted else End.OUT_OF_TIME
+    return End.DONE
 
 
 def fitting(stage: Stage, sampler: Source, left: Callable[[], float]) -> int:
