@@ -20,7 +20,7 @@ BORDER = 4
 """Pixels at each side that PSNR and SSIM leave out, as published."""
 
 LEAST_SIDE = 32
-"""Of a face that can be measured: within the border, SSIM's window has 11 px."""
+"""Smallest side that can be measured: within the border, SSIM needs 11 px."""
 
 
 def psnr(face: Face, clean: Face) -> float:

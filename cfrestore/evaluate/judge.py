@@ -22,7 +22,7 @@ from cfrestore.recognise import recogniser_file
 from cfrestore.weights.digests import sha256_of
 
 Value: TypeAlias = float | bool | None
-"""None: not to be had of this face."""
+"""None: this face does not allow it."""
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ class Metric:
     Attributes:
         name: what JSON calls it.
         heading: what tables call it.
-        digits: behind the point, in tables.
+        digits: decimal places in tables.
         wants: a restored and a clean face, a restored face, or all restored faces.
         definition: what it is, exactly.
         packages: what computes it, beside torch, numpy and OpenCV.
@@ -125,7 +125,7 @@ NEEDS = {
     "ids": "needs --arcface, weights that do not come with cfrestore",
     "fid": "needs --inception and --statistics, which do not come with cfrestore",
 }
-"""Why something is not measured where nothing more is said."""
+"""Why a metric is not computed where nobody names what it needs."""
 
 UNMET = {
     "psnr": "every face equals the clean one, so that it is infinite",
@@ -133,7 +133,7 @@ UNMET = {
     "niqe": f"no face has the {2 * networks.NIQE_BLOCK} px and the texture that it needs",
     "fid": "there were fewer than two faces",
 }
-"""Why something is not measured of any face, though it could be."""
+"""Why a metric that can be computed has no value for any face."""
 
 NO_PAIR = "there are no clean faces to compare with"
 
@@ -181,13 +181,13 @@ class Look:
 
 
 class Judge:
-    """Looks at faces with all that is here.
+    """Measures faces with everything that is available here.
 
     Attributes:
-        reasons: why metrics are not computed, by name; the others are.
-        files: what was opened for a metric, by its name and that of the file's purpose.
-        inception: to features that a Frechet distance is taken of; None without.
-        statistics: what they are compared with.
+        reasons: why metrics are not computed, by name; all others are.
+        files: what was opened for each metric, by the metric's name and the file's purpose.
+        inception: a face to its features for the Frechet distance; None: that is not computed.
+        statistics: those of the clean faces, which the features are compared with.
     """
 
     def __init__(self, files: MetricFiles = MetricFiles(), device: torch.device = CPU) -> None:
@@ -246,7 +246,7 @@ class Judge:
         del self.reasons[metric]
 
     def look(self, face: Face) -> Look:
-        """Sees what of one face can be compared with another."""
+        """What of one face can be compared with another."""
         return Look(
             face,
             gradient(face),
@@ -258,7 +258,7 @@ class Judge:
         )
 
     def measure(self, face: Face, clean: Look | None) -> dict[str, Value]:
-        """All figures of a face, but those of sets; None where one is not to be had.
+        """All figures of a face except those of sets; None where the face does not allow one.
 
         Equal faces have no PSNR, since it is infinite.
         """

@@ -1,6 +1,6 @@
-"""Networks that look at faces for the sake of a figure, opened from files that are named.
+"""Networks that compute figures of faces, opened from files that are named.
 
-Only MTCNN, dlib's recogniser, and what NIQE knows, come with packages.
+Only MTCNN, dlib's recogniser and the parameters of NIQE come with packages.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def load_descriptor(path: Path, device: torch.device) -> Callable[[Face], Floats
 
 
 def load_inception(path: Path, device: torch.device) -> Callable[[Face], Floats]:
-    """The features (2048,) that Frechet distances are taken of, by torch-fidelity's Inception V3.
+    """The features (2048,) that Frechet distances compare, by torch-fidelity's Inception V3.
 
     Args:
         path: `pt_inception-2015-12-05-6726825d.pth` or the like, not torchvision's own weights.
@@ -189,8 +189,8 @@ def load_inception(path: Path, device: torch.device) -> Callable[[Face], Floats]
 def load_niqe() -> tuple[Callable[[Face], float | None], Path]:
     """NIQE of a face, None if it is too small or too even for it; and the file of its parameters.
 
-    By basicsr 1.4.2, which asks torchvision for a module that it has dropped; what basicsr wants of
-    it is in another now, which is lent for as long as it is imported.
+    Computed by basicsr 1.4.2, which imports a module that torchvision has dropped; the module that
+    now has what basicsr wants stands in for it meanwhile.
 
     Raises:
         ConfigError: basicsr is not installed, nor can it be on Python 3.13 and later.

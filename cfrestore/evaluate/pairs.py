@@ -1,4 +1,4 @@
-"""Which faces are measured, and which clean face belongs to which."""
+"""Which faces are measured, and which clean face belongs to each."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _name(path: Path) -> str:
 
 
 def match_faces(restored: Path, reference: Path) -> Matched:
-    """Restored faces and their clean ones, matched by name; of two files, whatever they are called.
+    """Restored faces and their clean ones, matched by name; two files match whatever their names.
 
     Raises:
         ImageError, ConfigError: as `find_faces`; or not one name is in both.
@@ -84,7 +84,7 @@ def read_face(path: Path, side: int | None = None) -> Face:
     """One aligned face.
 
     Args:
-        path: a picture of whatever depth; transparency is not looked at.
+        path: a picture of any depth; transparency is ignored.
         side: S, to which larger faces are averaged down and smaller ones interpolated; None: as
             it is.
     Returns:

@@ -308,10 +308,10 @@ def _prior(
     share: tuple[int, int, int, int],
     say: Callable[[str], None],
 ) -> tuple[Callable[[Recipe], Stage], CodeSampler]:
-    """What makes a stage of a recipe of priors, and its batches: faces are encoded only once.
+    """What builds the stage of a prior's recipe, and its batches: faces are encoded only once.
 
-    The autoencoder's checkpoint says whose codes they are; a published one says nothing, and is
-    taken for what the preset `published` describes.
+    The autoencoder's checkpoint tells its configuration; a published one does not, and is taken to
+    be the published network.
     """
     import torch
 
@@ -342,7 +342,7 @@ def _prior(
 
 @lru_cache(maxsize=1)
 def _faces(sources: tuple[Path, ...], size: int, device: torch.device) -> Faces:
-    """The same faces for one stage after the other."""
+    """The faces, read once for all stages in a row."""
     from cfrestore.train.data import load_faces
 
     return load_faces(sources, size, device)
@@ -388,7 +388,7 @@ def course(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
-    """The preset, changed as the words ask."""
+    """The preset with the changes that the words ask for."""
     from cfrestore.errors import ConfigError
     from cfrestore.train import config
 

@@ -75,7 +75,7 @@ def face_names(sources: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _files(sources: Sequence[Path]) -> Iterator[tuple[str, Path | bytes]]:
-    """Names of all pictures, with where they are or, out of shards, what they hold."""
+    """Names of all pictures, each with its path or, out of a shard, its bytes."""
     for source in sources:
         if source.is_dir():
             yield from ((path.name, path) for path in pictures_in(source))
@@ -122,8 +122,8 @@ class Order(Generic[Shown]):
     """Which faces any iteration sees, independent of what came before.
 
     Args:
-        shown: the faces, or what else there is of each.
-        augmentation: how they are changed, and how often each source is shown.
+        shown: the faces, or what was computed from them.
+        augmentation: how they are changed, and how often each is shown.
         batch_size: B of this process.
         seed: decides everything together with the iteration.
         rank, world: this process among all; each has its own part of every batch, see `Part`.
@@ -179,7 +179,7 @@ class Sampler(Order[Faces]):
         return augment(picked, self.augmentation, self.generator(t, 1, device), self._part)
 
     def first(self, count: int, device: torch.device) -> Tensor:
-        """The first few faces as they are, likewise."""
+        """The first few faces, unchanged: (count,3,S,S), likewise."""
         return self.shown.images[:count].to(device).float() / 255
 
 

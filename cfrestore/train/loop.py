@@ -44,12 +44,12 @@ class End(Enum):
 
 
 PARTS, EACH = 5, 4
-"""Where in a schedule, and how many times running, iterations are tried to tell their cost."""
+"""At how many places of a schedule iterations are timed, and how many in a row at each."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the loop does what else than step; in iterations unless said.
+    """When the loop does anything but step, in iterations unless it says otherwise.
 
     Attributes:
         max_minutes: stop, with a checkpoint, after this many minutes; None for no limit.
@@ -142,8 +142,9 @@ def train(
 def fitting(stage: Stage, sampler: Source, left: Callable[[], float]) -> int:
     """How many iterations fit into the time that is left; at least one.
 
-    Some of each part of the schedule are tried, twice, the first time to warm up, so that the stage
-    is of no use afterwards. A fiftieth of the time is kept for checkpoints and sample sheets.
+    Some iterations of each part of the schedule are run twice, the first time to warm up, so that
+    the stage is of no use afterwards. A fiftieth of the time is kept for checkpoints and sample
+    sheets.
 
     Args:
         left: tells the seconds that are left.
@@ -182,9 +183,9 @@ def write_sheet(path: Path, columns: list[Tensor]) -> None:
 def save_state(
     path: Path, stage: Stage, t: int, shard_mb: int | None = None, *, writes: bool = True
 ) -> None:
-    """Writes everything that resuming needs, and what it belongs to.
+    """Writes everything that resuming needs, and the recipe that it belongs to.
 
-    All processes call it, since some of it is put together from their parts; one writes.
+    All processes call it, since some of it is put together from their parts; one of them writes.
     """
     content = stage.state() | {
         "stage": stage.name,
@@ -218,7 +219,7 @@ def iterations_of(path: Path) -> int:
 
 
 def load_state(path: Path, stage: Stage) -> int:
-    """Puts a checkpoint into the stage; the iteration it was written after.
+    """Loads a checkpoint into the stage; the iteration that it was written after.
 
     Raises:
         CheckpointError: damaged, or of another stage or network.
