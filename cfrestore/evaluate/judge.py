@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -211,21 +212,15 @@ class Judge:
         self._faces: dict[str, Callable[[Face], float | None]] = {}
         self._embed: Callable[[Face], NDArray[np.float32]] | None = None
         self._describe: Callable[[Face], NDArray[np.float32]] | None = None
-        try:
+        with self._if_installed("ssim"):
             self._pairs["ssim"] = load_ssim()
-        except ConfigError as error:
-            self.reasons["ssim"] = str(error)
-        try:
+        with self._if_installed("niqe"):
             self._faces["niqe"], parameters = networks.load_niqe()
             self.files["niqe"] = {"parameters": parameters}
-        except ConfigError as error:
-            self.reasons["niqe"] = str(error)
-        try:
+        with self._if_installed("descriptor"):
             weights = recogniser_file()
             self._describe = networks.load_descriptor(weights, device)
             self.files["descriptor"] = {"recogniser": weights}
-        except ConfigError as error:
-            self.reasons["descriptor"] = str(error)
         if files.vgg and files.lpips:
             self._pairs["lpips"] = networks.load_lpips(files.vgg, files.lpips, device)
             self._opened("lpips", vgg=files.vgg, calibration=files.lpips)
@@ -240,6 +235,14 @@ class Judge:
                 self.statistics = Statistics.of([self.inception(face) for face in faces])
             else:
                 self.statistics = read_statistics(files.statistics)
+
+    @contextmanager
+    def _if_installed(self, metric: str) -> Iterator[None]:
+        """The context in which a package that is not installed costs the metric alone."""
+        try:
+            yield
+        except ConfigError as error:
+            self.reasons[metric] = str(error)
 
     def _opened(self, metric: str, **files: Path) -> None:
         self.files[metric] = files
