@@ -1,4 +1,4 @@
-"""What the numbers are computed on: only here are devices, precisions and inference mode chosen.
+"""What the numbers are computed on: the one place that chooses device, precision, inference mode.
 
 Faces are looked at and their codes chosen in float32: a code is an argmax, and rounding flips some
 of them, each of which repaints a patch of the face. The painting, which is two thirds of the

@@ -153,8 +153,8 @@ class Adversary:
         largest: upper clamp of the adaptive weight.
         halved: the hinge loss with the original VQGAN's factor 1/2.
         channels, layers, spectral: shape of the discriminator.
-        detail: it judges only what is finer than this many pixels; the rest, for which it shall
-            make no demands, it is shown as the real picture has it. 0: whole pictures.
+        detail: it judges only what is finer than this many pixels; the rest is shown to it as the
+            real picture has it, so that it demands nothing there. 0: whole pictures.
         replays: further steps in each iteration, on pictures of earlier ones, so that the generator
             cannot deceive it merely by changing.
     """

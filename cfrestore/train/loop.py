@@ -49,7 +49,7 @@ PARTS, EACH = 5, 4
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the loop does anything but step, in iterations unless it says otherwise.
+    """When the loop logs, saves, draws samples and stops; in iterations unless said otherwise.
 
     Attributes:
         max_minutes: stop, with a checkpoint, after this many minutes; None for no limit.
