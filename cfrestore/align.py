@@ -36,6 +36,9 @@ FFHQ_TEMPLATE: NDArray[np.float32] = np.array(
 )
 """Where the five landmarks lie in a 512 px crop, x then y, order as in Face."""
 
+FACE_ELLIPSE = (0.5, 0.56), (0.26, 0.34)
+"""Centre and half axes of the face proper in its crop, x then y, as shares of the side."""
+
 BORDER_COLOR = (132, 133, 135)
 """RGB colour of the crop where the picture has no pixels."""
 
@@ -192,6 +195,15 @@ def bounding_box(
     if (low >= high).any():
         return None
     return slice(low[1], high[1]), slice(low[0], high[0])
+
+
+def face_ellipse(side: int) -> NDArray[np.bool_]:
+    """Which pixels of a crop (side, side) show the face, not hair or what is behind it."""
+    centre, half_axes = FACE_ELLIPSE
+    y, x = (np.mgrid[:side, :side] + 0.5) / side
+    return np.asarray(
+        np.hypot((x - centre[0]) / half_axes[0], (y - centre[1]) / half_axes[1]) < 1, np.bool_
+    )
 
 
 def _average(crop: Pixels, size: int) -> NDArray[np.uint8]:

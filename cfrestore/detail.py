@@ -2,14 +2,14 @@
 
 A face that spans more pixels than the crop a network restores has detail that the network can
 neither see nor paint. Whether that is worth keeping depends on what it is: the photograph's own
-sharpness, noise, or next to nothing where the photograph is blurred. Told apart are the three by
-the energy of the octave just finer than the crop. In sharp photographs each octave has about the
-energy of the next (Field, "Relations between the statistics of natural images and the response
-properties of cortical cells", 1987), in blurred ones the finer has less. Detail is strong at few
-places, such as lashes and hair, and noise is everywhere alike; the median tells its level (Donoho
-and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", 1994). What is kept of it at each
-pixel follows from the two (Lee, "Digital image enhancement and noise filtering by use of local
-statistics", 1980).
+sharpness, noise, or next to nothing where the photograph is blurred. The energy of the octave just
+finer than the crop tells the three apart. In sharp photographs each octave has about the energy of
+the next (Field, "Relations between the statistics of natural images and the response properties of
+cortical cells", 1987), in blurred ones the finer has less. Detail is strong at few places, such as
+lashes and hair, and noise is everywhere alike; the median tells its level (Donoho and Johnstone,
+"Ideal spatial adaptation by wavelet shrinkage", 1994). What is kept of it at each pixel follows
+from the two (Lee, "Digital image enhancement and noise filtering by use of local statistics",
+1980).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import cv2
 import numpy as np
 
-from cfrestore.align import cut_finely, rescale
+from cfrestore.align import cut_finely, face_ellipse, rescale
 from cfrestore.select import SkippedFace
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ SIGNAL_FROM = 0.3
 
 TOO_SHARP = "sharper than the network paints"
 
-_CENTRE, _HALF_AXES = (0.5, 0.56), (0.26, 0.34)  # of the face in its crop, x then y, of the side
 _REACH = 3 / 128  # of the crop's side, deviation of the Gaussian that energy is averaged by
 _LEAST_PART = 0.5  # of the finer octave, however few pixels there are: filters let so much through
 _LEAST = 1e-6  # energy, so that nothing is divided by 0
@@ -131,11 +130,8 @@ def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def within_face(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The pixels (N,) of a crop (T, T) that show the face, not hair or what is behind it."""
-    size = image.shape[0]
-    y, x = (np.mgrid[:size, :size] + 0.5) / size
-    inside = np.hypot((x - _CENTRE[0]) / _HALF_AXES[0], (y - _CENTRE[1]) / _HALF_AXES[1]) < 1
-    return np.asarray(image[inside], np.float32)
+    """The pixels (N,) of a crop (T, T) that show the face."""
+    return np.asarray(image[face_ellipse(len(image))], np.float32)
 
 
 def _halve(image: NDArray[_Depth]) -> NDArray[_Depth]:

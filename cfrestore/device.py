@@ -1,4 +1,4 @@
-"""What the numbers are computed on: the only file that says cuda, mps, bf16 or inference mode.
+"""What the numbers are computed on: the one place that chooses device, precision, inference mode.
 
 Faces are looked at and their codes chosen in float32: a code is an argmax, and rounding flips some
 of them, each of which repaints a patch of the face. The painting, which is two thirds of the
@@ -142,6 +142,11 @@ def _precision(name: str, device: torch.device, choices: Sequence[Precision]) ->
     if device.type not in _OFFERED.get(precision, (device.type,)):
         raise ConfigError(f"precision {name} is not offered on {device.type}; choose fp32")
     return precision
+
+
+def choose_mixed(wanted: bool | None, device: torch.device) -> bool:
+    """Whether to train in mixed precision: as is wanted, else where there is CUDA."""
+    return device.type == "cuda" if wanted is None else wanted
 
 
 def check_compiling(device: torch.device) -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class CFRestoreError(Exception):
-    """Base of every failure a caller can act on; its text is one complete sentence."""
+    """Base of every failure a caller can act on; its text is one complete sentence.
+
+    Attributes:
+        exit_code: of a command that fails so.
+    """
+
+    exit_code: ClassVar[int] = 1
 
 
 class ImageError(CFRestoreError):
@@ -14,17 +22,25 @@ class ImageError(CFRestoreError):
 class OutputError(CFRestoreError):
     """A result would overwrite something, collide with another result, or cannot be written."""
 
+    exit_code = 2
+
 
 class WeightsError(CFRestoreError):
     """A weight file is missing, cannot be fetched, or does not have the expected hash."""
+
+    exit_code = 4
 
 
 class CheckpointError(CFRestoreError):
     """A weight file was read, but is not the network that was expected."""
 
+    exit_code = 4
+
 
 class ConfigError(CFRestoreError):
     """A setting is unknown or out of range."""
+
+    exit_code = 2
 
 
 class DegenerateFaceError(CFRestoreError):

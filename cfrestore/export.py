@@ -164,7 +164,9 @@ def config_of(facts: Mapping[str, str], path: Path) -> CodeFormerConfig:
 
 
 def without_fusion(model: onnx.ModelProto) -> None:
-    """Leaves of the graph what w = 0 needs, a quarter less: x + w * change becomes x.
+    """Removes the fusion, which w = 0 does not use: a quarter of the graph.
+
+    There x + w * change becomes x.
 
     Raises:
         CheckpointError: the graph is not one of `export`.

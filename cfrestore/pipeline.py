@@ -71,6 +71,8 @@ class Pipeline:
         notes: sentences the user should read about the choice of weights.
         identity: what decides its results beside the options: SHA-256 of weights, and the like.
         files: where its weights were read, by what they are for.
+        match_statistics: whether restoration uses latent AdaIN, see `CodeFormer.forward`; None: as
+            the network's configuration says.
     """
 
     network: Network
@@ -85,11 +87,18 @@ class Pipeline:
     notes: tuple[str, ...] = ()
     identity: Mapping[str, object] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    match_statistics: bool | None = None
 
     @property
     def crop_size(self) -> int:
         """S, side of the crops in pixels."""
         return self.network.config.image_size
+
+    @property
+    def matches(self) -> bool:
+        """Whether restoration uses latent AdaIN."""
+        own, asked = self.network.config.match_statistics, self.match_statistics
+        return own if asked is None else asked
 
     @property
     def painted_in(self) -> str:
@@ -151,9 +160,9 @@ class Pipeline:
             )
 
         settings = {"task": "restoration", "fidelity": options.fidelity}
-        return self._procedure(
-            prepare, options, options.fidelity, settings, matched=config.match_statistics
-        )
+        if self.matches != config.match_statistics:
+            settings["match_statistics"] = self.matches
+        return self._procedure(prepare, options, options.fidelity, settings, matched=self.matches)
 
     def inpainting(
         self,

@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from cfrestore.backends import ExportedNetwork
 from cfrestore.errors import CheckpointError, ConfigError, ImageError
 from cfrestore.export import FIDELITY, IMAGE, PAINTING
 from cfrestore.extras import require
-from cfrestore.image import read_photo, to_uint8
+from cfrestore.image import pictures_in, read_photo, resize, to_uint8
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.train.config import LARGE, SMALL
 from cfrestore.train.degrade import degrade
@@ -73,10 +72,7 @@ def read_faces(folder: Path, side: int, most: int = MOST_FACES) -> NDArray[np.fl
     Raises:
         ConfigError: there are fewer than LEAST_FACES pictures that can be read.
     """
-    faces = [
-        cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
-        for face in islice(_read(folder), most)
-    ]
+    faces = [resize(face, side, side) for face in islice(_read(folder), most)]
     if len(faces) < LEAST_FACES:
         raise ConfigError(
             f"{folder} has {len(faces)} pictures, and {LEAST_FACES} aligned faces are the least"
@@ -92,10 +88,10 @@ def read_faces(folder: Path, side: int, most: int = MOST_FACES) -> NDArray[np.fl
 def _read(folder: Path) -> Iterator[NDArray[np.uint8]]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder of faces")
-    for path in sorted(folder.iterdir()):
+    for path in pictures_in(folder, below=False):
         try:
             pixels = to_uint8(read_photo(path).pixels)
-        except ImageError:  # no picture, or none that can be read
+        except ImageError:
             continue
         yield pixels
 

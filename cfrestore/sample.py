@@ -74,14 +74,3 @@ def check_drawing(temperature: float, top_k: int | None = None) -> None:
         raise ConfigError(f"temperature must be above 0, found {temperature}")
     if top_k is not None and top_k < 1:
         raise ConfigError(f"top_k must be at least 1, found {top_k}")
-
-
-def sheet(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures (N,h,w,3) in rows and columns of one, as nearly as many of these as of those."""
-    count, height, width, _ = pictures.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    whole = np.zeros((rows * columns, height, width, 3), np.uint8)
-    whole[:count] = pictures
-    tiles = whole.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
-    return np.ascontiguousarray(tiles.reshape(rows * height, columns * width, 3))

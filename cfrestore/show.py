@@ -1,4 +1,4 @@
-"""What is drawn for people to look at: frames around faces, before beside after. No torch."""
+"""What is drawn for people to look at: frames, before beside after, sheets. No torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import cv2
 import numpy as np
 
 from cfrestore.align import PUBLISHED_SIZE, bounding_box, rescale
-from cfrestore.image import Photo
+from cfrestore.image import Photo, resize
 from cfrestore.paste import invert
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cfrestore.align import AlignedFace
     from cfrestore.image import Pixels
 
@@ -57,12 +59,9 @@ def side_by_side(before: Photo, after: Photo) -> Photo:
 
     Its depth is that of after, its colour space that of before.
     """
-    height, width = after.size
-    shrinks = height <= before.size[0] and width <= before.size[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
 
     def beside(left: Pixels, right: Pixels) -> Pixels:
-        left = np.asarray(cv2.resize(left, (width, height), interpolation=method), right.dtype)
+        left = resize(left, *after.size).astype(right.dtype, copy=False)
         return np.concatenate([left, right], axis=1)
 
     alpha = None
@@ -70,3 +69,18 @@ def side_by_side(before: Photo, after: Photo) -> Photo:
         alpha = beside(before.alpha, after.alpha)
     pixels = beside(before.pixels, after.pixels)
     return Photo(pixels, alpha, gray=before.gray and after.gray, icc=before.icc)
+
+
+def sheet(pictures: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
+    """Pictures (N,h,w,3) tiled into one, row by row, in a grid as close to square as possible.
+
+    Args:
+        columns: how many make a row, if that is to be said.
+    """
+    count, height, width, _ = pictures.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    whole = np.zeros((rows * columns, height, width, 3), np.uint8)
+    whole[:count] = pictures
+    tiles = whole.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(tiles.reshape(rows * height, columns * width, 3))

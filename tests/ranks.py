@@ -24,7 +24,7 @@ from cfrestore.train.config import (
     PolishRecipe,
 )
 from cfrestore.train.data import Sampler
-from cfrestore.train.loop import Schedule, Stage, train
+from cfrestore.train.loop import End, Schedule, Stage, train
 from cfrestore.train.polish import Polish
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
@@ -68,7 +68,8 @@ def run(
     """Trains a stage with a batch of BATCH over all processes; whether it was completed."""
     sampler = Sampler(faces(), LOOKS, BATCH // world, 1, rank, world)
     schedule = Schedule(log_every=1, max_minutes=minutes)
-    return train(build(name, alone), sampler, folder / name, schedule, lambda _: None, resume)
+    end = train(build(name, alone), sampler, folder / name, schedule, lambda _: None, resume)
+    return end is End.DONE
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import sys
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 from stubs import StubDetector, picture, small_network
 
 from cfrestore import recognise
-from cfrestore.align import align_face
+from cfrestore.align import align_face, face_ellipse
 from cfrestore.cli import degrade as degrade_command
 from cfrestore.cli import eval as eval_command
 from cfrestore.detect import load_detector
-from cfrestore.errors import CheckpointError, ConfigError, ImageError, WeightsError
+from cfrestore.errors import CheckpointError, ConfigError, ImageError, OutputError, WeightsError
 from cfrestore.evaluate import (
     METRICS,
     PROTOCOLS,
@@ -38,7 +39,7 @@ from cfrestore.evaluate import (
     read_face,
     read_statistics,
 )
-from cfrestore.evaluate.figures import face_ellipse, gradient, load_ssim, mean_colour, psnr
+from cfrestore.evaluate.figures import gradient, load_ssim, mean_colour, psnr
 from cfrestore.evaluate.networks import (
     DROPPED,
     Landmarks,
@@ -683,6 +684,52 @@ def test_figures_go_to_a_file_and_faces_to_a_sheet(cfrestore_: Command) -> None:
     shown = cfrestore_("eval", "restored", "--json", "-")
     assert json.loads(shown.out)["schema"] == 1
     assert not Path("-").exists()
+
+
+@pytest.mark.usefixtures("blind")
+def test_files_that_cannot_be_written_are_told_before_anything_is_measured(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs()
+    words = ("restored", "--reference", "clean", "--sheet", "missing/s.png", "--json", "a/e.json")
+    result = cfrestore_("eval", *words)
+    assert (result.code, Path("missing/s.png").exists(), Path("a/e.json").exists()) == (0, 1, 1)
+    monkeypatch.setattr("cfrestore.evaluate.evaluate", None)
+    for option in ("--sheet", "--json"):
+        result = cfrestore_("eval", "restored", option, "a/e.json/new")
+        assert result.code == 2
+        assert result.err.startswith("error: a/e.json/new cannot be written")
+
+
+@pytest.mark.usefixtures("blind")
+def test_figures_are_written_before_the_sheet(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(photo: Photo, file: Path, **how: str) -> None:
+        raise OutputError(f"{file} cannot be written: No space left on device")
+
+    pairs()
+    monkeypatch.setattr("cfrestore.image.write_photo", full)
+    result = cfrestore_("eval", "restored", "--sheet", "s.png", "--json", "e.json")
+    assert (result.code, Path("e.json").exists()) == (2, True)
+
+
+@pytest.mark.usefixtures("blind")
+def test_a_face_that_memory_does_not_suffice_for_costs_no_other(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs()
+    measure, poor = Judge.measure, iter((False, True, False))
+
+    def measure_or_fail(judge: Judge, *faces: Any) -> Any:
+        if next(poor):
+            raise MemoryError
+        return measure(judge, *faces)
+
+    monkeypatch.setattr(Judge, "measure", measure_or_fail)
+    record = measured(cfrestore_, "restored", "--reference", "clean", code=1)
+    assert [file["file"] for file in record["rows"][0]["files"]] == ["0", "2"]
+    assert record["failed"] == [{"file": "1", "error": "1 was not measured: not enough memory"}]
 
 
 # The command, restoring

@@ -326,7 +326,8 @@ def test_int8_is_refused_under_its_limit() -> None:
 def test_faces_are_read_damaged_and_alike_each_time(tmp_path: Path) -> None:
     for index in range(5):
         write_photo(Photo(picture(40, 40, seed=index)), tmp_path / f"{index}.png")
-    (tmp_path / "readme.txt").write_text("no picture")
+    for name in ("readme.txt", "._0.png", "broken.png"):
+        (tmp_path / name).write_text("no picture")
     seen = quantize.read_faces(tmp_path, 32)
     assert seen.shape == (5, 3, 32, 32)
     assert seen.min() >= -1 and seen.max() <= 1

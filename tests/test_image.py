@@ -31,7 +31,9 @@ from cfrestore.image import (
     from_tensor,
     is_gray,
     match_statistics,
+    pictures_in,
     read_photo,
+    resize,
     to_gray,
     to_tensor,
     to_uint8,
@@ -1031,3 +1033,38 @@ def test_to_uint8_rounds() -> None:
     assert np.array_equal(to_uint8(every), np.rint(every / 257))
     shallow = noise(3, 4, 3)
     assert to_uint8(shallow) is shallow or np.array_equal(to_uint8(shallow), shallow)
+
+
+# Sizes and folders
+
+
+def test_resizing_averages_to_shrink_and_enlarges_as_asked() -> None:
+    checks = np.indices((8, 8)).sum(0).astype(np.uint8) % 2 * 200
+    assert (resize(checks, 4, 4) == 100).all()
+    step = np.repeat(np.array([[100, 200]], np.uint8), 8, axis=1)
+    for method in (cv2.INTER_LINEAR, cv2.INTER_CUBIC):
+        expected = cv2.resize(step, (32, 2), interpolation=method)
+        assert np.array_equal(resize(step, 2, 32, enlarge=method), expected)
+    assert resize(step, 2, 32).max() == 200 < resize(step, 2, 32, enlarge=cv2.INTER_CUBIC).max()
+
+
+def test_pictures_of_a_folder_are_files_called_so_and_not_hidden(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "c.heic", "d.txt", ".e.png", "f.png/g.gif", ".h/i.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "linked.png").symlink_to(tmp_path / "d.txt")
+    outside = tmp_path.with_name(f"{tmp_path.name}-outside")
+    outside.mkdir()
+    (outside / "k.png").touch()
+    (outside / "back").symlink_to(tmp_path)
+    (tmp_path / "to").symlink_to(outside)
+
+    def names(**how: bool) -> list[str]:
+        return [path.relative_to(tmp_path).as_posix() for path in pictures_in(tmp_path, **how)]
+
+    own = ["a.JPG", "b.png", "c.heic", "linked.png"]
+    assert names(below=False) == own
+    assert names() == [*own[:3], "f.png/g.gif", "linked.png", "to/k.png"]
+    with pytest.raises(ImageError, match="nowhere cannot be read: No such file"):
+        pictures_in(tmp_path / "nowhere")

@@ -51,6 +51,18 @@ def test_the_size_is_exactly_scale_times_the_input(scale: int, size: tuple[int, 
     assert result.photo.size == (size[0] * scale, size[1] * scale)
 
 
+def test_latent_adain_is_the_networks_to_say_unless_the_pipeline_does() -> None:
+    network = StubNetwork()
+    own = Pipeline(network, StubDetector(face_at(4, 4, 32)))
+    says = network.config.match_statistics
+    for asked, matched in ((None, says), (says, says), (not says, not says)):
+        restore = replace(own, match_statistics=asked)
+        restore(Photo(picture(40, 40)))
+        assert network.matched is matched
+        assert (restore.restoring().settings == own.restoring().settings) is (matched is says)
+    assert network.config.match_statistics is says
+
+
 def test_a_face_is_restored_and_the_rest_untouched() -> None:
     photo = Photo(picture(100, 140))
     result = Pipeline(negative(), StubDetector(face_at(60, 20, 64)))(photo)

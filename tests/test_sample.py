@@ -13,7 +13,7 @@ from cfrestore.checkpoint import digest_of
 from cfrestore.errors import CheckpointError, ConfigError
 from cfrestore.image import read_photo
 from cfrestore.models.prior import PriorConfig, build_prior, sample_codes
-from cfrestore.sample import sample_faces, sheet
+from cfrestore.sample import sample_faces
 from cfrestore.weights import load_prior
 
 CONFIG = PriorConfig("transformer", 32, 16, width=8, layers=1, heads=2)
@@ -60,13 +60,6 @@ def test_sizes() -> None:
     for wrong in ({"temperature": 0.0}, {"temperature": float("nan")}, {"top_k": 0}):
         with pytest.raises(ConfigError):
             sample_faces(network, prior, 1, **wrong)  # type: ignore[arg-type]
-
-
-def test_sheets_are_as_square_as_they_can_be() -> None:
-    tiles = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((2, 3, 3), np.uint8)
-    whole = sheet(tiles)
-    assert whole.shape == (4, 9, 3)
-    assert whole[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
 
 
 def test_a_file_that_is_no_prior_of_this_network_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from stubs import face_at, picture
 
 from cfrestore.align import align_face
 from cfrestore.image import Photo
-from cfrestore.show import draw_frames, side_by_side
+from cfrestore.show import draw_frames, sheet, side_by_side
 
 
 def changed(before, after):
@@ -107,3 +107,11 @@ def test_alpha_and_gray_are_shown_too() -> None:
     assert result.alpha.shape == (20, 40)
     assert result.gray
     assert side_by_side(Photo(gray, gray=True), Photo(picture(20, 20))).gray is False
+
+
+def test_sheets_are_as_square_as_they_can_be_or_have_the_columns_that_are_asked() -> None:
+    tiles = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((2, 3, 3), np.uint8)
+    whole = sheet(tiles)
+    assert whole.shape == (4, 9, 3)
+    assert whole[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert sheet(tiles, 2)[::2, ::3, 0].tolist() == [[1, 2], [3, 4], [5, 0]]

@@ -1,6 +1,11 @@
+import gzip
 import json
 import math
 import shutil
+import signal
+import struct
+import tarfile
+import zlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from cfrestore import recognise
@@ -55,7 +61,16 @@ from cfrestore.train.config import (
 from cfrestore.train.critic import Critic
 from cfrestore.train.data import Faces, Sampler, augment, load_faces, to_network
 from cfrestore.train.learner import compile_blocks
-from cfrestore.train.loop import Schedule, Stage, fitting, load_state, read_state, save_state, train
+from cfrestore.train.loop import (
+    End,
+    Schedule,
+    Stage,
+    fitting,
+    load_state,
+    read_state,
+    save_state,
+    train,
+)
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, IdentityDistance, build_perceptual
 from cfrestore.train.polish import Polish, eye_map
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
@@ -114,7 +129,7 @@ MOVING = Codebook(
 @pytest.fixture(scope="module")
 def stage_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one")
-    assert train(autoencoder(MOVING), sampler(), folder, Schedule(log_every=2), print)
+    assert train(autoencoder(MOVING), sampler(), folder, Schedule(log_every=2), print) is End.DONE
     return folder / "last.pt"
 
 
@@ -122,7 +137,7 @@ def stage_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage_two(stage_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     stage = CodePrediction(CodesRecipe(MODEL, HOW), stage_one, CPU)
-    assert train(stage, sampler(), folder, Schedule(log_every=2), print)
+    assert train(stage, sampler(), folder, Schedule(log_every=2), print) is End.DONE
     return folder / "last.pt"
 
 
@@ -368,6 +383,43 @@ def test_faces_come_from_folders(tmp_path: Path) -> None:
         load_faces([tmp_path], 32, CPU)
 
 
+def test_faces_are_decoded_as_everywhere_else(tmp_path: Path) -> None:
+    level = 78
+    deep = np.full((32, 32), level * 257, np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    turned = np.zeros((32, 32, 3), np.uint8)
+    turned[:16] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: the bright half comes to the right
+    Image.fromarray(turned).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    loaded = load_faces([tmp_path], 32, CPU)
+    assert loaded.names == ("deep.png", "turned.jpg")
+    assert (loaded.images[0] == level).all()
+    assert loaded.images[1, :, :, 20:].min() > 150 > 50 > loaded.images[1, :, :, :12].max()
+
+
+def test_faces_are_files_that_are_not_hidden(tmp_path: Path) -> None:
+    png = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    for name in ("dir.jpg/a.png", "dir.jpg/._a.png", ".trash/b.png", ".b.jpg", "c.PNG", "d.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"nothing" if name[0] == "." else png)
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        shard.add(tmp_path / "in", "in")
+    for source in ("in", "shard.tar"):
+        assert load_faces([tmp_path / source], 8, CPU).names == ("a.png", "c.PNG")
+
+
+def test_a_decompression_bomb_and_a_shard_cut_short_get_one_sentence(tmp_path: Path) -> None:
+    head = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(ImageError, match="bomb.png"):
+        load_faces([tmp_path], 8, CPU)
+    (tmp_path / "all.tgz").write_bytes(gzip.compress(bytes(range(256)) * 400)[:200])
+    with pytest.raises(ImageError, match="all.tgz"):
+        load_faces([tmp_path / "all.tgz"], 8, CPU)
+
+
 @pytest.mark.slow
 def test_the_real_shards_are_read(shared: Path) -> None:
     loaded = load_faces([shared / "faces/train-256-0.tar"], 64, CPU)
@@ -467,10 +519,10 @@ def test_textbook_presets_run_resume_and_reconstruct(
     straight, first, second = (textbook(preset, update) for _ in range(3))
     before = error(straight)
     schedule = Schedule(log_every=20)
-    assert train(straight, source(), tmp_path / "a", schedule, print)
+    assert train(straight, source(), tmp_path / "a", schedule, print) is End.DONE
     assert error(straight) < 0.8 * before
-    assert not train(first, source(), tmp_path / "b", Schedule(max_minutes=0), print)
-    assert train(second, source(), tmp_path / "b", schedule, print, resume=True)
+    assert train(first, source(), tmp_path / "b", Schedule(max_minutes=0), print) is End.OUT_OF_TIME
+    assert train(second, source(), tmp_path / "b", schedule, print, resume=True) is End.DONE
     for key, value in parameters(straight).items():
         assert torch.equal(value, parameters(second)[key]), key
     lines = [json.loads(text) for text in (tmp_path / "a/log.jsonl").read_text().splitlines()]
@@ -554,11 +606,12 @@ def test_the_polish_hears_its_discriminator_and_resumes(
     straight, first, second = (polish(stage_one, stage_two, adversary=JUDGE) for _ in range(3))
     deaf = polish(stage_one, stage_two, adversary=replace(JUDGE, start=100, lead=0))
     schedule = Schedule(log_every=1)
-    assert train(straight, sampler(), tmp_path / "a", schedule, print)
-    assert train(deaf, sampler(), tmp_path / "deaf", schedule, print)
+    assert train(straight, sampler(), tmp_path / "a", schedule, print) is End.DONE
+    assert train(deaf, sampler(), tmp_path / "deaf", schedule, print) is End.DONE
     for _ in range(3):
-        assert not train(first, sampler(), tmp_path / "b", Schedule(max_minutes=0), print, True)
-    assert train(second, sampler(), tmp_path / "b", schedule, print, resume=True)
+        end = train(first, sampler(), tmp_path / "b", Schedule(max_minutes=0), print, True)
+        assert end is End.OUT_OF_TIME
+    assert train(second, sampler(), tmp_path / "b", schedule, print, resume=True) is End.DONE
     assert second.critic is not None
     assert straight.critic is not None
     torch.testing.assert_close(second.state(), straight.state(), rtol=0, atol=0)
@@ -692,11 +745,11 @@ def test_stopping_and_resuming_changes_nothing(
         return autoencoder(MOVING if name == "moving" else None)
 
     straight, first, second = build(), build(), build()
-    assert train(straight, sampler(), tmp_path / "a", Schedule(), print)
+    assert train(straight, sampler(), tmp_path / "a", Schedule(), print) is End.DONE
     folder = tmp_path / "b"
-    assert not train(first, sampler(), folder, Schedule(max_minutes=0), print)
+    assert train(first, sampler(), folder, Schedule(max_minutes=0), print) is End.OUT_OF_TIME
     assert read_state(folder / "last.pt")["iteration"] == 1
-    assert train(second, sampler(), folder, Schedule(), print, resume=True)
+    assert train(second, sampler(), folder, Schedule(), print, resume=True) is End.DONE
     for key, value in parameters(straight).items():
         assert torch.equal(value, parameters(second)[key]), key
     a, b = (read_state(tmp_path / f / "last.pt")["params_ema"] for f in ("a", "b"))
@@ -747,6 +800,14 @@ def test_logged_means_are_over_the_iterations_that_have_the_value(
         float(step(fusion(stage_one, stage_two, (Phase(6, (1, 3)),)), t)["pixel"]) for t in (3, 6)
     ]
     assert line["pixel"] == pytest.approx(sum(direct) / 2, rel=0.1)
+
+
+def test_a_checkpoint_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    for name in ("whole.pt", "parts.pt.0"):
+        (tmp_path / name).mkdir()
+    for name in ("whole.pt", "parts.pt"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_state(tmp_path / name)
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: Path) -> None:
@@ -812,15 +873,59 @@ def test_stages_one_by_one_give_weights_that_load(tmp_path: Path, small: list[st
     loads_what_was_trained(tmp_path / "out.safetensors", Path(four) / "last.pt")
     (tmp_path / "plain").touch()
     assert (tmp_path / "out.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    assert main(["export", second, str(tmp_path / "no.safetensors")]) == 1
+    assert main(["export", second, str(tmp_path / "no.safetensors")]) == 4
     fourth, five = f"{four}/last.pt", str(tmp_path / "5")
     again = [*stages[1], "--output", five, "--start"]
-    assert main([*again, first]) == 1
+    assert main([*again, first]) == 4
     assert main([*again, fourth]) == 0
     polished, further = (read_state(Path(x) / "last.pt")["params_ema"] for x in (four, five))
     assert changed(polished, further) >= {"encoder", "ft_layers"}
     assert not changed(polished, further) & {"generator", "fuse_convs_dict"}
-    assert main(["export", f"{four}/last.pt", str(tmp_path / "nowhere/no.safetensors")]) == 1
+    assert main(["export", f"{four}/last.pt", str(tmp_path / "nowhere/no.safetensors")]) == 2
+
+
+def test_the_exit_code_says_whether_time_or_a_signal_ended_a_run(
+    tmp_path: Path,
+    small: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["autoencoder", *small, "--iterations", "2", "--max-minutes"]
+    assert main([*words, "1e-9", "--output", str(tmp_path / "late")]) == 0
+    assert "stopped at iteration 1 of 2" in capsys.readouterr().err
+    step = Autoencoder.step
+
+    def step_and_interrupt(*arguments: Any) -> dict[str, Tensor]:
+        signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(Autoencoder, "step", step_and_interrupt)
+    assert main([*words, "60", "--output", str(tmp_path / "stopped")]) == 130
+    assert "stopped at iteration 1 of 2" in capsys.readouterr().err
+    assert main([*words, "60", "--output", str(tmp_path / "stopped"), "--resume"]) == 0
+
+
+def test_an_interruption_before_the_first_iteration_is_130_too(
+    tmp_path: Path,
+    small: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*arguments: Any) -> Faces:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cfrestore.train.data.load_faces", interrupt)
+    assert main(["autoencoder", *small, "--output", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_folder_that_cannot_be_made_is_exit_code_2(
+    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    words = ["autoencoder", *small, "--iterations", "1", "--output", str(tmp_path / "file/out")]
+    assert main(words) == 2
+    assert "file/out cannot be made: Not a directory" in capsys.readouterr().err
 
 
 def test_the_polish_asks_for_its_recogniser(
@@ -835,7 +940,7 @@ def test_the_polish_asks_for_its_recogniser(
     monkeypatch.setitem(PRESETS["polish"], "identity", own)
     begun = ["--autoencoder", str(stage_one), "--fusion", str(stage_two)]
     words = ["polish", *small, "--preset", "identity", *begun, "--iterations", "1"]
-    assert main([*words, "--output", str(tmp_path / "a"), "--recogniser", str(stage_one)]) == 1
+    assert main([*words, "--output", str(tmp_path / "a"), "--recogniser", str(stage_one)]) == 4
     assert "is not dlib's face recognition model" in capsys.readouterr().err
     if find_spec(recognise.PACKAGE):
         assert main([*words, "--output", str(tmp_path / "a"), "--log-every", "1"]) == 0
@@ -860,9 +965,9 @@ def test_all_stages_in_one_command_resume_and_restore(
     for name in ("fusion", "polish"):
         (runs / name / "last.pt").unlink()
     kept = (runs / "codes/last.pt").read_bytes()
-    assert main(words) == 1
+    assert main(words) == 2
     assert "resume" in capsys.readouterr().err
-    assert main([*words, "--resume"]) == 0
+    assert main(["all", *words[1:], "--resume"]) == 0  # compact by another name
     assert (runs / "codes/last.pt").read_bytes() == kept
     loads_what_was_trained(runs / "compact.safetensors", runs / "polish/last.pt")
     restore = load_pipeline(runs / "compact.safetensors", device="cpu")
@@ -996,4 +1101,4 @@ def test_wrong_words_get_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "nonsense" in capsys.readouterr().err
     assert main([*words, "--preset", "vqvae"]) == 1
     assert "no pictures" in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "none.pt"), "out.safetensors"]) == 1
+    assert main(["export", str(tmp_path / "none.pt"), "out.safetensors"]) == 4

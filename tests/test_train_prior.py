@@ -18,7 +18,7 @@ from cfrestore.train import checkpoint
 from cfrestore.train.codes import CodeMaps, CodeSampler, load_codes
 from cfrestore.train.command import main
 from cfrestore.train.config import PRIOR, Augmentation, Optimisation, PriorRecipe, with_iterations
-from cfrestore.train.loop import Schedule, read_state, save_state, train
+from cfrestore.train.loop import End, Schedule, read_state, save_state, train
 from cfrestore.train.prior import CodePrior, unigram_bits
 from cfrestore.train.teacher import Teacher
 
@@ -116,10 +116,10 @@ def test_a_prior_learns_what_a_unigram_model_cannot(kind: str, stage_one: Path) 
 @KINDS
 def test_stopping_and_resuming_changes_nothing(kind: str, stage_one: Path, tmp_path: Path) -> None:
     straight, first, second = (stage(kind, stage_one) for _ in range(3))
-    assert train(straight, source(), tmp_path / "a", Schedule(), print)
+    assert train(straight, source(), tmp_path / "a", Schedule(), print) is End.DONE
     torch.manual_seed(7)
-    assert not train(first, source(), tmp_path / "b", Schedule(max_minutes=0), print)
-    assert train(second, source(), tmp_path / "b", Schedule(), print, resume=True)
+    assert train(first, source(), tmp_path / "b", Schedule(max_minutes=0), print) is End.OUT_OF_TIME
+    assert train(second, source(), tmp_path / "b", Schedule(), print, resume=True) is End.DONE
     a, b = (read_state(tmp_path / folder / "last.pt")["params_ema"] for folder in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a)
 

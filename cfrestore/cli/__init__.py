@@ -11,15 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cfrestore.errors import (
-    CFRestoreError,
-    CheckpointError,
-    ConfigError,
-    OutputError,
-    WeightsError,
-)
-
-EXIT_CODES = {ConfigError: 2, OutputError: 2, WeightsError: 4, CheckpointError: 4}
+from cfrestore.errors import CFRestoreError
 
 VERBS = (
     "inpaint",
@@ -55,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.app(words, prog_name="cfrestore" if verb == "restore" else f"cfrestore {verb}")
     except CFRestoreError as error:
         sys.stderr.write(f"error: {error}\n")
-        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+        return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfrestore.cli.output import check_free, write_json
+from cfrestore.cli.output import prepare_output, write_json
 from cfrestore.cli.report import make_console, progress
 from cfrestore.errors import CFRestoreError, ConfigError
 
@@ -83,7 +83,7 @@ def degrade(
         recursive=True,
         format=format or (None if _named(source, target) else "png"),
     )
-    check_free(json_file, [job.source for job in jobs], overwrite=overwrite)
+    prepare_output(json_file, [job.source for job in jobs], overwrite=overwrite)
     work = partial(_degrade, source, preset, seed, size)
     console, failed, files = make_console(), [], []
     pool = ThreadPoolExecutor(workers or WORKERS)

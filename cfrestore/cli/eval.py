@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfrestore.cli.measured import FIDELITIES, Found, Words, protocol_of, show, write_columns
-from cfrestore.cli.output import check_free, write_json
+from cfrestore.cli.measured import FIDELITIES, Found, Words, protocol_of, show, write_faces
+from cfrestore.cli.output import prepare_output, write_json
 from cfrestore.cli.parameters import Device, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console, progress
 from cfrestore.cli.work import set_up
@@ -171,15 +171,15 @@ def evaluate(
         inputs = [path for pair in found.pairs.values() for path in pair]
         target = None if json_file == Path("-") else json_file
         for written in (target, sheet):
-            check_free(written, [*inputs, *_given(files)], overwrite=overwrite)
+            prepare_output(written, [*inputs, *_given(files)], overwrite=overwrite)
         record, columns = _measure(words, found, files, device, console)
         show(record, console)
-        if sheet is not None and columns:
-            write_columns(sheet, columns)
     if target is not None:
         write_json(target, record)
     elif stdout is not None and (json_file is not None or not stdout.isatty()):
         stdout.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    if sheet is not None and columns:
+        write_faces(sheet, columns)
     if record["failed"] or any(record["unmatched"].values()):
         raise typer.Exit(1)
 
@@ -322,7 +322,4 @@ def _load(words: Words, device: str, console: Console) -> Pipeline:
     pipeline = load_pipeline(model, "mtcnn", device)
     for note in pipeline.notes:
         console.print(f"note: {note}")
-    if words.match is not None:
-        network = pipeline.network
-        network.config = replace(network.config, match_statistics=words.match)
-    return pipeline
+    return replace(pipeline, match_statistics=words.match)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfrestore.cli.output import check_free
+from cfrestore.cli.output import prepare_output
 from cfrestore.cli.parameters import Model, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console
 from cfrestore.cli.work import set_up
@@ -51,7 +51,7 @@ def export(
         raise ConfigError(f"{target} should end in .onnx")
     if int8 != (faces is not None):
         raise ConfigError("--int8 and --faces are said together: real faces are calibrated on")
-    check_free(target, [Path(model)], overwrite=overwrite)
+    prepare_output(target, [Path(model)], overwrite=overwrite)
     set_up(weights_dir, offline)
     from cfrestore import parity
     from cfrestore.backends import export_file, installed

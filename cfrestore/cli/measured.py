@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfrestore import __version__
-from cfrestore.errors import ConfigError, OutputError
+from cfrestore.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.console import Console
 
     from cfrestore.evaluate import Evaluation
@@ -89,7 +91,7 @@ def protocol_of(
             "name": pipeline.model_name,
             "sha256": pipeline.identity["model"],
             "image_size": config.image_size,
-            "match_statistics": config.match_statistics,
+            "match_statistics": pipeline.matches,
             "keep_colours": config.keep_colours,
             "precision": pipeline.painted_in,
         }
@@ -156,19 +158,17 @@ def show(record: Mapping[str, Any], console: Console) -> None:
             console.print(f"{metric.heading} not computed: {facts[metric.name]['reason']}")
 
 
-def write_columns(file: Path, faces: Sequence[Sequence[Any]]) -> None:
-    """Faces in rows, what was made of each in columns, all of the first one's size."""
-    import cv2
-    import torch
+def write_faces(file: Path, faces: Sequence[Sequence[NDArray[np.uint8]]]) -> None:
+    """A PNG of faces in rows, what was made of each in columns, all of the first one's size.
 
-    from cfrestore.train.loop import write_sheet
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import numpy as np
 
-    size = faces[0][0].shape[:2]
-    columns = [
-        torch.stack([torch.from_numpy(cv2.resize(face, size)).permute(2, 0, 1) / 255 for face in f])
-        for f in zip(*faces, strict=True)
-    ]
-    try:
-        write_sheet(file, columns)
-    except OSError as error:
-        raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
+    from cfrestore.image import Photo, resize, write_photo
+    from cfrestore.show import sheet
+
+    side = len(faces[0][0])
+    pictures = np.stack([resize(picture, side, side) for row in faces for picture in row])
+    write_photo(Photo(sheet(pictures, len(faces[0]))), file, format="PNG")

@@ -1,8 +1,9 @@
-"""Files that a command writes beside pictures: whether they may be, and JSON."""
+"""Files that a command writes beside pictures: whether they can be, and JSON."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,25 @@ from cfrestore.errors import OutputError
 from cfrestore.files import drafted
 
 
-def check_free(file: Path | None, inputs: Sequence[object], *, overwrite: bool) -> None:
-    """Raises OutputError if a file that is to be written would destroy something."""
-    if file is None or not file.exists():
+def prepare_output(file: Path | None, inputs: Sequence[object], *, overwrite: bool) -> None:
+    """Makes the folder of a file that is to be written, before the work for it begins.
+
+    Raises:
+        OutputError: the file cannot be written there, or would destroy something.
+    """
+    if file is None:
         return
-    if not overwrite:
-        raise OutputError(f"{file} exists; only --overwrite replaces it")
-    if not file.is_file() or any(_is(file, place) for place in inputs):
-        raise OutputError(f"{file} is an input or no file, and is not overwritten")
+    if file.exists():
+        if not overwrite:
+            raise OutputError(f"{file} exists; only --overwrite replaces it")
+        if not file.is_file() or any(_is(file, place) for place in inputs):
+            raise OutputError(f"{file} is an input or no file, and is not overwritten")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
+    if not os.access(file.parent, os.W_OK):
+        raise OutputError(f"{file} cannot be written: its folder is read-only")
 
 
 def _is(file: Path, place: object) -> bool:
@@ -29,7 +41,6 @@ def write_json(file: Path, record: dict[str, Any]) -> None:
     """Writes a record in one step; raises OutputError if it cannot be written."""
     text = json.dumps(record, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         with drafted(file) as draft:
             draft.write_text(text, encoding="utf-8")
     except OSError as error:

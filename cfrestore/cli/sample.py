@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cfrestore.cli.output import check_free
+from cfrestore.cli.output import prepare_output
 from cfrestore.cli.parameters import Device, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console
 from cfrestore.cli.work import set_up
@@ -62,12 +62,13 @@ def sample(
     The same seed gives the same sheet on the same machine.
     """
     sides = None if size is None else _sides(size)
-    check_free(output, [prior], overwrite=overwrite)
+    prepare_output(output, [prior], overwrite=overwrite)
     set_up(weights_dir, offline)
     from cfrestore.cli.supply import supply_weights
     from cfrestore.device import choose_device
     from cfrestore.image import Photo, write_photo
-    from cfrestore.sample import check_drawing, sample_faces, sheet
+    from cfrestore.sample import check_drawing, sample_faces
+    from cfrestore.show import sheet
     from cfrestore.weights import load_codeformer, load_prior
 
     check_drawing(temperature, top_k)

@@ -30,9 +30,9 @@ def find_preset(name: str) -> Degradation:
 
 
 def damage(face: Face, preset: str, seed: int, name: str | PurePath) -> Face:
-    """Damages a face by what its name draws, whatever else is damaged, and however many at once.
+    """Damages a face as the seed and its name draw it, whatever other faces there are.
 
-    Computed by one thread, on the CPU, since the last bits of a product depend on their number.
+    Computed on the CPU by one thread, since the last bits of a product depend on their number.
 
     Args:
         face: (S,S,3) uint8 RGB.
@@ -53,7 +53,7 @@ def damage(face: Face, preset: str, seed: int, name: str | PurePath) -> Face:
 
 
 def _number(name: str | PurePath) -> int:
-    """A number that a name alone decides."""
+    """A number that depends on the name alone."""
     text = name.as_posix() if isinstance(name, PurePath) else name
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big")

@@ -1,4 +1,4 @@
-"""Sets of faces measured: rows of figures, the faces that failed, and all of it as plain values."""
+"""Measures sets of faces: rows of figures, the faces that failed, and all of it as plain values."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from cfrestore.pipeline import Pipeline
 
 SCHEMA = 1
-"""Grows when a field of the result changes its meaning or goes."""
+"""Grows when a field of the result changes its meaning or is removed."""
 
 DIGITS = 6
-"""Of figures in the result, behind the point."""
+"""Decimal places of figures in the result."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Kind:
 
     Attributes:
         name: what to call it.
-        degradation: what the faces were damaged by before; None: by nothing here.
+        degradation: the preset that damaged the faces first; None: they were not damaged here.
         fidelity: w, if the faces were restored here.
     """
 
@@ -52,7 +52,7 @@ class Sample:
     """One face.
 
     Attributes:
-        clean: what is compared with; None: nothing.
+        clean: the face to compare with; None: there is none.
         images: what is measured.
     """
 
@@ -65,10 +65,10 @@ class Row:
     """The figures of one kind.
 
     Attributes:
-        files: of each face, in order, with the names of METRICS; and `identical`, whether it equals
-            the clean one.
+        files: the figures of each face, in order, by the names of METRICS, and `identical`: whether
+            it equals the clean one.
         features: of each face, for the Frechet distance.
-        distance: that; None until it is known.
+        distance: the Frechet distance; None until it is known.
     """
 
     kind: Kind
@@ -78,7 +78,7 @@ class Row:
 
     @property
     def totals(self) -> dict[str, float | None]:
-        """The mean of each figure over the faces that have it; shares of what is yes or no."""
+        """The mean of each figure over the faces that have it; for yes or no the share of yes."""
         return {name: float(np.mean(v)) if v else None for name, v in self._values().items()} | {
             "fid": self.distance
         }
@@ -120,7 +120,7 @@ def evaluate(
 
     Args:
         names: of the faces.
-        make: the face of that name; fails with ImageError.
+        make: the face of that name; fails with ImageError or MemoryError.
         judge: what measures.
         after: called with each face that was measured.
     """
@@ -128,23 +128,36 @@ def evaluate(
     for name in names:
         try:
             sample = make(name)
+            measured = _measure(sample, judge)
         except ImageError as error:
             result.failed[name] = str(error)
             continue
-        clean = None if sample.clean is None else judge.look(sample.clean)
-        for kind, image in sample.images.items():
+        except MemoryError:
+            result.failed[name] = f"{name} was not measured: not enough memory"
+            continue
+        for kind, (figures, features) in measured.items():
             row = result.rows.setdefault(kind, Row(kind))
-            same = None if sample.clean is None else bool(np.array_equal(image, sample.clean))
-            figures: Mapping[str, Value] = judge.measure(image, clean)
-            row.files.append({"file": name, "identical": same, **figures})
-            if judge.inception is not None:
-                row.features.append(judge.inception(image))
+            row.files.append({"file": name, **figures})
+            row.features += features
         after(name, sample)
     if judge.statistics is not None:
         for row in result.rows.values():
             if len(row.features) > 1:
                 row.distance = frechet_distance(Statistics.of(row.features), judge.statistics)
     return result
+
+
+def _measure(
+    sample: Sample, judge: Judge
+) -> dict[Kind, tuple[dict[str, Value], list[NDArray[np.float32]]]]:
+    """The figures of each picture of a face, and its features if Frechet distances are wanted."""
+    clean = None if sample.clean is None else judge.look(sample.clean)
+    measured = {}
+    for kind, image in sample.images.items():
+        same = None if sample.clean is None else bool(np.array_equal(image, sample.clean))
+        features = [] if judge.inception is None else [judge.inception(image)]
+        measured[kind] = {"identical": same, **judge.measure(image, clean)}, features
+    return measured
 
 
 def read_pair(restored: Path, clean: Path | None) -> Sample:
@@ -167,15 +180,17 @@ def read_pair(restored: Path, clean: Path | None) -> Sample:
 
 @dataclass(frozen=True, eq=False)
 class Restorer:
-    """Faces damaged and restored here, as `cfrestore --aligned` does it.
+    """Damages faces, and restores them as `cfrestore --aligned` does.
 
     Attributes:
         pipeline: what restores.
         fidelities: each w.
         degradations: each preset; none: the faces are restored as they are.
         seed: of the degradations.
-        nearest: whether the nearest codes are painted too, instead of the predicted ones, w = 0.
-        autoencoder: whether the clean face is painted of its nearest codes, w = 0, as it is.
+        nearest: whether faces are painted once more, at w = 0, from the codes nearest to their
+            latents instead of the predicted ones.
+        autoencoder: whether the clean face is painted too, at w = 0, from its nearest codes, with
+            colours as they come.
     """
 
     pipeline: Pipeline
@@ -190,11 +205,11 @@ class Restorer:
             raise ConfigError("nearest codes are to be had of torch's networks only")
 
     def __call__(self, path: Path, clean: Path | None, name: str) -> Sample:
-        """Everything to be measured of one face, reduced to the network's size.
+        """Everything to be measured of one face, brought to the network's side.
 
         Args:
             path: the face that is damaged, or restored as it is.
-            clean: what is compared with, where nothing is damaged here; None: nothing.
+            clean: the face to compare with, where nothing is damaged here; None: there is none.
             name: of the file, by which its damage is drawn.
         Raises:
             ImageError: a file cannot be read, or the network gave no picture.
@@ -223,11 +238,10 @@ class Restorer:
                 raise ImageError(f"{path} was not restored at w = {w:g}: {failed.reason}")
             images[Kind(f"w = {w:g}", preset, w)] = to_uint8(result.photo.pixels)
         if self.nearest:
-            config = self.pipeline.network.config
-            painted = self._of_nearest_codes(face, matched=config.match_statistics)
-            images[Kind("nearest codes", preset, 0.0)] = (
-                keep_colours(painted, face) if config.keep_colours else painted
-            )
+            painted = self._of_nearest_codes(face, matched=self.pipeline.matches)
+            keeps = self.pipeline.network.config.keep_colours
+            nearest = keep_colours(painted, face) if keeps else painted
+            images[Kind("nearest codes", preset, 0.0)] = nearest
         return images
 
     def _of_nearest_codes(self, face: Face, *, matched: bool) -> Face:
@@ -248,7 +262,7 @@ def as_record(
 
     Args:
         protocol: how it was measured.
-        metrics: of `Judge.facts`; what no face allowed is added as not computed.
+        metrics: of `Judge.facts`; those that no face allowed become not computed.
     """
     rows = list(evaluation.rows.values())
     facts = {name: dict(fact) for name, fact in metrics.items()}

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfrestore.align import face_ellipse
 from cfrestore.extras import require
 
 Face: TypeAlias = NDArray[np.uint8]
@@ -19,10 +20,7 @@ BORDER = 4
 """Pixels at each side that PSNR and SSIM leave out, as published."""
 
 LEAST_SIDE = 32
-"""Of a face that can be measured: within the border, SSIM's window has 11 px."""
-
-ELLIPSE = ((0.5, 0.56), (0.26, 0.34))
-"""Centre and half axes of the face in the FFHQ template, as shares of the side."""
+"""Smallest side that can be measured: within the border, SSIM needs 11 px."""
 
 
 def psnr(face: Face, clean: Face) -> float:
@@ -72,13 +70,6 @@ def mean_colour(face: Face) -> NDArray[np.float64]:
     """Mean L, a and b (CIE, D65) in the face's ellipse."""
     lab = cv2.cvtColor(face.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     return np.asarray(lab[face_ellipse(len(face))].mean(0, dtype=np.float64))
-
-
-def face_ellipse(side: int) -> NDArray[np.bool_]:
-    """Which pixels of an aligned face (side, side) show the face proper."""
-    (cx, cy), (rx, ry) = ELLIPSE
-    y, x = (np.mgrid[:side, :side] + 0.5) / side
-    return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 < 1
 
 
 def _within(face: Face) -> Face:

@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features, each taken for a Gaussian."""
+"""The Frechet distance between two sets of features, each taken as a Gaussian."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Statistics:
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|mean difference|^2 + tr(A + B - 2 (A B)^(1/2)), A and B being the covariances.
 
-    The trace of (A B)^(1/2) is taken of A^(1/2) B A^(1/2), which has the same eigenvalues and is
-    symmetric, so that no part of it is ever imaginary.
+    The trace of (A B)^(1/2) is computed from A^(1/2) B A^(1/2), which has the same eigenvalues and
+    is symmetric, so that no part of it is ever imaginary.
 
     Raises:
         ConfigError: they have different numbers of dimensions.
@@ -64,9 +64,9 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Statistics of a file: .npz with `mu` and `sigma`, or .pth with `mean` and `cov`.
+    """Statistics from a file: .npz with `mu` and `sigma`, or .pth with `mean` and `cov`.
 
-    Both are the published ways to keep those of a set of clean faces, FFHQ for instance.
+    Those of clean faces, such as FFHQ, are published in both forms.
 
     Raises:
         WeightsError: it cannot be read.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,7 +23,7 @@ from cfrestore.recognise import recogniser_file
 from cfrestore.weights.digests import sha256_of
 
 Value: TypeAlias = float | bool | None
-"""None: not to be had of this face."""
+"""None: this face does not allow it."""
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ class Metric:
     Attributes:
         name: what JSON calls it.
         heading: what tables call it.
-        digits: behind the point, in tables.
+        digits: decimal places in tables.
         wants: a restored and a clean face, a restored face, or all restored faces.
         definition: what it is, exactly.
         packages: what computes it, beside torch, numpy and OpenCV.
@@ -125,7 +126,7 @@ NEEDS = {
     "ids": "needs --arcface, weights that do not come with cfrestore",
     "fid": "needs --inception and --statistics, which do not come with cfrestore",
 }
-"""Why something is not measured where nothing more is said."""
+"""Why a metric is not computed where nobody names what it needs."""
 
 UNMET = {
     "psnr": "every face equals the clean one, so that it is infinite",
@@ -133,7 +134,7 @@ UNMET = {
     "niqe": f"no face has the {2 * networks.NIQE_BLOCK} px and the texture that it needs",
     "fid": "there were fewer than two faces",
 }
-"""Why something is not measured of any face, though it could be."""
+"""Why a metric that can be computed has no value for any face."""
 
 NO_PAIR = "there are no clean faces to compare with"
 
@@ -181,13 +182,13 @@ class Look:
 
 
 class Judge:
-    """Looks at faces with all that is here.
+    """Measures faces with everything that is available here.
 
     Attributes:
-        reasons: why metrics are not computed, by name; the others are.
-        files: what was opened for a metric, by its name and that of the file's purpose.
-        inception: to features that a Frechet distance is taken of; None without.
-        statistics: what they are compared with.
+        reasons: why metrics are not computed, by name; all others are.
+        files: what was opened for each metric, by the metric's name and the file's purpose.
+        inception: a face to its features for the Frechet distance; None: that is not computed.
+        statistics: those of the clean faces, which the features are compared with.
     """
 
     def __init__(self, files: MetricFiles = MetricFiles(), device: torch.device = CPU) -> None:
@@ -211,21 +212,15 @@ class Judge:
         self._faces: dict[str, Callable[[Face], float | None]] = {}
         self._embed: Callable[[Face], NDArray[np.float32]] | None = None
         self._describe: Callable[[Face], NDArray[np.float32]] | None = None
-        try:
+        with self._if_installed("ssim"):
             self._pairs["ssim"] = load_ssim()
-        except ConfigError as error:
-            self.reasons["ssim"] = str(error)
-        try:
+        with self._if_installed("niqe"):
             self._faces["niqe"], parameters = networks.load_niqe()
             self.files["niqe"] = {"parameters": parameters}
-        except ConfigError as error:
-            self.reasons["niqe"] = str(error)
-        try:
+        with self._if_installed("descriptor"):
             weights = recogniser_file()
             self._describe = networks.load_descriptor(weights, device)
             self.files["descriptor"] = {"recogniser": weights}
-        except ConfigError as error:
-            self.reasons["descriptor"] = str(error)
         if files.vgg and files.lpips:
             self._pairs["lpips"] = networks.load_lpips(files.vgg, files.lpips, device)
             self._opened("lpips", vgg=files.vgg, calibration=files.lpips)
@@ -241,12 +236,20 @@ class Judge:
             else:
                 self.statistics = read_statistics(files.statistics)
 
+    @contextmanager
+    def _if_installed(self, metric: str) -> Iterator[None]:
+        """The context in which a package that is not installed costs the metric alone."""
+        try:
+            yield
+        except ConfigError as error:
+            self.reasons[metric] = str(error)
+
     def _opened(self, metric: str, **files: Path) -> None:
         self.files[metric] = files
         del self.reasons[metric]
 
     def look(self, face: Face) -> Look:
-        """Sees what of one face can be compared with another."""
+        """What of one face can be compared with another."""
         return Look(
             face,
             gradient(face),
@@ -258,7 +261,7 @@ class Judge:
         )
 
     def measure(self, face: Face, clean: Look | None) -> dict[str, Value]:
-        """All figures of a face, but those of sets; None where one is not to be had.
+        """All figures of a face except those of sets; None where the face does not allow one.
 
         Equal faces have no PSNR, since it is infinite.
         """

@@ -1,6 +1,6 @@
-"""Networks that look at faces for the sake of a figure, opened from files that are named.
+"""Networks that compute figures of faces, opened from files that are named.
 
-Only MTCNN, dlib's recogniser, and what NIQE knows, come with packages.
+Only MTCNN, dlib's recogniser and the parameters of NIQE come with packages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cfrestore.device import inference
 from cfrestore.errors import CheckpointError
 from cfrestore.evaluate.figures import Face
 from cfrestore.extras import package_folder, require
-from cfrestore.image import to_tensor
+from cfrestore.image import resize, to_tensor
 from cfrestore.recognise import load_recogniser, look_at
 from cfrestore.train.perceptual import LPIPS
 
@@ -64,11 +64,11 @@ class Landmarks:
 
     def find(self, face: Face) -> Floats | None:
         """Five points (5,2), pixels of 512, of the face nearest to the middle; None: none found."""
-        way = cv2.INTER_CUBIC if len(face) < PUBLISHED_SIZE else cv2.INTER_AREA
-        found = self._detector(cv2.resize(face, (PUBLISHED_SIZE,) * 2, interpolation=way))
+        side = PUBLISHED_SIZE
+        found = self._detector(resize(face, side, side, enlarge=cv2.INTER_CUBIC))
         if not found:
             return None
-        middle = PUBLISHED_SIZE / 2
+        middle = side / 2
         return min(found, key=lambda f: float(np.abs(f.landmarks.mean(0) - middle).sum())).landmarks
 
     def features(self, face: Face) -> list[Tensor]:
@@ -156,7 +156,7 @@ def load_descriptor(path: Path, device: torch.device) -> Callable[[Face], Floats
 
 
 def load_inception(path: Path, device: torch.device) -> Callable[[Face], Floats]:
-    """The features (2048,) that Frechet distances are taken of, by torch-fidelity's Inception V3.
+    """The features (2048,) that Frechet distances compare, by torch-fidelity's Inception V3.
 
     Args:
         path: `pt_inception-2015-12-05-6726825d.pth` or the like, not torchvision's own weights.
@@ -189,8 +189,8 @@ def load_inception(path: Path, device: torch.device) -> Callable[[Face], Floats]
 def load_niqe() -> tuple[Callable[[Face], float | None], Path]:
     """NIQE of a face, None if it is too small or too even for it; and the file of its parameters.
 
-    By basicsr 1.4.2, which asks torchvision for a module that it has dropped; what basicsr wants of
-    it is in another now, which is lent for as long as it is imported.
+    Computed by basicsr 1.4.2, which imports a module that torchvision has dropped; the module that
+    now has what basicsr wants stands in for it meanwhile.
 
     Raises:
         ConfigError: basicsr is not installed, nor can it be on Python 3.13 and later.

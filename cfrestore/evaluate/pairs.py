@@ -1,4 +1,4 @@
-"""Which faces are measured, and which clean face belongs to which."""
+"""Which faces are measured, and which clean face belongs to each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 from cfrestore.batch import MARKS
 from cfrestore.errors import ConfigError, ImageError
 from cfrestore.evaluate.figures import LEAST_SIDE, Face
-from cfrestore.image import EXTENSIONS, read_photo, to_uint8
+from cfrestore.image import pictures_in, read_photo, resize, to_uint8
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def find_faces(place: Path) -> dict[str, Path]:
         files in the order of their names: the path below the folder with `/`, without extension,
         and without marks such as `.restored`. Hidden files and folders are left out.
     Raises:
-        ImageError: it is not there, or holds no picture.
+        ImageError: it is not there, cannot be read, or holds no picture.
         ConfigError: two pictures have one name.
     """
     if place.is_file():
@@ -45,12 +45,8 @@ def find_faces(place: Path) -> dict[str, Path]:
     if not place.is_dir():
         raise ImageError(f"{place} does not exist")
     faces: dict[str, Path] = {}
-    for path in sorted(place.rglob("*")):
-        inner = path.relative_to(place)
-        hidden = any(part.startswith(".") for part in inner.parts)
-        if hidden or path.suffix.lower() not in EXTENSIONS or not path.is_file():
-            continue
-        if (name := _name(inner)) in faces:
+    for path in pictures_in(place):
+        if (name := _name(path.relative_to(place))) in faces:
             raise ConfigError(f"{faces[name]} and {path} have the same name without extension")
         faces[name] = path
     if not faces:
@@ -66,7 +62,7 @@ def _name(path: Path) -> str:
 
 
 def match_faces(restored: Path, reference: Path) -> Matched:
-    """Restored faces and their clean ones, matched by name; of two files, whatever they are called.
+    """Restored faces and their clean ones, matched by name; two files match whatever their names.
 
     Raises:
         ImageError, ConfigError: as `find_faces`; or not one name is in both.
@@ -88,7 +84,7 @@ def read_face(path: Path, side: int | None = None) -> Face:
     """One aligned face.
 
     Args:
-        path: a picture of whatever depth; transparency is not looked at.
+        path: a picture of any depth; transparency is ignored.
         side: S, to which larger faces are averaged down and smaller ones interpolated; None: as
             it is.
     Returns:
@@ -102,7 +98,5 @@ def read_face(path: Path, side: int | None = None) -> Face:
         raise ImageError(f"{path} is {width}x{height}; an aligned face is square")
     if height < LEAST_SIDE:
         raise ImageError(f"{path} has a side of {height} px; {LEAST_SIDE} px are the least")
-    if side is None or side == height:
-        return pixels
-    way = cv2.INTER_AREA if side < height else cv2.INTER_CUBIC
-    return cv2.resize(pixels, (side, side), interpolation=way)
+    side = side or height
+    return resize(pixels, side, side, enlarge=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""The test sets of the published comparisons: how many faces each has, and where it is had."""
+"""The test sets of the published comparisons: how many faces each has, and where to get it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Protocol:
         name: what the option calls it.
         faces: how many.
         clean: whether clean faces belong to it, to be compared with.
-        metrics: those that are published of it, as `METRICS` calls them.
+        metrics: those that are published for it, as `METRICS` calls them.
         source: what to download, in words.
     """
 
@@ -74,14 +74,15 @@ def find_protocol(name: str) -> Protocol:
 def check_protocol(
     protocol: Protocol, faces: Sequence[str], *, clean: bool, any_count: bool = False
 ) -> None:
-    """Holds a set to what was published.
+    """Checks a set of faces against a published test.
 
     Args:
         faces: names of those that are to be measured.
         clean: whether they are compared with clean ones.
         any_count: a part of the set will do.
     Raises:
-        ConfigError: it has not as many faces, or none to compare with; the text says what to get.
+        ConfigError: the number of faces is another, or clean faces are missing or not wanted; the
+            text says what to get.
     """
     if clean != protocol.clean:
         wanted = "is compared with clean faces" if protocol.clean else "has no clean faces"

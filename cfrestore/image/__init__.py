@@ -2,6 +2,7 @@
 
 from cfrestore.image.decode import MAX_PIXELS, read_photo
 from cfrestore.image.encode import QUALITIES, Quality, write_photo
+from cfrestore.image.folder import is_picture, pictures_in
 from cfrestore.image.formats import EXTENSIONS, FORMATS
 from cfrestore.image.photo import (
     Photo,
@@ -32,8 +33,10 @@ __all__ = [
     "from_levels",
     "from_tensor",
     "is_gray",
+    "is_picture",
     "keep_neutral",
     "match_statistics",
+    "pictures_in",
     "read_photo",
     "resize",
     "to_depth",

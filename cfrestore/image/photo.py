@@ -197,12 +197,18 @@ def keep_neutral(result: Pixels, original: Pixels) -> Pixels:
     return np.repeat(result[..., 1:2], 3, axis=2) if equal_channels(original) else result
 
 
-def resize(image: NDArray[Depth], height: int, width: int) -> NDArray[Depth]:
-    """(H, W) or (H, W, 3) to (height, width), averaging where both sides shrink."""
+def resize(
+    image: NDArray[Depth], height: int, width: int, *, enlarge: int = cv2.INTER_LINEAR
+) -> NDArray[Depth]:
+    """(H, W) or (H, W, 3) to (height, width), averaging where both sides shrink.
+
+    Args:
+        enlarge: OpenCV's method where one does not.
+    """
     if image.shape[:2] == (height, width):
         return image
     shrinks = height <= image.shape[0] and width <= image.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if shrinks else enlarge
     resized = cv2.resize(image, (width, height), interpolation=method)
     return np.asarray(resized, image.dtype)
 

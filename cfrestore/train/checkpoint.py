@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfrestore.checkpoint import DAMAGE
-from cfrestore.errors import CheckpointError
+from cfrestore.errors import CheckpointError, OutputError
 from cfrestore.files import drafted
 
 
@@ -23,6 +23,9 @@ def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> N
     """Writes a checkpoint in place of what was there, whole or in shards.
 
     With shard_mb its bytes are split into `path.0`, `path.1`, ...; put together they are the file.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -45,17 +48,9 @@ def read(path: Path) -> dict[str, Any]:
     """A checkpoint, whole or in shards, without running code, on the CPU.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: it is missing, damaged or cannot be read.
     """
-    if path.exists():
-        data = path.read_bytes()
-    else:
-        parts: list[bytes] = []
-        while _shard(path, len(parts)).exists():
-            parts.append(_shard(path, len(parts)).read_bytes())
-        if not parts:
-            raise CheckpointError(f"{path} does not exist")
-        data = b"".join(parts)
+    data = _bytes_of(path)
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except DAMAGE as error:
@@ -78,9 +73,30 @@ def averaged(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _bytes_of(path: Path) -> bytes:
+    if path.exists():
+        return _read(path)
+    parts: list[bytes] = []
+    while (part := _shard(path, len(parts))).exists():
+        parts.append(_read(part))
+    if not parts:
+        raise CheckpointError(f"{path} does not exist")
+    return b"".join(parts)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def _replace(path: Path, data: bytes) -> None:
-    with drafted(path) as draft:
-        draft.write_bytes(data)
+    try:
+        with drafted(path) as draft:
+            draft.write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _shard(path: Path, n: int) -> Path:

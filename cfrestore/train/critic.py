@@ -1,4 +1,4 @@
-"""The discriminator: what it is shown, how it learns, and how strongly it is heard."""
+"""The discriminator: what it is shown, how it learns, and how much its judgement counts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cfrestore.train.config import Adversary
 from cfrestore.train.distributed import Part, average_gradients, place, whole
 
 MEMORY = 64
-"""Pictures that a discriminator which sees earlier ones again keeps of each kind."""
+"""Earlier pictures, real ones and as many fake ones, that are kept for replays."""
 
 DETAIL_GAIN = 4
-"""By how much detail is amplified: beside whole pictures its values are small."""
+"""Factor on detail, whose values are small beside those of whole pictures."""
 
 
 class Painted(NamedTuple):
@@ -54,7 +54,7 @@ class Critic:
         return self
 
     def heard(self, t: int) -> bool:
-        """Whether the generator listens at iteration t."""
+        """Whether the generator learns from it at iteration t."""
         return t > self.recipe.start
 
     def learns(self, t: int) -> bool:
@@ -70,11 +70,11 @@ class Critic:
         return self.recipe.scale * factor * loss, factor
 
     def learn(self, real: Tensor, fake: Tensor, t: int, pace: float) -> Tensor:
-        """The steps of iteration t, on its pictures and on some of earlier ones; the first's loss.
+        """Takes the steps of iteration t, on its pictures and on replayed ones; the first's loss.
 
         Args:
             real, fake: (B,3,S,S) in [-1, 1].
-            pace: learning rate over that at the start.
+            pace: factor on the learning rate.
         """
         self.network.requires_grad_(True)
         for group in self.optimiser.param_groups:
@@ -89,7 +89,7 @@ class Critic:
         return loss
 
     def _step(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Real and fake pass separately, as BatchNorm demands."""
+        """One step, and its loss. Real and fake pass separately: BatchNorm would mix them."""
         loss = losses.hinge_discriminator(self._logits(real, real), self._logits(fake, real))
         if self.recipe.halved:
             loss = loss / 2

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from cfrestore.device import free_memory
 from cfrestore.errors import ImageError
+from cfrestore.image import is_picture, pictures_in, read_photo, resize, to_uint8
 from cfrestore.train.config import Augmentation
 from cfrestore.train.distributed import Part
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -45,7 +43,7 @@ def load_faces(sources: Sequence[Path], size: int, device: torch.device) -> Face
     Faces stay on the device where they fit in half of its free memory, else in main memory.
 
     Args:
-        sources: folders or .tar files.
+        sources: folders or .tar files; hidden files in them are left out.
         size: S; other sizes are resampled to it.
     Raises:
         ImageError: a source is missing or holds no picture, or a picture is unreadable.
@@ -58,13 +56,11 @@ def load_faces(sources: Sequence[Path], size: int, device: torch.device) -> Face
 
     def decode(n: int) -> None:
         name, content = files[n]
-        data = content.read_bytes() if isinstance(content, Path) else content
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                face = picture.convert("RGB").resize((size, size), Image.Resampling.BOX)
-        except (OSError, ValueError) as error:
+            pixels = to_uint8(read_photo(content).pixels)
+        except ImageError as error:
             raise ImageError(f"{name} cannot be read: {error}") from error
-        images[n] = torch.from_numpy(np.array(face)).permute(2, 0, 1)
+        images[n] = torch.from_numpy(resize(pixels, size, size)).permute(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(decode, range(len(files))))
@@ -79,23 +75,28 @@ def face_names(sources: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _files(sources: Sequence[Path]) -> Iterator[tuple[str, Path | bytes]]:
-    """Names of all pictures, with where they are or, out of shards, what they hold."""
+    """Names of all pictures, each with its path or, out of a shard, its bytes."""
     for source in sources:
         if source.is_dir():
-            for path in sorted(source.rglob("*")):
-                if path.suffix.lower() in SUFFIXES:
-                    yield path.name, path
+            yield from ((path.name, path) for path in pictures_in(source))
         elif source.is_file():
-            try:
-                with tarfile.open(source) as shard:
-                    for member in shard:
-                        data = shard.extractfile(member)
-                        if data is not None and Path(member.name).suffix.lower() in SUFFIXES:
-                            yield Path(member.name).name, data.read()
-            except tarfile.TarError as error:
-                raise ImageError(f"{source} is not a tar file: {error}") from error
+            yield from _members(source)
         else:
             raise ImageError(f"{source} does not exist")
+
+
+def _members(shard: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of all pictures of a shard."""
+    try:
+        with tarfile.open(shard) as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if is_picture(name) and (data := archive.extractfile(member)) is not None:
+                    yield name.name, data.read()
+    except tarfile.TarError as error:
+        raise ImageError(f"{shard} is not a tar file: {error}") from error
+    except (OSError, EOFError, KeyError, zlib.error) as error:
+        raise ImageError(f"{shard} cannot be read: {error}") from error
 
 
 def generator_for(device: torch.device, *keys: int) -> torch.Generator:
@@ -121,8 +122,8 @@ class Order(Generic[Shown]):
     """Which faces any iteration sees, independent of what came before.
 
     Args:
-        shown: the faces, or what else there is of each.
-        augmentation: how they are changed, and how often each source is shown.
+        shown: the faces, or what was computed from them.
+        augmentation: how they are changed, and how often each is shown.
         batch_size: B of this process.
         seed: decides everything together with the iteration.
         rank, world: this process among all; each has its own part of every batch, see `Part`.
@@ -178,7 +179,7 @@ class Sampler(Order[Faces]):
         return augment(picked, self.augmentation, self.generator(t, 1, device), self._part)
 
     def first(self, count: int, device: torch.device) -> Tensor:
-        """The first few faces as they are, likewise."""
+        """The first few faces, unchanged: (count,3,S,S), likewise."""
         return self.shown.images[:count].to(device).float() / 255
 
 

@@ -53,8 +53,8 @@ def degrade(
         images: (B,3,S,S) float32 RGB in [0, 1].
         damage: the ranges to draw from, in pixels of S (see `Degradation.scaled`).
         generator: on the images' device; the same state gives the same result.
-        part: what they are of a batch, whose other faces' numbers are drawn as well; None: this
-            process's.
+        part: which part of a batch the images are; the random numbers of its other faces are drawn
+            as well. None: this process's.
     Returns:
         (B,3,S,S) float32 in [0, 1], multiples of 1/255.
     Source: Resize_S(JPEG_q(clip(Resize_{S/r}(x * k) + n))), specification of CodeFormer's training.
@@ -175,7 +175,7 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
 
 @cache
 def _constant(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
-    """The values on the device; moving them there anew would wait for a GPU each time."""
+    """The values on the device, kept there: copying them each time would wait for a GPU."""
     return torch.tensor(values, device=device, dtype=torch.float32)
 
 

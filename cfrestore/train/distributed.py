@@ -1,10 +1,10 @@
-"""Several processes training one network: what `torchrun` started, or a single process.
+"""Several processes training one network: those that `torchrun` started, or a single one.
 
-How many there are shall not change what is learnt. A batch is dealt out to them like cards, so that
-each has faces of every kind of damage. Random numbers are drawn for the whole batch by each of
-them, which then keeps its own. Losses are means over equal parts, so that the mean of their
-gradients is the gradient of the whole. What differs are the last bits, since sums have another
-order, and, once there is a discriminator, its BatchNorm's statistics, which are each process's own.
+Their number does not change what is learnt. A batch is dealt out to them like cards, so that each
+has faces of every kind of damage. Each draws the random numbers of the whole batch and uses its
+own. Losses are means over equal parts, so that the mean of their gradients is the gradient of the
+whole. Only the last bits differ, since sums have another order, and with a discriminator the
+statistics of its BatchNorm, which each process has of its own part.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Part:
 
     @classmethod
     def own(cls, count: int) -> Part:
-        """This process's, if each has so many."""
+        """This process's part of a batch of which each process has `count` faces."""
         rank, world = place()
         return cls(count * world, rank, world)
 
@@ -44,11 +44,11 @@ class Part:
         return len(range(self.rank, self.whole, self.world))
 
     def of(self, x: Tensor) -> Tensor:
-        """Its rows of what there is of the whole batch."""
+        """Its rows of x, which has a row for each face of the whole batch."""
         return x[self.rank :: self.world]
 
     def split(self, counts: Sequence[int]) -> list[Part]:
-        """The same of each of the pieces that the whole batch falls into."""
+        """This process's part of each piece, if the whole batch is cut into such counts."""
         starts = (sum(counts[:n]) for n in range(len(counts)))
         return [
             Part(count, (self.rank - start) % self.world, self.world)
@@ -87,7 +87,7 @@ def stop() -> None:
 
 
 def _together(operation: Callable[..., object], *values: Any) -> None:
-    """What all processes do together.
+    """Does what all processes have to do together.
 
     Raises:
         CFRestoreError: one of them is gone.
@@ -121,7 +121,7 @@ def from_first(x: Tensor) -> Tensor:
 
 
 def whole(x: Tensor) -> Tensor:
-    """The whole batch in every process, of which x (B,...) is each one's part."""
+    """The whole batch, in every process, from each one's part x (B,...)."""
     if not dist.is_initialized():
         return x
     parts = [torch.empty_like(x) for _ in range(place()[1])]
@@ -130,7 +130,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of the whole batch in every process.
+    """Rows of the whole batch, the same in every process.
 
     Args:
         x: (B,T,d), this process's part of the batch.

@@ -62,10 +62,10 @@ class Learner(Generic[Network]):
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Has torch compile the network's blocks, each once for each shape, when it first sees it.
+    """Has torch compile each block of the network, once for each shape that it meets.
 
-    What is between convolutions is then done in one pass instead of six. Compiling the network as a
-    whole takes several times as long, and gives little more.
+    What lies between convolutions is then computed in one pass instead of six. Compiling the
+    network as a whole takes several times as long and gains little more.
     """
     # The adaptive weight differentiates through the same graph more than once.
     torch._functorch.config.donated_buffer = False

@@ -7,17 +7,18 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cfrestore.device import synchronize
 from cfrestore.errors import CFRestoreError, CheckpointError, OutputError
-from cfrestore.files import drafted
+from cfrestore.image import Photo, write_photo
+from cfrestore.show import sheet
 from cfrestore.train import checkpoint
 from cfrestore.train.codes import CodeSampler
 from cfrestore.train.data import Sampler, generator_for
@@ -33,13 +34,22 @@ Stage = Autoencoder | CodePrediction | Fusion | Polish | CodePrior
 Source = Sampler | CodeSampler
 """Where a stage's batches come from: faces, or for a prior their codes."""
 
+
+class End(Enum):
+    """Why a run of the loop ended."""
+
+    DONE = auto()
+    OUT_OF_TIME = auto()
+    INTERRUPTED = auto()
+
+
 PARTS, EACH = 5, 4
-"""Where in a schedule, and how many times running, iterations are tried to tell their cost."""
+"""At how many places of a schedule iterations are timed, and how many in a row at each."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the loop does what else than step; in iterations unless said.
+    """When the loop logs, saves, draws samples and stops; in iterations unless said otherwise.
 
     Attributes:
         max_minutes: stop, with a checkpoint, after this many minutes; None for no limit.
@@ -60,8 +70,8 @@ def train(
     schedule: Schedule,
     say: Callable[[str], None],
     resume: bool = False,
-) -> bool:
-    """Trains a stage until its recipe ends or the time is over.
+) -> End:
+    """Trains a stage until its recipe ends, the time is over, or SIGINT or SIGTERM comes.
 
     Batches, augmentation and damage of an iteration depend on seed and iteration alone, so that
     stopping and resuming gives what one run would have given.
@@ -71,13 +81,16 @@ def train(
         say: takes the progress lines.
         resume: continue from the folder's checkpoint, if there is one; else there must be none.
     Returns:
-        whether the recipe has been completed.
+        which of these it was.
     Raises:
         CheckpointError: the checkpoint to resume from is damaged or of another recipe.
-        OutputError: there is a checkpoint and it is not to be resumed.
+        OutputError: there is a checkpoint and it is not to be resumed, or nothing can be written.
         CFRestoreError: a loss is no longer finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
     target = folder / "last.pt"
     first = sampler.rank == 0
     total = stage.recipe.optimisation.iterations
@@ -119,17 +132,19 @@ def train(
                 save_state(target, stage, t, schedule.shard_mb, writes=first)
             if first and (t % schedule.samples_every == 0 or t == total):
                 write_sheet(folder / f"samples-{t:06d}.png", samples(stage, sampler))
-            if stop:
+            if stop and t < total:
                 say(f"stopped at iteration {t} of {total}; --resume continues")
-                return t == total
-    return True
+                interrupted = any_process(interruption.seen, stage.device)
+                return End.INTERRUPTED if interrupted else End.OUT_OF_TIME
+    return End.DONE
 
 
 def fitting(stage: Stage, sampler: Source, left: Callable[[], float]) -> int:
     """How many iterations fit into the time that is left; at least one.
 
-    Some of each part of the schedule are tried, twice, the first time to warm up, so that the stage
-    is of no use afterwards. A fiftieth of the time is kept for checkpoints and sample sheets.
+    Some iterations of each part of the schedule are run twice, the first time to warm up, so that
+    the stage is of no use afterwards. A fiftieth of the time is kept for checkpoints and sample
+    sheets.
 
     Args:
         left: tells the seconds that are left.
@@ -160,18 +175,17 @@ def samples(stage: Stage, sampler: Source) -> list[Tensor]:
 
 def write_sheet(path: Path, columns: list[Tensor]) -> None:
     """Writes columns of pictures (B,3,S,S) in [0, 1] side by side as a PNG."""
-    sheet = torch.cat([torch.cat(list(column.cpu()), dim=1) for column in columns], dim=2)
-    pixels = (sheet * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    with drafted(path) as draft:
-        Image.fromarray(pixels).save(draft, "PNG")
+    pictures = torch.stack([column.cpu() for column in columns], 1).flatten(0, 1)  # row by row
+    pixels = (pictures * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    write_photo(Photo(sheet(pixels, len(columns))), path, format="PNG")
 
 
 def save_state(
     path: Path, stage: Stage, t: int, shard_mb: int | None = None, *, writes: bool = True
 ) -> None:
-    """Writes everything that resuming needs, and what it belongs to.
+    """Writes everything that resuming needs, and the recipe that it belongs to.
 
-    All processes call it, since some of it is put together from their parts; one writes.
+    All processes call it, since some of it is put together from their parts; one of them writes.
     """
     content = stage.state() | {
         "stage": stage.name,
@@ -205,7 +219,7 @@ def iterations_of(path: Path) -> int:
 
 
 def load_state(path: Path, stage: Stage) -> int:
-    """Puts a checkpoint into the stage; the iteration it was written after.
+    """Loads a checkpoint into the stage; the iteration that it was written after.
 
     Raises:
         CheckpointError: damaged, or of another stage or network.

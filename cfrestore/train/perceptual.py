@@ -152,7 +152,7 @@ def _unit(inner: int, outer: int, stride: int, groups: int = 1, k: int = 3) -> l
 
 
 class IdentityDistance(nn.Module):
-    """Weighted distances by dlib's recogniser of faces, which is frozen.
+    """Weighted distances between faces, as dlib's recogniser sees them, which is frozen.
 
     Args:
         recogniser: with its weights.

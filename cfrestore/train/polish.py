@@ -33,14 +33,14 @@ EYE = 20
 
 
 class Polish(RestoringStage):
-    """After stage III.
+    """The polish, from the network of stage III.
 
     Args:
         recipe: the knobs.
         fusion: path of stage III's checkpoint, whose averaged weights start the network.
         autoencoder: path of stage I's checkpoint: the codes of clean faces.
         perceptual, device, mixed: as in stage I.
-        identity: the recogniser's distances; None without.
+        identity: the distances that a recogniser sees; None: they do not count.
     """
 
     name = "polish"
@@ -69,7 +69,7 @@ class Polish(RestoringStage):
         self.eyes = eye_map(recipe.model.image_size).to(device)
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on clean faces; the losses it saw."""
+        """Iteration t on clean faces; its losses."""
         x = to_network(clean)
         damages, shares = zip(*self.recipe.degradations, strict=True)
         own, *others = shared_out((sum(shares), *shares), len(x))
@@ -100,7 +100,7 @@ class Polish(RestoringStage):
         return detached(report)
 
     def goal(self, x: Tensor) -> Tensor:
-        """What is to be painted of clean faces (B,3,S,S) in [-1, 1]; the same."""
+        """What to aim at for clean faces (B,3,S,S) in [-1, 1]; the same shape and range."""
         how = self.recipe.sharpening
         return unsharp_mask(x, how.amount, how.sigma * x.shape[-1] / PUBLISHED_SIZE) if how else x
 

@@ -18,7 +18,7 @@ from cfrestore.train.learner import Learner, Report
 from cfrestore.train.teacher import Teacher
 
 BATCH = 32
-"""Held-out maps looked at together."""
+"""Held-out maps in one forward pass."""
 
 
 class CodePrior:
@@ -27,8 +27,8 @@ class CodePrior:
     Args:
         recipe: the knobs.
         teacher: the autoencoder of stage I, whose codes they are.
-        seen: the codes to learn from; here only counted.
-        held_out: those that it is measured on.
+        seen: the codes to learn from, which are only counted here.
+        held_out: the codes that it is measured on.
         device, mixed: as in stage I.
     """
 
@@ -53,7 +53,7 @@ class CodePrior:
         self.learner = Learner(self.network, recipe.optimisation)
 
     def step(self, t: int, codes: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on code maps (B,s,s); bits per code of these and now and then of others."""
+        """Iteration t on code maps (B,s,s); bits per code, at times of held-out ones too."""
         torch.manual_seed(generator.initial_seed())  # dropout takes no generator of its own
         with autocast(self.device, self.mixed):
             bits = bits_per_code(self.network(codes), codes.flatten(1))
@@ -92,6 +92,6 @@ class CodePrior:
 
 
 def unigram_bits(seen: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
-    """Bits per code of codes under how often each was seen, once more than it was."""
+    """Bits per code under add-one-smoothed frequencies of `seen`."""
     counts = histogram(seen, codebook_size) + 1
     return -(counts / counts.sum()).log2()[codes.flatten()].mean()

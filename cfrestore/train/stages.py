@@ -64,8 +64,8 @@ class ImageStage(Generic[Network]):
 
         Args:
             t: the iteration.
-            total: the loss but for the discriminator's judgement.
-            report: gets what the discriminator did.
+            total: the loss without the discriminator's judgement.
+            report: the discriminator's numbers are added to it.
         """
         critic = self.critic if painted else None
         if painted and critic and critic.heard(t):
@@ -142,7 +142,7 @@ class Autoencoder(ImageStage[VQGAN]):
         self.waiting: list[Tensor] = []  # latents (B,T,d) for k-means
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on clean faces; the losses it saw."""
+        """Iteration t on clean faces; its losses."""
         x = to_network(clean)
         report: Report = {}
         quantised = t > self.recipe.codebook.kmeans_after
@@ -163,7 +163,7 @@ class Autoencoder(ImageStage[VQGAN]):
             total = total + book
             size = len(self.network.quantize.embedding.weight)
             used = perplexity(all_sum(histogram(codes, size)))
-            # Bits that the codes of a face take if each is written by how often the batch has it.
+            # Bits of the codes of a face, if they are coded by their frequencies in the batch.
             bits = codes.shape[1] * used.log2()
             report |= {"codebook": book, "perplexity": used, "bits": bits}
         last = self.network.generator.last_weight
@@ -217,7 +217,7 @@ class CodePrediction(RestoringStage):
             decide the target codes.
         device, mixed: as in stage I.
         start: path of a later stage's checkpoint, whose averaged weights start the network
-            instead: to be taught further.
+            instead, to be trained further.
     """
 
     name = "codes"
@@ -245,7 +245,7 @@ class CodePrediction(RestoringStage):
         self.learner = Learner(self.network.to(device), recipe.optimisation)
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on clean faces; the losses it saw."""
+        """Iteration t on clean faces; its losses."""
         parts = shared_out([share for _, share in self.recipe.degradations], len(clean))
         damages = [damage for damage, _ in self.recipe.degradations]
         damaged = degrade_parts(clean, parts, damages, generator)
@@ -312,7 +312,7 @@ class Fusion(RestoringStage):
             ) from error
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on clean faces; the losses it saw."""
+        """Iteration t on clean faces; its losses."""
         w = self.recipe.fidelity(t)
         damage = (self.recipe.large if w is None else self.recipe.small).scaled(clean.shape[-1])
         x = to_network(clean)
@@ -359,7 +359,7 @@ def predict(
 ) -> tuple[Tensor, Report]:
     """The weighted code losses of a degraded face's latent; the report also holds the logits.
 
-    All readings of the latent learn; logits and accuracy are the last one's.
+    The losses are those of all readings of the latent; logits and accuracy are the last one's.
     """
     readings = network.predictions(latent)
     feature, code = losses.code_losses(
@@ -375,7 +375,7 @@ def predict(
 
 
 def shared_out(shares: Sequence[float], count: int) -> list[Part]:
-    """The parts that this process's faces, count of them, fall into, in proportion to shares."""
+    """Splits this process's faces, `count` of them, into parts in proportion to shares."""
     part = Part.own(count)
     portions = torch.tensor(shares)
     ends = (portions.cumsum(0) / portions.sum() * part.whole).round().long()
