@@ -21,30 +21,59 @@ else:
 
 NAME = "cfrestore.toml"
 
+HERE = Path(NAME)
+"""The file in the working folder."""
+
 FILE = "cfrestore.settings"
 """Where the context of a command keeps the path of the file that it took."""
 
 COMMANDS = ("restore", "inpaint", "colorize")
 """Those that the file is for; a key may be an option of any of them."""
 
+RESERVED = frozenset(
+    {
+        "files_from",
+        "output",
+        "overwrite",
+        "engine",
+        "address",
+        "actors",
+        "gpus_per_actor",
+        "weights_dir",
+    }
+)
+"""What a file that is merely found in the working folder may not set.
+
+That folder may be somebody else's, who must not decide which files are read or replaced, where
+pictures are sent, or where weights come from. Files of weights and masks that it may name are read
+as numbers, and run nothing.
+"""
+
 
 def use_settings(context: typer.Context, file: Path | None) -> Path | None:
     """Takes defaults from the file, or from one that is found; the callback of --config.
 
     Raises:
-        ConfigError: as `read_settings`.
+        ConfigError: as `read_settings`, or a file in the working folder sets what is RESERVED.
     """
     path = file or find_settings()
     if path is not None and not context.resilient_parsing:
-        context.default_map = read_settings(path)
+        settings = read_settings(path)
+        if file is None and path == HERE:
+            _check_reserved(settings)
+        context.default_map = settings
         context.meta[FILE] = path
     return path
 
 
 def find_settings() -> Path | None:
     """cfrestore.toml in the working folder, else in the user's folder of settings, else None."""
-    folders = (Path(), Path(typer.get_app_dir("cfrestore")))
-    return next((folder / NAME for folder in folders if (folder / NAME).is_file()), None)
+    return next((path for path in (HERE, own_settings()) if path.is_file()), None)
+
+
+def own_settings() -> Path:
+    """Where the user's own file is, if there is one."""
+    return Path(typer.get_app_dir("cfrestore")) / NAME
 
 
 def read_settings(path: Path) -> dict[str, str | bool]:
@@ -75,6 +104,16 @@ def _checked(content: Mapping[str, object], path: Path) -> dict[str, str | bool]
             raise ConfigError(f"{path} sets {key!r}; only --in-place itself replaces originals")
         settings[name] = _plain(value, key, path)
     return settings
+
+
+def _check_reserved(settings: Mapping[str, object]) -> None:
+    """Raises ConfigError if the settings of a file in the working folder include reserved ones."""
+    reserved = next((name for name in settings if name in RESERVED), None)
+    if reserved is not None:
+        raise ConfigError(
+            f"{HERE} sets {reserved.replace('_', '-')!r}, which a file in the working folder may "
+            f"not; use the option itself, {own_settings()} or --config"
+        )
 
 
 def _plain(value: object, key: str, path: Path) -> str | bool:
