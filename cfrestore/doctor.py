@@ -68,8 +68,17 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 LOOKED_FOR, FETCHED_TO = "weights are looked for", "weights are looked for and fetched to"
 
-# What importing a package that does not fit its neighbours raises, seen and to be expected.
-BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError, SyntaxError)
+BROKEN = (
+    ImportError,
+    OSError,
+    RuntimeError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    SyntaxError,
+    MemoryError,
+)
+"""What a package that does not fit its neighbours raises, or a device whose memory is full."""
 
 
 @dataclass(frozen=True)

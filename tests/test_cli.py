@@ -539,6 +539,42 @@ def test_errors_of_training_are_one_sentence_too(
     assert (result.code, result.err) == (code, "error: Something is wrong\n")
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "error: there is not enough memory\n"),
+        (
+            MemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand more"),
+            "error: there is not enough memory: CUDA out of memory. Tried to allocate 2 GiB.\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("sample", "--prior", "p", "-o", "s.png"), "sample.check_drawing"),
+        (("export", "out.onnx", "--model", "compact"), "backends.installed"),
+        (("degrade", "a.png", "out.png"), "evaluate.find_preset"),
+        (("eval", "a.png"), "evaluate.find_faces"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    cfrestore_: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    where: str,
+    error: MemoryError,
+    said: str,
+) -> None:
+    def fail(*values: object, **others: object) -> None:
+        raise error
+
+    make("a.png")
+    monkeypatch.setattr(f"cfrestore.{where}", fail)
+    result = cfrestore_(*words)
+    assert (result.code, result.err) == (1, said)
+
+
 def test_a_picture_called_train_can_be_meant(cfrestore_: Command) -> None:
     write_photo(Photo(picture(40, 40)), "train", format="PNG")
     assert cfrestore_("./train").code == 0

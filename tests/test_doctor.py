@@ -102,6 +102,20 @@ def test_people_read_the_same(machine: Path, capsys: pytest.CaptureFixture[str])
     assert all(row.name in text for row in WEIGHT_FILES)
 
 
+def test_a_device_whose_memory_is_full_is_a_problem(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*values: object, **others: object) -> None:
+        raise MemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("cfrestore.restore.restore_faces", fail)
+    monkeypatch.setattr("cfrestore.pipeline.load_pipeline", fail)
+    code, text = ask(capsys)
+    assert code == 1
+    assert "problem: cpu fails: CUDA out of memory." in text
+    assert "problem: the default choice cannot be loaded: CUDA out of memory." in text
+
+
 def test_a_damaged_weight_file_is_exit_code_4(
     machine: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

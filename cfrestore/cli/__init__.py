@@ -56,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CFRestoreError as error:
         sys.stderr.write(f"error: {error}\n")
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+    except MemoryError as error:  # of whatever device, see device.inference
+        reason = str(error).partition("\n")[0]
+        sys.stderr.write(f"error: there is not enough memory{reason and f': {reason}'}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
