@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cfrestore.errors import ConfigError
@@ -51,7 +52,7 @@ class Options:
         seed: decides, with the picture of a face, what is drawn for it.
 
     Raises:
-        ConfigError: a value is out of range, or two contradict each other.
+        ConfigError: a value is of another type or out of range, or two contradict each other.
     """
 
     fidelity: float = 0.5
@@ -67,28 +68,32 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fidelity) and 0 <= self.fidelity <= MAX_FIDELITY):
-            raise ConfigError(f"fidelity must lie in [0, {MAX_FIDELITY}], found {self.fidelity}")
-        if self.upscale not in UPSCALES:
-            raise ConfigError(f"upscale must be one of {UPSCALES}, found {self.upscale}")
+        if not (_is_finite(self.fidelity) and 0 <= self.fidelity <= MAX_FIDELITY):
+            raise ConfigError(f"fidelity must lie in [0, {MAX_FIDELITY}], found {self.fidelity!r}")
+        if not _is_count(self.upscale) or self.upscale not in UPSCALES:
+            raise ConfigError(f"upscale must be one of {UPSCALES}, found {self.upscale!r}")
         if self.aligned and self.upscale != 1:
             raise ConfigError("an aligned face always gets the network's size, without upscale")
-        if self.batch_size != "auto" and self.batch_size < 1:
-            raise ConfigError(f"batch_size must be auto or at least 1, found {self.batch_size}")
+        if self.batch_size != "auto" and not _is_count(self.batch_size, 1):
+            raise ConfigError(
+                f"batch_size must be auto or a whole number from 1, found {self.batch_size!r}"
+            )
         if self.faces not in CHOICES and not _are_indices(self.faces):
             raise ConfigError(f"faces must be one of {CHOICES} or indices, found {self.faces!r}")
-        if self.min_face < 0:
-            raise ConfigError(f"min_face must be at least 0, found {self.min_face}")
-        if isinstance(self.max_face, int) and self.max_face < max(1, self.min_face):
+        if not _is_count(self.min_face):
+            raise ConfigError(f"min_face must be a whole number from 0, found {self.min_face!r}")
+        least = max(1, self.min_face)
+        if self.max_face not in ("auto", None) and not _is_count(self.max_face, least):
             raise ConfigError(
-                f"max_face must be auto, none, or at least 1 and min_face, found {self.max_face}"
+                f"max_face must be auto, none or a whole number from {least}, "
+                f"found {self.max_face!r}"
             )
-        if self.samples < 0:
-            raise ConfigError(f"samples must be at least 0, found {self.samples}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"temperature must be above 0, found {self.temperature}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be at least 0, found {self.seed}")
+        if not _is_count(self.samples):
+            raise ConfigError(f"samples must be a whole number from 0, found {self.samples!r}")
+        if not (_is_finite(self.temperature) and self.temperature > 0):
+            raise ConfigError(f"temperature must be above 0, found {self.temperature!r}")
+        if not _is_count(self.seed):
+            raise ConfigError(f"seed must be a whole number from 0, found {self.seed!r}")
         chosen = self.faces != "all" or self.min_face or self.max_face != "auto"
         if self.aligned and (chosen or self.draw_box):
             raise ConfigError(
@@ -158,9 +163,14 @@ def parse_quality(text: str | None) -> Quality | None:
     raise ConfigError(f"quality must be a number from 1 to 100, or keep, found {text!r}")
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object, least: int = 0) -> bool:
+    """Whether a value is a whole number, no bool, of at least that."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _are_indices(faces: object) -> bool:
-    return (
-        isinstance(faces, tuple)
-        and len(faces) > 0
-        and all(isinstance(index, int) and index >= 0 for index in faces)
-    )
+    return isinstance(faces, tuple) and len(faces) > 0 and all(map(_is_count, faces))
