@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -18,6 +18,7 @@ from cfrestore.device import (
 )
 from cfrestore.errors import ConfigError
 from cfrestore.export import is_exported
+from cfrestore.task import RESTORATION, Task
 from cfrestore.weights import load_codeformer, locate, missing, search_folders, shipped, weight_file
 
 if TYPE_CHECKING:
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
     from cfrestore.models.codeformer import CodeFormerConfig, Features
 
 CPU = torch.device("cpu")
-
-Task: TypeAlias = Literal["restoration", "inpainting", "colorization"]
-
-TASKS: dict[Task, str] = {
-    "restoration": "codeformer",
-    "inpainting": "codeformer-inpainting",
-    "colorization": "codeformer-colorization",
-}
-"""What there are published weights for, and what they are called; restoration has others too."""
-
-MATCHED: dict[Task, bool | None] = {
-    "restoration": None,
-    "inpainting": False,
-    "colorization": True,
-}
-"""Whether a task uses latent AdaIN; None: if the network's configuration says so."""
 
 
 class Network(Protocol):
@@ -101,10 +86,15 @@ def open_network(path: Path, backend: str, task: Task, device: torch.device) -> 
         if ready:
             raise ConfigError(f"{path} is an exported network; --backend openvino or onnx runs it")
         return load_codeformer(path, device)
-    matched = MATCHED[task]
-    network = ExportedNetwork(path if ready else exported(path, match_statistics=matched), backend)
-    network.check(network.config.match_statistics if matched is None else matched)
+    graph = path if ready else exported(path, match_statistics=task.matched)
+    network = ExportedNetwork(graph, backend)
+    network.check(matches(task, network.config))
     return network
+
+
+def matches(task: Task, config: CodeFormerConfig) -> bool:
+    """Whether codes get the statistics of the input's features, latent AdaIN."""
+    return config.match_statistics if task.matched is None else task.matched
 
 
 def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
@@ -114,7 +104,7 @@ def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
         WeightsError, CheckpointError: as `choose_model`.
         ConfigError: the path is one of an exported file.
     """
-    path, name, notes = choose_model(model, "restoration")
+    path, name, notes = choose_model(model, RESTORATION)
     if is_exported(path):
         raise ConfigError(f"{path} is an exported network already")
     return path, name, notes
@@ -130,9 +120,8 @@ def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
         CheckpointError: a file that is named cannot be read.
         ConfigError: the task has no such weights.
     """
-    has_compact = task == "restoration"
-    if model == "compact" and not has_compact:
-        raise ConfigError(f"there are no compact weights for {task}, only published ones")
+    if model == "compact" and not task.has_compact:
+        raise ConfigError(f"there are no compact weights for {task.name}, only published ones")
     if model == "compact":
         return shipped(), "compact", ()
     if model not in ("auto", "published"):
@@ -140,10 +129,10 @@ def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
         licence = said.get("licence")
         notes = (f"{model} says of its licence: {licence}.",) if licence else ()
         return Path(model), Path(model).name, notes
-    row = weight_file(TASKS[task])
+    row = weight_file(task.weights)
     if path := locate(row.name):
         return path, "published", (f"{path} comes under the {row.licence}.",)
-    if model == "published" or not has_compact:
+    if model == "published" or not task.has_compact:
         raise missing(row.name)
     folders = ", ".join(map(str, search_folders()))
     note = (

@@ -19,7 +19,7 @@ from cfrestore.device import Precision, choose_parsing_precision, faces_at_once
 from cfrestore.errors import DegenerateFaceError, ImageError
 from cfrestore.holes import enlarge_holes, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, keep_neutral, resize, to_depth, to_uint8
-from cfrestore.network import CPU, choose_model, choose_place, open_network
+from cfrestore.network import CPU, choose_model, choose_place, matches, open_network
 from cfrestore.options import Options
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
@@ -35,6 +35,7 @@ from cfrestore.restore import (
 )
 from cfrestore.select import SkippedFace, missing_faces, select_faces
 from cfrestore.show import draw_frames
+from cfrestore.task import COLORIZATION, INPAINTING, RESTORATION, Task, TaskName, find_task
 from cfrestore.weights import locate, weight_file
 from cfrestore.weights.digests import known_sha256
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from cfrestore.holes import Holes
     from cfrestore.image import Photo, Pixels
-    from cfrestore.network import Network, Task
+    from cfrestore.network import Network
 
 Found: TypeAlias = AlignedFace | FailedFace | SkippedFace
 """One detected face before anything is painted."""
@@ -150,10 +151,7 @@ class Pipeline:
                 correct=partial(correct, keeps_colours=config.keep_colours, gray=gray),
             )
 
-        settings = {"task": "restoration", "fidelity": options.fidelity}
-        return self._procedure(
-            prepare, options, options.fidelity, settings, matched=config.match_statistics
-        )
+        return self._procedure(RESTORATION, prepare, options, fidelity=options.fidelity)
 
     def inpainting(
         self,
@@ -167,8 +165,7 @@ class Pipeline:
             return self._prepare_filling(photo, own, options)
 
         mask = None if holes is None else hashlib.sha256(holes.tobytes()).hexdigest()
-        settings = {"task": "inpainting", "mask": mask}
-        return self._procedure(prepare, options, 1, settings, matched=False)
+        return self._procedure(INPAINTING, prepare, options, mask=mask)
 
     def colorizing(self, options: Options = Options()) -> Procedure:  # noqa: B008
         """What `colorize` does, in steps that several photographs can share."""
@@ -177,23 +174,26 @@ class Pipeline:
             paste = partial(self._paste, photo, options)
             return self._prepare(photo, options, paste=paste, gray_stays=False)
 
-        return self._procedure(prepare, options, 0, {"task": "colorization"}, matched=True)
+        return self._procedure(COLORIZATION, prepare, options)
 
     def _procedure(
         self,
+        task: Task,
         prepare: Callable[[Photo], Prepared],
         options: Options,
-        fidelity: float,
-        settings: Mapping[str, object],
-        *,
-        matched: bool,
+        **own: object,
     ) -> Procedure:
-        """A task; of the options, those that it uses or that do not change results are left out."""
+        """A task as a procedure.
+
+        Args:
+            own: settings that only this task has. Options that it does not use, or that do not
+                change results, are no settings.
+        """
         batch_size = faces_at_once(options.batch_size, self.device)
         paint = Painter(
             self.network,
-            fidelity=fidelity,
-            match_statistics=matched,
+            fidelity=options.fidelity if task.fidelity is None else task.fidelity,
+            match_statistics=matches(task, self.network.config),
             batch_size=batch_size,
             device=self.device,
             precision=self.precision,
@@ -207,8 +207,8 @@ class Pipeline:
         del others["fidelity"], others["batch_size"]
         if not options.samples:
             del others["temperature"], others["seed"]
-        everything = {**self.identity, **others, **settings}
-        return Procedure(prepare, paint, batch_size, options.upscale, everything)
+        settings = {**self.identity, **others, "task": task.name, **own}
+        return Procedure(prepare, paint, batch_size, options.upscale, settings)
 
     def _prepare(
         self,
@@ -326,7 +326,7 @@ def load_pipeline(
     precision: str = "auto",
     code_precision: str = "auto",
     compile: bool = False,
-    task: Task = "restoration",
+    task: TaskName = "restoration",
     backend: str = "torch",
 ) -> Pipeline:
     """A pipeline ready to be called.
@@ -354,14 +354,15 @@ def load_pipeline(
     place, exactness, code_exactness = choose_place(
         backend, device, precision, code_precision, compile=compile
     )
-    path, name, notes = choose_model(str(model), task)
-    network = open_network(path, backend, task, place)
-    parses = task != "inpainting"  # there the holes say what is pasted
-    parsing = (parser or locate("parsenet")) if parses else None
+    kind = find_task(task)
+    path, name, notes = choose_model(str(model), kind)
+    network = open_network(path, backend, kind, place)
+    parsing = (parser or locate("parsenet")) if kind.parses else None
     parsing_exactness = choose_parsing_precision(precision, place)
     finder = load_detector(detector, place, threshold)
     if name == "published":
-        notes += _lacking(detector == "auto" and finder.name == "mtcnn", parses and parsing is None)
+        unsearched, unparsed = detector == "auto" and finder.name == "mtcnn", parsing is None
+        notes += _lacking(unsearched, kind.parses and unparsed)
     return Pipeline(
         network,
         finder,

@@ -43,3 +43,10 @@ def test_what_fits_is_taken() -> None:
     assert Options() == Options(max_face="auto", batch_size="auto")
     with pytest.raises(ConfigError, match="whole number from 901, found 900"):
         Options(max_face=900, min_face=901)
+
+
+def test_an_unknown_task_is_one_sentence() -> None:
+    from cfrestore import load_pipeline
+
+    with pytest.raises(ConfigError, match="no task 'painting', only restoration, inpainting"):
+        load_pipeline("compact", task="painting")  # type: ignore[arg-type]

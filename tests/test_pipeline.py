@@ -23,11 +23,11 @@ from cfrestore.detect import Face
 from cfrestore.device import Precision
 from cfrestore.errors import ConfigError, WeightsError
 from cfrestore.image import Photo
-from cfrestore.network import Task
 from cfrestore.options import Options
 from cfrestore.pipeline import Pipeline, load_pipeline
 from cfrestore.restore import FailedFace, RestoredFace
 from cfrestore.select import SkippedFace
+from cfrestore.task import TaskName
 
 BROKEN = Face(np.zeros(4, np.float32), 0.9, np.full((5, 2), 20, np.float32))
 
@@ -307,7 +307,7 @@ def test_published_weights_that_are_absent_are_an_error_that_helps(machine: Path
 
 @pytest.mark.parametrize("task", ["inpainting", "colorization"])
 def test_other_tasks_take_their_own_published_weights_and_have_no_compact_ones(
-    machine: Path, monkeypatch: pytest.MonkeyPatch, task: Task
+    machine: Path, monkeypatch: pytest.MonkeyPatch, task: TaskName
 ) -> None:
     for model in ("auto", "published"):
         with pytest.raises(WeightsError, match=f"codeformer_{task}.pth was not found"):

@@ -8,6 +8,7 @@ from cfrestore.cli.parameters import Parser, TaskModel
 from cfrestore.cli.picture import PictureCommand, with_words
 from cfrestore.cli.words import Words
 from cfrestore.cli.work import work
+from cfrestore.task import COLORIZATION
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -23,7 +24,7 @@ def colorize(words: Words, parser: Parser = None, model: TaskModel = "auto") -> 
     options = words.options()
     work(
         words,
-        "colorization",
+        COLORIZATION,
         model,
         lambda pipeline: pipeline.colorizing(options),
         parser=parser,

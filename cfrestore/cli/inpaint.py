@@ -11,6 +11,7 @@ from cfrestore.cli.parameters import TaskModel
 from cfrestore.cli.picture import PictureCommand, with_words
 from cfrestore.cli.words import Words
 from cfrestore.cli.work import work
+from cfrestore.task import INPAINTING
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -41,4 +42,4 @@ def inpaint(
 
     limit = words.max_pixels or MAX_PIXELS
     holes = None if mask is None else mask_holes(read_photo(mask, max_pixels=limit))
-    work(words, "inpainting", model, lambda pipeline: pipeline.inpainting(holes, options))
+    work(words, INPAINTING, model, lambda pipeline: pipeline.inpainting(holes, options))

@@ -12,6 +12,7 @@ from cfrestore.cli.parameters import Model, Parser
 from cfrestore.cli.picture import PictureCommand, with_words
 from cfrestore.cli.words import DEFAULTS, Words
 from cfrestore.cli.work import work
+from cfrestore.task import RESTORATION
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -71,7 +72,7 @@ def restore(
     options = words.options(fidelity=w, upscale=upscale, draw_box=draw_box)
     work(
         words,
-        "restoration",
+        RESTORATION,
         model,
         lambda pipeline: pipeline.restoring(options),
         parser=parser,

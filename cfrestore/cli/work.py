@@ -20,19 +20,12 @@ from cfrestore.cli.record import Facts, facts_of, provenance_of, record_of, reco
 from cfrestore.cli.words import Words, check
 from cfrestore.errors import ConfigError, ImageError, OutputError, WeightsError
 from cfrestore.options import parse_quality
+from cfrestore.task import Task
 
 if TYPE_CHECKING:
     from cfrestore.batch import Job, Outcome
-    from cfrestore.network import Task
     from cfrestore.pipeline import Pipeline
     from cfrestore.procedure import Procedure
-
-DONE: dict[Task, str] = {
-    "restoration": "restored",
-    "inpainting": "inpainted",
-    "colorization": "colorized",
-}
-"""What is said of the faces, and marks the names of results."""
 
 
 def set_up(weights_dir: Path | None, offline: bool) -> None:
@@ -82,7 +75,7 @@ def work(
                     for line in about.lines:
                         report.make_console().print(line)
                 parts = _arriving(look) if words.watch else (jobs,)
-                done = DONE[task]
+                done = task.participle
                 fine = [_report(part, do(part), words, done, about.facts, stdout) for part in parts]
     except KeyboardInterrupt:
         report.make_console().print("interrupted")
@@ -157,7 +150,7 @@ def _planner(
         places.inputs,
         output,
         overwrite=words.overwrite,
-        mark=f".{DONE[task]}",
+        mark=task.mark,
         suffix=words.suffix,
         kept=tuple(folder for folder, asked in wanted.items() if asked),
         recursive=words.recursive,
@@ -391,13 +384,13 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
     """
     from cfrestore.cli.supply import supply
     from cfrestore.device import reuse_memory
-    from cfrestore.network import TASKS, choose_place
+    from cfrestore.network import choose_place
     from cfrestore.pipeline import load_pipeline
     from cfrestore.weights import locate
 
     reuse_memory()
     console = report.make_console()
-    network, detector = TASKS[task], words.detector
+    detector = words.detector
     # Fails before a long download, not after.
     choose_place(
         words.backend, words.device, words.precision, words.code_precision, compile=words.compile
@@ -406,15 +399,16 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         supply([detector], console, required=True)
     if model in ("auto", "published"):
         try:
-            supply([network], console, required=model == "published" or task != "restoration")
+            supply([task.weights], console, required=model == "published" or not task.has_compact)
         except WeightsError as error:
-            if task == "restoration":
+            if task.has_compact:
                 raise
-            raise WeightsError(f"{error}; there are no compact weights for {task}") from error
-        if not words.aligned and locate(network):
-            wanted = {"retinaface": detector == "auto", "parsenet": parser is None}
-            if task == "inpainting":
-                del wanted["parsenet"]
+            raise WeightsError(f"{error}; there are no compact weights for {task.name}") from error
+        if not words.aligned and locate(task.weights):
+            wanted = {
+                "retinaface": detector == "auto",
+                "parsenet": task.parses and parser is None,
+            }
             supply([name for name, yes in wanted.items() if yes], console, required=False)
     return load_pipeline(
         model,
@@ -425,6 +419,6 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         precision=words.precision,
         code_precision=words.code_precision,
         compile=words.compile,
-        task=task,
+        task=task.name,
         backend=words.backend,
     )
