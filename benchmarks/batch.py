@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--model", default="compact")
     options = parser.parse_args()
     pipeline = load_pipeline(options.model, device=options.device)
-    print(f"{pipeline.model_name}, {pipeline.detector.name}, {describe(pipeline.device)}\n")
+    print(f"{pipeline.model_name}, {pipeline.detector_name}, {describe(pipeline.device)}\n")
     with tempfile.TemporaryDirectory() as folder:
         measure_runs(pipeline, Path(folder), options.pictures, options.side)
     measure_batches(pipeline)

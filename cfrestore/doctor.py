@@ -334,7 +334,7 @@ def _auto() -> Choice:
         pipeline = load_pipeline()
         return Choice(
             model=pipeline.model_name,
-            detector=pipeline.detector.name,
+            detector=pipeline.detector_name,
             parser="parsenet" if pipeline.parser else None,
             device=describe(pipeline.device),
             notes=pipeline.notes,

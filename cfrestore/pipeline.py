@@ -16,7 +16,7 @@ from cfrestore.backends import ExportedNetwork
 from cfrestore.detail import weigh
 from cfrestore.detect import NAMES, Detector, Face, load_detector
 from cfrestore.device import Precision, choose_parsing_precision, faces_at_once
-from cfrestore.errors import DegenerateFaceError, ImageError
+from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
 from cfrestore.holes import enlarge_holes, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, keep_neutral, resize, to_depth, to_uint8
 from cfrestore.network import CPU, choose_model, choose_place, matches, open_network
@@ -61,7 +61,7 @@ class Pipeline:
 
     Attributes:
         network: a CodeFormer in evaluation mode, on the device, or an exported one.
-        detector: finds the faces.
+        detector: finds the faces; None: only pictures of aligned faces can be worked on.
         parser: limits what is pasted to the face proper; None: all of a soft square is pasted.
         device: where the network runs.
         precision: what torch is asked to paint in; see `painted_in`.
@@ -75,7 +75,7 @@ class Pipeline:
     """
 
     network: Network
-    detector: Detector
+    detector: Detector | None
     parser: FaceParser | None = None
     device: torch.device = CPU
     precision: Precision = Precision.FP32
@@ -91,6 +91,11 @@ class Pipeline:
     def crop_size(self) -> int:
         """S, side of the crops in pixels."""
         return self.network.config.image_size
+
+    @property
+    def detector_name(self) -> str | None:
+        """What finds the faces."""
+        return None if self.detector is None else self.detector.name
 
     @property
     def painted_in(self) -> str:
@@ -188,7 +193,11 @@ class Pipeline:
         Args:
             own: settings that only this task has. Options that it does not use, or that do not
                 change results, are no settings.
+        Raises:
+            ConfigError: faces are to be found, and there is no detector.
         """
+        if self.detector is None and not options.aligned:
+            raise ConfigError("this pipeline was loaded for aligned faces, and finds none")
         batch_size = faces_at_once(options.batch_size, self.device)
         paint = Painter(
             self.network,
@@ -303,6 +312,7 @@ class Pipeline:
 
     def _find(self, pixels: NDArray[np.uint8], options: Options) -> tuple[Face | SkippedFace, ...]:
         """All faces of the picture, skipped where the options do not ask for them."""
+        assert self.detector is not None
         largest = options.max_face if isinstance(options.max_face, int) else None
         return select_faces(
             self.detector(pixels), pixels.shape[:2], options.faces, options.min_face, largest
@@ -328,6 +338,7 @@ def load_pipeline(
     compile: bool = False,
     task: TaskName = "restoration",
     backend: str = "torch",
+    aligned: bool = False,
 ) -> Pipeline:
     """A pipeline ready to be called.
 
@@ -345,6 +356,8 @@ def load_pipeline(
         task: what the weights are for.
         backend: torch, or onnx or openvino, which run on the CPU and have weights exported for them
             once, see `backends.exported`.
+        aligned: every picture will be one aligned face (Options.aligned): nothing is searched for
+            or pasted, so neither detector nor parser is loaded.
     Raises:
         WeightsError: a weight file is not there, or differs from the published one.
         CheckpointError: a weight file holds something else.
@@ -357,12 +370,13 @@ def load_pipeline(
     kind = find_task(task)
     path, name, notes = choose_model(str(model), kind)
     network = open_network(path, backend, kind, place)
-    parsing = (parser or locate("parsenet")) if kind.parses else None
+    finder = None if aligned else load_detector(detector, place, threshold)
+    parses = kind.parses and not aligned
+    parsing = (parser or locate("parsenet")) if parses else None
     parsing_exactness = choose_parsing_precision(precision, place)
-    finder = load_detector(detector, place, threshold)
     if name == "published":
-        unsearched, unparsed = detector == "auto" and finder.name == "mtcnn", parsing is None
-        notes += _lacking(unsearched, kind.parses and unparsed)
+        fell_back = detector == "auto" and finder is not None and finder.name == "mtcnn"
+        notes += _lacking(fell_back, parses and parsing is None)
     return Pipeline(
         network,
         finder,
@@ -376,7 +390,7 @@ def load_pipeline(
         notes=notes,
         identity={
             "model": known_sha256(path),
-            "detector": finder.name if detector in NAMES else known_sha256(Path(detector)),
+            "detector": None if finder is None else _detector_identity(detector, finder),
             "threshold": threshold,
             "parser": known_sha256(parsing) if parsing else None,
             # What was asked for: several machines may share the work.
@@ -387,10 +401,14 @@ def load_pipeline(
         },
         files={
             "model": path,
-            **({} if detector in NAMES else {"detector": Path(detector)}),
+            **({} if finder is None or detector in NAMES else {"detector": Path(detector)}),
             **({"parser": parsing} if parsing else {}),
         },
     )
+
+
+def _detector_identity(name: str, detector: Detector) -> str:
+    return detector.name if name in NAMES else known_sha256(Path(name))
 
 
 def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -370,8 +371,11 @@ def test_names_are_shown_and_written_as_they_are(cfrestore_: Command) -> None:
 
 def test_an_aligned_picture_becomes_a_square(cfrestore_: Command) -> None:
     make("a.png")
-    assert cfrestore_("a.png", "--aligned").code == 0
+    result = cfrestore_("a.png", "--aligned", "--json")
+    assert result.code == 0
     assert read_photo("a.restored.png").size == (32, 32)
+    assert "detector" not in result.err
+    assert json.loads(result.out)["detector"] is None
 
 
 # Refusals

@@ -27,7 +27,7 @@ from cfrestore.options import Options
 from cfrestore.pipeline import Pipeline, load_pipeline
 from cfrestore.restore import FailedFace, RestoredFace
 from cfrestore.select import SkippedFace
-from cfrestore.task import TaskName
+from cfrestore.task import TaskName, find_task
 
 BROKEN = Face(np.zeros(4, np.float32), 0.9, np.full((5, 2), 20, np.float32))
 
@@ -294,6 +294,31 @@ def test_published_weights_without_their_companions_are_told(
     assert len(notes) == 2
     assert notes[1].startswith(note)
     assert load_pipeline("compact", detector, "cpu").notes == ()
+
+
+@pytest.mark.parametrize("task", ["restoration", "colorization"])
+def test_what_aligned_faces_do_not_need_is_neither_loaded_nor_missed(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, task: TaskName
+) -> None:
+    def refuse(*values: object, **others: object) -> None:
+        raise AssertionError("nothing is searched for or pasted")
+
+    row = weights.weight_file(find_task(task).weights)
+    save_network(machine / "home" / row.file, small_network())
+    monkeypatch.setattr(weights.store, "known_sha256", lambda path: row.sha256 or "0" * 64)
+    monkeypatch.setattr(pipeline, "load_detector", refuse)
+    monkeypatch.setattr(pipeline, "FaceParser", refuse)
+    loaded = load_pipeline("published", device="cpu", task=task, aligned=True)
+    assert len(loaded.notes) == 1
+    assert (loaded.detector, loaded.detector_name, loaded.parser) == (None, None, None)
+    assert loaded.identity["detector"] is None
+    procedures = (loaded.restoring, loaded.inpainting, loaded.colorizing)
+    for make in procedures:
+        make(options=Options(aligned=True))
+        with pytest.raises(ConfigError, match="loaded for aligned faces"):
+            make()
+    result = loaded(Photo(picture(48, 48)), Options(aligned=True))
+    assert result.photo.size == (32, 32)
 
 
 def test_published_weights_that_are_absent_are_an_error_that_helps(machine: Path) -> None:

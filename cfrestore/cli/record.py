@@ -29,7 +29,7 @@ def facts_of(pipeline: Pipeline) -> Facts:
     return {
         "model": pipeline.model_name,
         "weights": None if weights is None else str(weights),
-        "detector": pipeline.detector.name,
+        "detector": pipeline.detector_name,
         "device": describe(pipeline.device),
         "precision": pipeline.painted_in,
         "code_precision": pipeline.code_precision.value,

@@ -36,7 +36,8 @@ def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) ->
     codes = pipeline.code_precision
     return (
         *([f"settings of {settings}"] if settings is not None else ()),
-        f"model {pipeline.model_name}, detector {pipeline.detector.name}, "
+        f"model {pipeline.model_name}, "
+        f"{f'detector {pipeline.detector_name}, ' if pipeline.detector else ''}"
         f"device {describe(pipeline.device)}, {pipeline.painted_in}"
         f"{'' if codes is Precision.FP32 else f', codes in {codes.value}'}"
         f"{', compiled' if pipeline.compile else ''}"

@@ -421,4 +421,5 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         compile=words.compile,
         task=task.name,
         backend=words.backend,
+        aligned=words.aligned,
     )
