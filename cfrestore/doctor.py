@@ -22,7 +22,6 @@ from cfrestore import __version__
 from cfrestore.errors import CFRestoreError, CheckpointError, WeightsError
 from cfrestore.extras import load_package
 from cfrestore.weights import (
-    COMPACT,
     WEIGHT_FILES,
     WeightFile,
     search_folders,
@@ -30,7 +29,6 @@ from cfrestore.weights import (
     store_folder,
     verify,
 )
-from cfrestore.weights.digests import sha256_of
 
 if TYPE_CHECKING:
     from cfrestore.restore import FailedFace, RestoredFace
@@ -137,7 +135,7 @@ class Weights:
         state: absent, verified (it has the SHA-256 on record), pinned (none is on record; it is the
             file first seen here), shipped, wrong, or unknown for want of a package.
         path: where it lies.
-        sha256: expected, or of the shipped file found.
+        sha256: on record.
         error: what is wrong.
     """
 
@@ -251,7 +249,7 @@ def examine() -> Report:
         devices=tuple(_devices()),
         folders=tuple(_folders()),
         environment=_environment(),
-        weights=(_shipped(), *map(_weights, WEIGHT_FILES)),
+        weights=tuple(map(_weights, WEIGHT_FILES)),
         auto=_auto(),
     )
 
@@ -349,7 +347,7 @@ def _weights(row: WeightFile) -> Weights:
     path, error = None, None
     try:
         path = verify(row.name)
-        state = "absent" if path is None else "verified" if row.sha256 else "pinned"
+        state = "absent" if path is None else _state(row)
     except WeightsError as problem:
         state, error = "wrong", str(problem)
     except ImportError:  # told by _package: the hub's cache cannot be looked into
@@ -366,13 +364,11 @@ def _weights(row: WeightFile) -> Weights:
     )
 
 
-def _shipped() -> Weights:
-    about = (COMPACT.name, COMPACT.file, COMPACT.licence, COMPACT.purpose)
-    try:
-        path = shipped()
-        return Weights(*about, "shipped", str(path.absolute()), sha256_of(path))
-    except WeightsError as error:
-        return Weights(*about, "wrong", error=str(error))
+def _state(row: WeightFile) -> str:
+    """What to say of a file that is here, and right."""
+    if row.shipped:
+        return "shipped"
+    return "verified" if row.sha256 else "pinned"
 
 
 def _folders() -> Iterator[Folder]:

@@ -1,4 +1,4 @@
-"""The published weights: what there is, what is here, getting, checking and converting it."""
+"""Weight files: what there is, what is here, getting, checking and converting it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from cfrestore.cli.report import make_console
 from cfrestore.cli.work import set_up
 from cfrestore.errors import WeightsError
 from cfrestore.weights import (
-    COMPACT,
     TERMS,
     UnreachableError,
     WeightFile,
@@ -23,7 +22,6 @@ from cfrestore.weights import (
     locate,
     missing,
     remove,
-    shipped,
     sources,
     store_folder,
     table,
@@ -48,7 +46,7 @@ def list_(
 ) -> None:
     """Shows which files there are, their size, licence and purpose, and where they lie."""
     set_up(weights_dir, False)
-    rows = [_describe(row) for row in (*table.WEIGHT_FILES, COMPACT)]
+    rows = [_describe(row) for row in table.WEIGHT_FILES]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -75,6 +73,8 @@ def fetch(
     console, failed = make_console(), False
     wanted = [row.name for row in table.WEIGHT_FILES] if everything else names or PUBLISHED
     for row in [weight_file(name) for name in wanted]:
+        if row.shipped:
+            console.print(f"{row.file} comes with cfrestore")
         try:
             supply([row.name], console, required=True)
             typer.echo(locate(row.name))
@@ -97,13 +97,12 @@ def verify_(
 ) -> None:
     """Reads files in full and compares their SHA-256 with the one on record."""
     set_up(weights_dir, False)
-    console, here, failed = make_console(), False, False
+    console, failed = make_console(), False
     rows = [weight_file(name) for name in names] if names else table.WEIGHT_FILES
     for row in rows:
         try:
             path = verify(row.name)
             if path is not None:
-                here = True
                 known = "as published" if row.sha256 else "as first seen, none is on record"
                 typer.echo(f"{row.name}: {path} is {known}")
             elif names:
@@ -113,15 +112,13 @@ def verify_(
             console.print(f"error: {error}")
     if failed:
         raise typer.Exit(4)
-    if not here:
-        console.print("None of the published files is on this machine.")
 
 
 @app.command("path")
 def path_(name: Name, weights_dir: WeightsDir = None) -> None:
     """Shows where a file lies, if it is what was published."""
     set_up(weights_dir, False)
-    path = shipped() if name in (COMPACT.name, COMPACT.file) else locate(name)
+    path = locate(name)
     if path is None:
         raise missing(name)
     typer.echo(path)
@@ -142,7 +139,7 @@ def remove_(name: Name, weights_dir: WeightsDir = None) -> None:
 @app.command("license", hidden=True)
 def licence(name: Name) -> None:
     """Says in plain words what the licence of a file allows."""
-    row = COMPACT if name in (COMPACT.name, COMPACT.file) else weight_file(name)
+    row = weight_file(name)
     terms = TERMS[row.licence]
     typer.echo(f"{row.file}: {row.licence}")
     typer.echo(textwrap.fill(terms.words, 88))
@@ -164,13 +161,13 @@ def _describe(row: WeightFile) -> dict[str, Any]:
     """A row of the table with what is known of it on this machine."""
     path, error = None, None
     try:
-        path = shipped() if row is COMPACT else locate(row.name)
+        path = locate(row.name)
     except WeightsError as problem:
         error = str(problem)
     return {
         "name": row.name,
         "file": row.file,
-        "bytes": row.bytes if row is not COMPACT or path is None else path.stat().st_size,
+        "bytes": row.bytes,
         "sha256": row.sha256,
         "pinned": None if row.sha256 else expected_sha256(row),
         "licence": row.licence,
