@@ -18,7 +18,7 @@ from cfrestore import export
 from cfrestore.checkpoint import read_metadata
 from cfrestore.errors import CheckpointError, ConfigError
 from cfrestore.export import CODES, FIDELITY, IMAGE, RESTORED, config_of, facts_of
-from cfrestore.extras import load_package, require
+from cfrestore.extras import install, load_package, require
 from cfrestore.models.codeformer import Features
 from cfrestore.weights import load_codeformer
 from cfrestore.weights.conversion import origin_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cfrestore.models.codeformer import CodeFormerConfig
+    from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 
 PACKAGES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 """Names of backends to the packages that they are."""
@@ -61,8 +61,8 @@ def installed() -> str:
             check_backend(name)
             return name
     raise ConfigError(
-        'neither openvino nor onnxruntime is installed; pip install "cfrestore[openvino]" or '
-        '"cfrestore[onnx]" brings one'
+        f"neither openvino nor onnxruntime is installed; {install('openvino')} or "
+        f"{install('onnx')} brings one"
     )
 
 
@@ -216,7 +216,13 @@ def export_file(weights: Path, *, match_statistics: bool | None = None) -> onnx.
     Args:
         match_statistics: as in `exported`; raises as that does.
     """
-    network = load_codeformer(weights)
+    return graph_of(load_codeformer(weights), weights, match_statistics=match_statistics)
+
+
+def graph_of(
+    network: CodeFormer, weights: Path, *, match_statistics: bool | None = None
+) -> onnx.ModelProto:
+    """The graph of a network that was read from a weight file; see `export_file`."""
     matches = network.config.match_statistics if match_statistics is None else match_statistics
     own = read_metadata(weights)
     licence = {"licence": own["licence"]} if "licence" in own else {}

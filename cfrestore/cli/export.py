@@ -54,17 +54,18 @@ def export(
     check_free(target, [Path(model)], overwrite=overwrite)
     set_up(weights_dir, offline)
     from cfrestore import parity
-    from cfrestore.backends import export_file, installed
+    from cfrestore.backends import graph_of, installed
     from cfrestore.cli.supply import supply_weights
     from cfrestore.export import drafted, facts_of
     from cfrestore.weights import load_codeformer
 
     backend, console = installed(), make_console()
     path, name = supply_weights(model, console)
-    graph = export_file(path)
+    network = load_codeformer(path)
+    graph = graph_of(network, path)
     with drafted(graph, target) as draft:
         rows = []
-        for row in parity.compare(load_codeformer(path), draft, backend):
+        for row in parity.compare(network, draft, backend):
             console.print(_line(row, backend))
             rows.append(row)
         parity.check(tuple(rows), target)
@@ -72,7 +73,6 @@ def export(
             from cfrestore import quantize
 
             assert faces is not None
-            network = load_codeformer(path)
             seen = quantize.read_faces(faces, network.config.image_size)
             graph, agreement = quantize.quantize(network, graph, seen, backend)
             quantize.check(agreement)
