@@ -1,4 +1,4 @@
-"""Which network a name means, for which task, where it computes, and its opening."""
+"""Chooses the network of a task by name and the place where it computes, and opens it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Network(Protocol):
 def choose_place(
     backend: str, device: str, precision: str, code_precision: str = "auto", *, compile: bool
 ) -> tuple[torch.device, Precision, Precision]:
-    """The device and the precisions of those names; other backends than torch have the CPU only.
+    """The device and the precisions of those names; only torch can use other devices than the CPU.
 
     Raises:
         ConfigError: a name is unknown, the backend or the device is absent, or they do not go
@@ -75,7 +75,7 @@ def choose_place(
 
 
 def open_network(path: Path, backend: str, task: Task, device: torch.device) -> Network:
-    """The network of a file, for other backends than torch an exported one.
+    """The network of a file; for other backends than torch, an exported one.
 
     Raises:
         ConfigError: an exported file and the backend or the task do not go together.
@@ -98,11 +98,11 @@ def matches(task: Task, config: CodeFormerConfig) -> bool:
 
 
 def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
-    """Path of the weights for restoration that a name means, their name, and remarks on both.
+    """Path and name of the weights for restoration that a name means, and remarks on them.
 
     Raises:
         WeightsError, CheckpointError: as `choose_model`.
-        ConfigError: the path is one of an exported file.
+        ConfigError: it is an exported file.
     """
     path, name, notes = choose_model(model, RESTORATION)
     if is_exported(path):
@@ -111,12 +111,12 @@ def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
 
 
 def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
-    """Path of the weights that a name means, their name, and what there is to say of the choice.
+    """Path and name of the weights that a name means, and remarks on the choice.
 
     Args:
         model: see `load_pipeline`.
     Raises:
-        WeightsError: the weights are not here, or differ from the published ones.
+        WeightsError: the weights are missing, or differ from the published ones.
         CheckpointError: a file that is named cannot be read.
         ConfigError: the task has no such weights.
     """

@@ -1,4 +1,4 @@
-"""Everything a caller may ask of one run, each default written once. Imports no torch."""
+"""Everything a caller can choose, each default written once. Imports no torch."""
 
 from __future__ import annotations
 
@@ -34,22 +34,21 @@ class Options:
         fidelity: w of the controllable feature transformation; 0 trusts the codebook alone
             (clean, but identity may drift), 1 follows the input closely. In [0, 1.3].
         upscale: output size is exactly this many times the input's, 1, 2 or 4.
-        aligned: the picture already is one aligned face; nothing is detected or pasted.
-        batch_size: faces restored in one forward pass, at least 1, or auto; halved where memory
-            does not suffice. On the CPU it is always 1, see `device.faces_at_once`.
-        faces: all; center, the one nearest to the middle of the picture; largest, the one with the
-            largest box within it; or indices in the detector's order, which is that of descending
-            score, from 0.
-        min_face: faces whose box has a shorter side below this, in pixels of the picture, are left
-            alone; center and largest choose among the others. The indices count every face.
-        max_face: faces whose box has a shorter side above this are left alone likewise; None: no
-            face is too large; auto: in restoration, those that are larger than the network paints
-            and sharper than it can paint them, see `detail.measure_detail`; else as None.
+        aligned: the picture is one aligned face; nothing is detected or pasted.
+        batch_size: faces restored in one forward pass, at least 1, or auto; halved if there is not
+            enough memory. On the CPU it is always 1, see `device.faces_at_once`.
+        faces: all; center, the one nearest to the middle of the picture; largest, the one whose box
+            covers most of it; or indices from 0, in descending order of the detector's score.
+        min_face: leaves out faces whose box has a shorter side below this, in picture pixels;
+            center and largest choose among the others. Indices count every face.
+        max_face: leaves out faces whose box has a shorter side above this; None: no face is too
+            large; auto: restoration leaves out faces that are larger than the network paints and
+            sharper than it can paint, see `detail.measure_detail`; other tasks take it as None.
         draw_box: draws a green frame around what was pasted.
-        samples: how many more results there are to be, each with codes drawn from the distribution
-            that the network predicts, where the result itself has those it chooses by it.
+        samples: number of additional results, whose codes are drawn from the distribution that the
+            network predicts; the main result has the codes that the network chooses.
         temperature: of that distribution; below 1 samples are more alike.
-        seed: decides, with the picture of a face, what is drawn for it.
+        seed: decides, together with the crop of a face, what is drawn for it.
 
     Raises:
         ConfigError: a value is of another type or out of range, or two contradict each other.
@@ -105,7 +104,7 @@ def parse_batch_size(text: str) -> BatchSize:
     """The batch size that a text such as auto or 4 means.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the text means nothing of the kind.
     """
     if text == "auto":
         return "auto"
@@ -119,7 +118,7 @@ def parse_max_face(text: str) -> MaxFace:
     """The largest face that a text such as auto, none or 900 means.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the text means nothing of the kind.
     """
     if text == "auto":
         return "auto"
@@ -135,7 +134,7 @@ def parse_faces(text: str) -> Choice | tuple[int, ...]:
     """The choice of faces that a text such as center or 0,2 means.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the text means nothing of the kind.
     """
     for choice in CHOICES:
         if text == choice:
@@ -152,7 +151,7 @@ def parse_quality(text: str | None) -> Quality | None:
     """The quality that a text such as 90 or keep means; None stays None.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the text means nothing of the kind.
     """
     if text is None:
         return None
@@ -168,7 +167,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _is_count(value: object, least: int = 0) -> bool:
-    """Whether a value is a whole number, no bool, of at least that."""
+    """Whether a value is a whole number (a bool is not) of at least that."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 

@@ -64,14 +64,14 @@ class Pipeline:
         detector: finds the faces; None: only pictures of aligned faces can be worked on.
         parser: limits what is pasted to the face proper; None: all of a soft square is pasted.
         device: where the network runs.
-        precision: what torch is asked to paint in; see `painted_in`.
-        code_precision: what it chooses codes in.
-        compile: whether it is compiled for whole batches.
+        precision: precision of painting in torch; see `painted_in`.
+        code_precision: precision of choosing codes.
+        compile: whether the network is compiled for full batches.
         backend: what runs the network, see `backends.PACKAGES`.
-        model_name: what to call the network when speaking to people.
-        notes: sentences the user should read about the choice of weights.
-        identity: what decides its results beside the options: SHA-256 of weights, and the like.
-        files: where its weights were read, by what they are for.
+        model_name: name of the network in messages.
+        notes: sentences about the choice of weights that the user should read.
+        identity: what decides its results besides the options, such as the SHA-256 of weights.
+        files: the weight files that were read, by purpose.
     """
 
     network: Network
@@ -99,16 +99,16 @@ class Pipeline:
 
     @property
     def painted_in(self) -> str:
-        """The precision that faces are painted in, which an exported network brings with it."""
+        """The precision of painting, which is fixed in an exported network."""
         network = self.network
         return network.precision if isinstance(network, ExportedNetwork) else self.precision.value
 
     def __call__(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
         """Restores the faces of a photograph that the options ask for.
 
-        The network and the detector see 8 bits; pasting keeps 16. The size is exactly
-        `options.upscale` times the input's. With `options.aligned` the picture is stretched to
-        S x S, S being the network's side, and the result is the restored face, S x S.
+        Network and detector see 8 bits; pasting keeps 16. The result is exactly `options.upscale`
+        times the input's size. With `options.aligned` the picture is stretched to S x S, the
+        network's size, and the result is the restored face of that size.
         """
         return self.restoring(options)(photo)
 
@@ -118,32 +118,32 @@ class Pipeline:
         holes: Holes | None = None,
         options: Options = Options(),  # noqa: B008
     ) -> Restoration:
-        """Fills the holes of a photograph, as far as they lie in crops of faces.
+        """Fills the holes of a photograph where they lie in crops of faces.
 
         Every other pixel stays as it is. The network must be one for inpainting.
 
         Args:
-            holes: (H, W) bool, true where the photograph is to be filled; None: where it is pure
-                white.
-            options: as in restoration, but `fidelity` is not used.
+            holes: (H, W) bool, true where the photograph is to be filled; None: its pure white
+                pixels.
+            options: as in restoration; `fidelity` is not used.
         Raises:
             ImageError: the holes are not of the photograph's size.
-        Source: the published command, which knows aligned faces only: w = 1, no AdaIN.
+        Source: the published command, which takes aligned faces only: w = 1, no AdaIN.
         """
         return self.inpainting(holes, options)(photo)
 
     def colorize(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
-        """Gives the faces of a photograph colours, new ones where they have some.
+        """Gives the faces of a photograph new colours.
 
-        The rest stays as it is: a gray photograph becomes colour faces in gray surroundings. The
-        network must be one for colorization. Of the options, `fidelity` is not used.
+        The rest stays as it is: a gray photograph gets coloured faces in gray surroundings. The
+        network must be one for colorization. `options.fidelity` is not used.
 
-        Source: the published command, which knows aligned faces only: w = 0, AdaIN, no gray test.
+        Source: the published command, which takes aligned faces only: w = 0, AdaIN, no gray test.
         """
         return self.colorizing(options)(photo)
 
     def restoring(self, options: Options = Options()) -> Procedure:  # noqa: B008
-        """What a call does, in steps that several photographs can share."""
+        """Restoration in steps that several photographs can share; see `__call__`."""
         config = self.network.config
 
         def prepare(photo: Photo) -> Prepared:
@@ -163,7 +163,7 @@ class Pipeline:
         holes: Holes | None = None,
         options: Options = Options(),  # noqa: B008
     ) -> Procedure:
-        """What `inpaint` does, in steps that several photographs can share."""
+        """Inpainting in steps that several photographs can share; see `inpaint`."""
 
         def prepare(photo: Photo) -> Prepared:
             own = white_holes(photo.pixels) if holes is None else holes
@@ -173,7 +173,7 @@ class Pipeline:
         return self._procedure(INPAINTING, prepare, options, mask=mask)
 
     def colorizing(self, options: Options = Options()) -> Procedure:  # noqa: B008
-        """What `colorize` does, in steps that several photographs can share."""
+        """Colorization in steps that several photographs can share; see `colorize`."""
 
         def prepare(photo: Photo) -> Prepared:
             paste = partial(self._paste, photo, options)
@@ -229,13 +229,13 @@ class Pipeline:
         correct: Callable[[RestoredFace], RestoredFace] = lambda face: face,
         gray_stays: bool = True,
     ) -> Prepared:
-        """The way of every task: find faces, align them, and once they are painted, paste.
+        """The steps of every task: find faces, align them and, when they are painted, paste them.
 
         Args:
-            paste: new faces to the whole result.
-            choose: aligned faces to those that are to be painted, and why others are not.
-            correct: what the network painted to what is pasted.
-            gray_stays: whether equal channels stay equal.
+            paste: makes the whole result from new faces.
+            choose: decides which aligned faces are painted, and why others are not.
+            correct: makes what is pasted from what the network painted.
+            gray_stays: whether gray pixels stay gray.
         """
         pixels, size = to_uint8(photo.pixels), self.crop_size
         whole = _stretch(pixels, size) if options.aligned else None
@@ -269,7 +269,7 @@ class Pipeline:
         return Prepared(tuple(face for face in chosen if isinstance(face, AlignedFace)), finish)
 
     def _prepare_filling(self, photo: Photo, holes: Holes, options: Options) -> Prepared:
-        """The way of inpainting: the network sees white where the holes are."""
+        """The steps of inpainting: the network sees white where the holes are."""
         if holes.shape != photo.size:
             found, wanted = (f"{width}x{height}" for height, width in (holes.shape, photo.size))
             raise ImageError(f"the mask has {found} pixels and the photograph {wanted}")
@@ -277,7 +277,7 @@ class Pipeline:
         gray = equal_channels(photo.pixels)
 
         def gap_of(face: AlignedFace) -> Holes:
-            """What of the crop shows any part of a hole."""
+            """The pixels of the crop that show any part of a hole."""
             if options.aligned:
                 return resize(shown, self.crop_size, self.crop_size) > 0
             return cut_crop(shown, face.to_crop, self.crop_size, border=(0,)) > 0
@@ -292,7 +292,7 @@ class Pipeline:
             ]
 
         def correct(face: RestoredFace) -> RestoredFace:
-            """In a photograph the holes say what is pasted, so all that was painted is kept."""
+            """In a photograph the holes decide what is pasted, so everything painted is kept."""
             face = without_colours(face) if gray else face
             return fill(face, gap_of(face.aligned)) if options.aligned else face
 
@@ -311,7 +311,7 @@ class Pipeline:
         return replace(prepared, finish=finish)
 
     def _find(self, pixels: NDArray[np.uint8], options: Options) -> tuple[Face | SkippedFace, ...]:
-        """All faces of the picture, skipped where the options do not ask for them."""
+        """All faces of the picture, those skipped that the options leave out."""
         assert self.detector is not None
         largest = options.max_face if isinstance(options.max_face, int) else None
         return select_faces(
@@ -319,7 +319,7 @@ class Pipeline:
         )
 
     def _paste(self, photo: Photo, options: Options, faces: Sequence[RestoredFace]) -> Pixels:
-        """The photograph with new faces, each as far as its mask goes."""
+        """The photograph with new faces pasted, each within its mask."""
         masks = None
         if self.parser is not None and faces:
             masks = self.parser(np.stack([face.crop for face in faces]))
@@ -343,9 +343,9 @@ def load_pipeline(
     """A pipeline ready to be called.
 
     Args:
-        model: auto (published weights if they are on this machine, else those shipped here),
-            published, compact (those shipped here), or the path of a weight file. Only restoration
-            has compact ones. Other backends than torch take exported files as well.
+        model: auto (published weights if they are on this machine, else compact), published,
+            compact (the ones that come with cfrestore, for restoration only), or the path of a
+            weight file. Other backends than torch take exported files as well.
         detector: see `load_detector`.
         device: see `choose_device`.
         parser: a ParseNet file; None: the published one if it is on this machine.
@@ -412,7 +412,7 @@ def _detector_identity(name: str, detector: Detector) -> str:
 
 
 def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
-    """What is done otherwise for want of the files the published network is published with."""
+    """What is done differently because files that belong to the published network are missing."""
     lacks = {}
     if retinaface:
         lacks[weight_file("retinaface").file] = "MTCNN finds the faces"
@@ -424,13 +424,13 @@ def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
 def _each(
     faces: Sequence[Found], apply: Callable[[Sequence[AlignedFace]], Sequence[Outcome]]
 ) -> tuple[Outcome | FailedFace | SkippedFace, ...]:
-    """What becomes of faces, in the same order; one that is not aligned stays what it is."""
+    """Applies a function to the aligned faces; the others stay in their places as they are."""
     outcomes = iter(apply([face for face in faces if isinstance(face, AlignedFace)]))
     return tuple(next(outcomes) if isinstance(face, AlignedFace) else face for face in faces)
 
 
 def _unfilled(wanted: int, filled: int) -> tuple[str, ...]:
-    """What there is to say about holes of so many pixels, of which so many were filled."""
+    """A remark if not all of the wanted pixels were filled."""
     if not wanted:
         return ("there is no hole",)
     if filled == wanted:
@@ -455,7 +455,7 @@ def _align(
 
 
 def _stretch(pixels: NDArray[np.uint8], size: int) -> AlignedFace:
-    """The whole picture as one aligned face, its aspect ratio given up as published."""
+    """The whole picture as one aligned face, whose aspect ratio is not kept, as published."""
     fy, fx = (size / side for side in pixels.shape[:2])
     to_crop = np.array([[fx, 0, (fx - 1) / 2], [0, fy, (fy - 1) / 2]])  # pixel areas coincide
     landmarks = (FFHQ_TEMPLATE * (size / PUBLISHED_SIZE) - to_crop[:, 2]) / (fx, fy)

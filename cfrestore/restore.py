@@ -36,7 +36,7 @@ FLAWS = (
     "the network's output is one flat colour",
     "the network's output is not finite",
 )
-"""What may be wrong with what the network paints, by the number that comes with the pixels."""
+"""What can be wrong with a painted face, by the index that `_pack` puts behind the pixels."""
 
 _KEPT = 0.9  # share of the original's low frequencies in a restored crop
 
@@ -48,11 +48,11 @@ class RestoredFace:
     Attributes:
         crop: (S, S, 3) uint8 RGB.
         aligned: what the network was given.
-        fidelity: w it was painted with.
-        certainty: (s, s) float32, how sure the network was of each code at its first look: 1 less
-            the entropy of its distribution over the largest possible; None where the runtime does
-            not tell.
-        samples: the same painted with codes that were drawn from that distribution, (S, S, 3) each.
+        fidelity: the w it was painted with.
+        certainty: (s, s) float32, how sure the network was of each code at its first look:
+            1 - the entropy of its distribution / the largest possible entropy; None if the runtime
+            does not give it.
+        samples: the face painted with codes drawn from that distribution, (S, S, 3) each.
     """
 
     crop: NDArray[np.uint8]
@@ -63,7 +63,7 @@ class RestoredFace:
 
     @property
     def confidence(self) -> Mapping[str, float | None] | None:
-        """Mean certainty by region of the face, if it is known, see `confidence_by_region`."""
+        """Mean certainty by region of the face, see `confidence_by_region`; None if unknown."""
         if self.certainty is None:
             return None
         to_crop, landmarks = self.aligned.to_crop, self.aligned.face.landmarks
@@ -93,10 +93,10 @@ class FailedFace:
 
 
 class Painter:
-    """A network and how it is to paint: aligned faces to what it makes of them.
+    """Paints aligned faces with a network and fixed settings.
 
     Attributes:
-        batch_size: faces in one forward pass; halved for good where memory does not suffice.
+        batch_size: faces in one forward pass; halved for good if there is not enough memory.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Painter:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """Nothing is computed yet.
+        """Computes nothing yet.
 
         Args:
             network: on the device, in evaluation mode; S is its image size.
@@ -122,17 +122,16 @@ class Painter:
             match_statistics: see `CodeFormer.forward`.
             batch_size: faces in one forward pass.
             device: where the network is.
-            precision: what is painted in.
-            code_precision: what codes are chosen in.
-            compile: compiles the network for that batch size, which smaller batches are filled up
-                to.
+            precision: precision of painting.
+            code_precision: precision of choosing codes.
+            compile: compiles the network for that batch size; smaller batches are filled up.
             samples, temperature, seed: see Options.
         Raises:
-            ConfigError: samples are wanted of an exported network.
+            ConfigError: an exported network is to draw samples.
         """
         if samples and not isinstance(network, CodeFormer):
             raise ConfigError(
-                "only the backend torch can draw samples: an exported network does not tell how "
+                "only the backend torch can draw samples: an exported network does not say how "
                 "likely codes are"
             )
         self._samples, self._temperature, self._seed = samples, temperature, seed
@@ -151,14 +150,14 @@ class Painter:
     def __call__(self, aligned: Sequence[AlignedFace]) -> tuple[RestoredFace | FailedFace, ...]:
         """Paints each face independently of the others.
 
-        A face whose painting at reduced precision is no picture is painted once more in float32.
+        A face that comes out broken at reduced precision is painted once more in float32.
 
         Args:
             aligned: crops (S, S, 3) uint8 RGB.
         Returns:
-            one value per face, in the same order; FailedFace where the network gave no picture.
+            one value per face, in the same order; FailedFace if the network gave no picture.
         Raises:
-            MemoryError: there is too little even for a single face.
+            MemoryError: there is not enough memory even for a single face.
             ConfigError: the network cannot be compiled.
         """
         results: list[RestoredFace | FailedFace] = []
@@ -180,7 +179,7 @@ class Painter:
         return tuple(results)
 
     def _paint(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """See `_pack`, in main memory, with an axis in front: the chosen codes, then samples."""
+        """`_pack` in main memory, with an axis in front: the chosen codes, then the samples."""
         with inference():
             x = from_levels(upload(crops, self._device))  # (B, 3, S, S)
             with reduced(self._device, self._code_precision):
@@ -196,7 +195,7 @@ class Painter:
         return np.stack(painted)
 
     def _assured(self, features: Features, certainty: Tensor | None) -> Features:
-        """Features where faces of which the network was too unsure were looked at again."""
+        """The features after a second look at faces that the network was too unsure of."""
         network = self._network
         least = network.config.second_look
         if certainty is None or not least or not isinstance(network, CodeFormer):
@@ -214,7 +213,7 @@ class Painter:
         return features._replace(quantized=quantized, logits=logits)
 
     def _decoded(self, features: Features, certainty: Tensor | None) -> NDArray[np.uint8]:
-        """See `_pack`, in main memory; what reduced precision spoils is done again."""
+        """`_pack` in main memory; faces that reduced precision spoils are painted again."""
         quantized, skips = features.quantized, features.skips
         with reduced(self._device, self._precision):
             images = self._decode(quantized, skips, self._fidelity)
@@ -229,7 +228,7 @@ class Painter:
         return painted
 
     def _draw(self, crops: Sequence[NDArray[np.uint8]], features: Features) -> Tensor:
-        """Codes (samples, B, T); those of a face depend on seed and crop, not on the others."""
+        """Codes (samples, B, T); those of a face depend on seed and crop, not on other faces."""
         assert features.logits is not None
         drawn = []
         for crop, logits in zip(crops, features.logits, strict=True):
@@ -257,11 +256,12 @@ def restore_faces(
     code_precision: Precision = Precision.FP32,
     compile: bool = False,
 ) -> tuple[RestoredFace | FailedFace, ...]:
-    """Restores faces in batches; what becomes of one does not depend on the others.
+    """Restores faces in batches; no result depends on the other faces.
 
     Args:
-        gray: the picture is gray: the results are, and keep their crop's brightness and contrast.
-        others: see `Painter`; whether statistics are matched is the network's to say.
+        gray: the picture is gray, so the results are gray too, with their crop's brightness and
+            contrast.
+        others: see `Painter`; the network's configuration says whether statistics are matched.
     """
     paint = Painter(
         network,
@@ -282,10 +282,10 @@ def restore_faces(
 
 
 def _pack(images: Tensor, certainty: Tensor | None) -> Tensor:
-    """What is to be known of images (B, 3, S, S), on their device: (B, S * S * 3 + T + 1) uint8.
+    """Images (B, 3, S, S) and facts about them, on their device: (B, S * S * 3 + T + 1) uint8.
 
-    The pixels of each; the certainty (B, T) of its codes in 1/255, if it is known, else T is 0;
-    then the index of what is wrong with it in FLAWS.
+    For each image its pixels, the certainty (T) of its codes in 1/255 (T is 0 if unknown), and the
+    index in FLAWS of what is wrong with it.
     """
     pixels = to_levels(images).flatten(1, 2)  # (B, S * S, 3)
     flat = (pixels.amax(1) == pixels.amin(1)).all(1)  # (B,)
@@ -296,7 +296,7 @@ def _pack(images: Tensor, certainty: Tensor | None) -> Tensor:
 
 
 def _certainty(logits: Tensor) -> Tensor:
-    """1 less the entropy of each code's distribution (B, T, K) over log K: (B, T) in [0, 1]."""
+    """1 - the entropy of each code's distribution (B, T, K) / log K: (B, T) in [0, 1]."""
     log_p = logits.float().log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
     return (1 - entropy).clamp(0, 1)
@@ -305,7 +305,7 @@ def _certainty(logits: Tensor) -> Tensor:
 def _judge(
     values: NDArray[np.uint8], aligned: AlignedFace, fidelity: float
 ) -> RestoredFace | FailedFace:
-    """One face's rows of `_pack` as a result, in memory of its own, if all are pictures."""
+    """One face's rows of `_pack` as a result with memory of its own, if all are pictures."""
     if reason := FLAWS[values[:, -1].max()]:
         return FailedFace(aligned.face, reason)
     shape, size = aligned.crop.shape, aligned.crop.size
@@ -317,7 +317,7 @@ def _judge(
 
 
 def correct(face: RestoredFace, *, keeps_colours: bool, gray: bool) -> RestoredFace:
-    """The face with colours and light of its crop, as far as they are to be kept.
+    """The face with the colours and light of its crop, if they are to be kept.
 
     Args:
         keeps_colours: see CodeFormerConfig.keep_colours.
@@ -332,12 +332,12 @@ def correct(face: RestoredFace, *, keeps_colours: bool, gray: bool) -> RestoredF
 
 
 def blank(face: AlignedFace, gap: NDArray[np.bool_]) -> AlignedFace:
-    """The face, white where the gap (S, S) is, as inpainting networks are shown it."""
+    """The face with white in the gap (S, S), as inpainting networks expect it."""
     return replace(face, crop=np.where(gap[..., None], np.uint8(255), face.crop))
 
 
 def fill(face: RestoredFace, gap: NDArray[np.bool_]) -> RestoredFace:
-    """The face as the network was shown it, with what it painted in the gap (S, S) only.
+    """The crop that the network was given, with what it painted in the gap (S, S) only.
 
     Source: the published inpainting command.
     """
@@ -345,15 +345,15 @@ def fill(face: RestoredFace, gap: NDArray[np.bool_]) -> RestoredFace:
 
 
 def without_colours(face: RestoredFace) -> RestoredFace:
-    """The face in the grays of its brightness."""
+    """The face in gray, with its brightness."""
     return replace(face, crop=np.asarray(np.rint(to_gray(face.crop)), np.uint8))
 
 
 def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The crop with nine tenths of the original's low frequencies, so that colours and light stay.
+    """The crop with nine tenths of the original's low frequencies, to keep colours and light.
 
-    What a degradation leaves nearly intact are the low frequencies; what a restoration adds are the
-    high. A tenth stays the network's, whose errors are others than the original's.
+    Degradation leaves low frequencies nearly intact, and restoration adds high ones. A tenth stays
+    the network's, whose errors differ from the original's.
 
     Args:
         crop, original: (S, S, 3) uint8.
@@ -366,6 +366,6 @@ def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArra
 
 
 def _like_gray(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The crop without colours of its own, with the original's statistics, and so its tint."""
+    """The crop in gray, with the original's statistics and so its tint."""
     matched = match_statistics(to_gray(crop), original)
     return np.asarray(np.rint(matched.clip(0, 255)), np.uint8)

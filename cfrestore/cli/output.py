@@ -1,4 +1,4 @@
-"""Files that a command writes beside pictures: whether they may be, and JSON."""
+"""Files that a command writes besides pictures: whether they may be written, and JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cfrestore.files import drafted
 
 
 def check_free(file: Path | None, inputs: Sequence[object], *, overwrite: bool) -> None:
-    """Raises OutputError if a file that is to be written would destroy something."""
+    """Raises OutputError if writing a file would destroy something."""
     if file is None or not file.exists():
         return
     if not overwrite:

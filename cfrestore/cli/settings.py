@@ -1,4 +1,4 @@
-"""The file cfrestore.toml: what options are where neither words nor environment say anything."""
+"""The file cfrestore.toml: values of options that neither arguments nor environment set."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ HERE = Path(NAME)
 """The file in the working folder."""
 
 FILE = "cfrestore.settings"
-"""Where the context of a command keeps the path of the file that it took."""
+"""Key of the used file's path in the context of a command."""
 
 COMMANDS = ("restore", "inpaint", "colorize")
-"""Those that the file is for; a key may be an option of any of them."""
+"""The commands that use the file; a key may be an option of any of them."""
 
 RESERVED = frozenset(
     {
@@ -42,19 +42,19 @@ RESERVED = frozenset(
         "weights_dir",
     }
 )
-"""What a file that is merely found in the working folder may not set.
+"""Options that a file may not set if it was found in the working folder.
 
 That folder may be somebody else's, who must not decide which files are read or replaced, where
-pictures are sent, or where weights come from. Files of weights and masks that it may name are read
-as numbers, and run nothing.
+pictures are sent, or where weights come from. It may name files of weights and masks: reading them
+runs nothing.
 """
 
 
 def use_settings(context: typer.Context, file: Path | None) -> Path | None:
-    """Takes defaults from the file, or from one that is found; the callback of --config.
+    """Takes defaults from the file or one that is found; the callback of --config.
 
     Raises:
-        ConfigError: as `read_settings`, or a file in the working folder sets what is RESERVED.
+        ConfigError: as `read_settings`, or a file in the working folder sets a RESERVED option.
     """
     path = file or find_settings()
     if path is not None and not context.resilient_parsing:
@@ -67,7 +67,7 @@ def use_settings(context: typer.Context, file: Path | None) -> Path | None:
 
 
 def find_settings() -> Path | None:
-    """cfrestore.toml in the working folder, else in the user's folder of settings, else None."""
+    """cfrestore.toml in the working folder, else in the user's settings folder, else None."""
     return next((path for path in (HERE, own_settings()) if path.is_file()), None)
 
 
@@ -77,11 +77,11 @@ def own_settings() -> Path:
 
 
 def read_settings(path: Path) -> dict[str, str | bool]:
-    """The values in a file, by the names of the parameters, as the command line would have them.
+    """The values in a file, by parameter name, in the form that the command line takes.
 
     Raises:
-        ConfigError: the file is unreadable, no TOML, names no option, gives it no plain value, or
-            would have inputs replaced.
+        ConfigError: the file is unreadable or not TOML, a key is not an option or is in-place, or a
+            value is not a plain one.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -117,7 +117,7 @@ def _check_reserved(settings: Mapping[str, object]) -> None:
 
 
 def _plain(value: object, key: str, path: Path) -> str | bool:
-    """A value as words have it: true and false as they are, numbers as text, a list with commas."""
+    """A value as an argument: truth values as they are, numbers as text, lists with commas."""
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""The way of every command on pictures: plan, load, do, report."""
+"""The steps of every command on pictures: plan, load, work, report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def set_up(weights_dir: Path | None, offline: bool) -> None:
-    """Tells the library, through the environment, where weights are and whether to fetch any."""
+    """Tells the library, through the environment, where weights are and whether to fetch them."""
     if weights_dir is not None:
         os.environ["CFRESTORE_HOME"] = str(weights_dir)
     if offline:
@@ -45,18 +45,18 @@ def work(
     parser: Path | None = None,
     fidelity: float | None = None,
 ) -> None:
-    """Plans, makes the pipeline, downloads included, does the jobs, and reports each.
+    """Plans, loads the pipeline, downloading weights if needed, does the jobs, and reports each.
 
     Args:
-        procedure_of: the pipeline to what is to be done to each photograph.
-        fidelity: what {w} stands for in a template.
+        procedure_of: makes the procedure from the pipeline.
+        fidelity: the value of {w} in a template.
     Raises:
         typer.Exit: code 1 if something failed, 130 if interrupted.
     """
     check(words, parser)
     stdout = sys.stdout
     if words.json and stdout is None:
-        raise ConfigError("stdout is closed, and --json is to be written there")
+        raise ConfigError("stdout is closed, but --json is to be written there")
     try:
         with redirect_stdout(sys.stderr), ExitStack() as stack:  # what packages print is for people
             places = stack.enter_context(_reached(words))
@@ -100,7 +100,7 @@ class Places:
 
 @contextmanager
 def _reached(words: Words) -> Iterator[Places]:
-    """Where there are URLs, the current folder looks like what is there, see `batch.remote`.
+    """Mirrors remote files in a temporary current folder if there are URLs, see `batch.remote`.
 
     Raises:
         ConfigError, ImageError: as `mirror`.
@@ -132,7 +132,7 @@ def _reached(words: Words) -> Iterator[Places]:
 def _planner(
     words: Words, places: Places, task: Task, fidelity: float | None
 ) -> Callable[[], Sequence[Job]]:
-    """What finds the jobs that the words ask for, anew each time that it is called."""
+    """A function that finds the jobs that the arguments ask for, anew at each call."""
     from cfrestore.batch import COMPARED, CROPS, RESTORED, SAMPLES, parse_shard, plan
 
     output = places.output
@@ -163,7 +163,7 @@ def _planner(
 
 
 def _check_there(jobs: Sequence[Job]) -> None:
-    """Raises ImageError if there is not one of the pictures; no weights are downloaded for that."""
+    """Raises ImageError if none of the pictures exists, before any weights are downloaded."""
     absent = [
         job.source for job in jobs if isinstance(job.source, Path) and not _exists(job.source)
     ]
@@ -182,12 +182,12 @@ def _exists(path: Path) -> bool:
 
 
 def _listed(file: str, *, null: bool) -> Sequence[Path]:
-    """The pictures that a list names, `-` being stdin."""
+    """The pictures named in a file, or on stdin for `-`."""
     from cfrestore.batch import read_list
 
     if file == "-":
         if sys.stdin is None:
-            raise ConfigError("stdin is closed, and --files-from is to read it")
+            raise ConfigError("stdin is closed, but --files-from is to read it")
         return read_list(sys.stdin.buffer, null=null)
     try:
         with Path(file).open("rb") as stream:
@@ -208,9 +208,9 @@ def _show(jobs: Sequence[Job], words: Words, stdout: TextIO) -> None:
 def _streams(
     jobs: Sequence[Job], stdout: TextIO | None
 ) -> Iterator[tuple[BinaryIO | None, BinaryIO | None]]:
-    """What jobs that read stdin or write stdout are to use; None where it is closed.
+    """Stdin and stdout for jobs that use them; None if closed.
 
-    Who stops reading a picture from stdout ends the process, as with any other filter.
+    A reader that closes the pipe ends the process, as with any other filter.
 
     Raises:
         OutputError: a picture would go to a terminal.
@@ -223,7 +223,7 @@ def _streams(
         return
     if stdout is not None and stdout.isatty():
         raise OutputError(
-            "a picture is not written to a terminal; -o names a file, or > or | lead elsewhere"
+            "a picture is not written to a terminal; name a file with -o, or redirect with > or |"
         )
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL) if hasattr(signal, "SIGPIPE") else None
     try:
@@ -235,12 +235,12 @@ def _streams(
 
 @dataclass(frozen=True)
 class About:
-    """What is to be known of a pipeline and a procedure, whichever machine has them.
+    """What is known about a pipeline and a procedure, which may be on another machine.
 
     Attributes:
         facts, provenance: see `facts_of` and `provenance_of`.
-        lines: what is said of them first.
-        settings: those of the procedure.
+        lines: introductory messages.
+        settings: the procedure's.
     """
 
     facts: Facts
@@ -256,7 +256,7 @@ def _prepare(
     parser: Path | None,
     procedure_of: Callable[[Pipeline], Procedure],
 ) -> tuple[Procedure, About]:
-    """What is to be done to each photograph, on this machine."""
+    """Loads the pipeline and makes the procedure, on this machine."""
     set_up(words.weights_dir, words.offline)
     pipeline = load(words, task, model, parser)
     procedure = procedure_of(pipeline)
@@ -277,7 +277,7 @@ Do = Callable[["Sequence[Job]"], "Generator[Outcome, None, None]"]
 def _here(
     words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
 ) -> Iterator[tuple[Do, About]]:
-    """What does jobs on this machine."""
+    """Does jobs on this machine."""
     from cfrestore.batch import WORKERS, run
 
     with _streams(jobs, stdout) as (source, sink):
@@ -299,10 +299,10 @@ def _here(
 def _on_cluster(
     words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
 ) -> Iterator[tuple[Do, About]]:
-    """What does jobs on a Ray cluster, where alone the networks are.
+    """Does jobs on a Ray cluster; only there are the networks loaded.
 
     Args:
-        home: the folder that the words were said in, if that is not the current one.
+        home: see Places.
     """
     from cfrestore.batch import cluster
 
@@ -317,7 +317,7 @@ def _on_cluster(
 
 
 def _ends(words: Words, about: About) -> dict[str, Any]:
-    """How pictures are read and written, as both engines take it."""
+    """How pictures are read and written, as arguments of both engines."""
     from cfrestore.image import MAX_PIXELS, read_photo, write_photo
 
     quality = parse_quality(words.quality)
@@ -348,7 +348,7 @@ def _report(
     facts: Facts,
     stdout: TextIO,
 ) -> bool:
-    """Says what becomes of jobs while it does; whether all is as it should be."""
+    """Reports each job as it ends; returns whether all went well."""
     console = report.make_console()
     outcomes: list[Outcome] = []
 
@@ -374,12 +374,13 @@ def _report(
 
 
 def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
-    """The pipeline of a task, its weights downloaded first where they are wanted and absent.
+    """The pipeline of a task; missing weights are downloaded first.
 
-    With published weights comes what they are published with, as far as nothing else is named.
+    With published weights come the detector and the parser that they are published with, unless
+    others are named.
 
     Raises:
-        WeightsError: what the user named, or what nothing can replace, cannot be had.
+        WeightsError: weights that the user named, or that nothing can replace, cannot be had.
         CheckpointError, ConfigError: as `load_pipeline`.
     """
     from cfrestore.cli.supply import supply
