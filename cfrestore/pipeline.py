@@ -62,7 +62,7 @@ class Pipeline:
     Attributes:
         network: a CodeFormer in evaluation mode, on the device, or an exported one.
         detector: finds the faces; None: only pictures of aligned faces can be worked on.
-        parser: limits what is pasted to the face proper; None: all of a soft square is pasted.
+        parser: limits what is pasted to the face proper; None: a whole soft square is pasted.
         device: where the network runs.
         precision: precision of painting in torch; see `painted_in`.
         code_precision: precision of choosing codes.
@@ -417,8 +417,8 @@ def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
     if retinaface:
         lacks[weight_file("retinaface").file] = "MTCNN finds the faces"
     if parsenet:
-        lacks[weight_file("parsenet").file] = "all of a soft square around each face is pasted"
-    return (f"For want of {' and '.join(lacks)}, {' and '.join(lacks.values())}.",) if lacks else ()
+        lacks[weight_file("parsenet").file] = "a whole soft square around each face is pasted"
+    return (f"Without {' and '.join(lacks)}, {' and '.join(lacks.values())}.",) if lacks else ()
 
 
 def _each(

@@ -270,13 +270,13 @@ def test_auto_takes_the_published_weights_where_they_are(
 @pytest.mark.parametrize(
     ("detector", "found", "note"),
     [
-        ("auto", "retinaface-resnet50", "For want of parsing_parsenet.pth, all of a soft square"),
-        ("mtcnn", "mtcnn", "For want of parsing_parsenet.pth, all of a soft square"),
+        ("auto", "retinaface-resnet50", "Without parsing_parsenet.pth, a whole soft square"),
+        ("mtcnn", "mtcnn", "Without parsing_parsenet.pth, a whole soft square"),
         (
             "auto",
             "mtcnn",
-            "For want of detection_Resnet50_Final.pth and parsing_parsenet.pth, MTCNN finds the "
-            "faces and all of a soft square",
+            "Without detection_Resnet50_Final.pth and parsing_parsenet.pth, MTCNN finds the "
+            "faces and a whole soft square",
         ),
     ],
 )

@@ -75,7 +75,7 @@ def _chosen(auto: Choice) -> Iterator[tuple[str, str]]:
         return
     yield "model", auto.model or ""
     yield "detector", auto.detector or ""
-    yield "parser", auto.parser or "none, the whole of a soft square is pasted"
+    yield "parser", auto.parser or "none, a whole soft square is pasted"
     yield "device", auto.device or ""
 
 

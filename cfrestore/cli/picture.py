@@ -32,7 +32,7 @@ class PictureCommand(TyperCommand):
             if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not in the command line, so say where
                 variable = f"CFRESTORE_{str(name).upper()}"
                 error.message += (
-                    f"; {variable if source == 'ENVIRONMENT' else ctx.meta[FILE]} says so"
+                    f"; it is set by {variable if source == 'ENVIRONMENT' else ctx.meta[FILE]}"
                 )
             raise
 

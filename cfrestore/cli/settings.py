@@ -99,7 +99,9 @@ def _checked(content: Mapping[str, object], path: Path) -> dict[str, str | bool]
         name = key.replace("-", "_")
         if name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0)[0].replace("_", "-")
-            raise ConfigError(f"{path} sets {key!r}, which is no option; the nearest is {near!r}")
+            raise ConfigError(
+                f"{path} sets {key!r}, which is not an option; the nearest is {near!r}"
+            )
         if name == "in_place":  # it may lie in a folder of somebody else's
             raise ConfigError(f"{path} sets {key!r}; only --in-place itself replaces originals")
         settings[name] = _plain(value, key, path)
@@ -124,7 +126,9 @@ def _plain(value: object, key: str, path: Path) -> str | bool:
         return str(value)
     if isinstance(value, list) and all(type(item) is int for item in value):
         return ",".join(map(str, value))
-    raise ConfigError(f"{path} sets {key!r} to no text, number, truth value or list of numbers")
+    raise ConfigError(
+        f"{path} must set {key!r} to text, a number, true, false or a list of whole numbers"
+    )
 
 
 @cache
