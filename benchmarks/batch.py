@@ -24,7 +24,7 @@ from cfrestore import Options, load_pipeline, read_photo, write_photo
 from cfrestore.align import AlignedFace
 from cfrestore.batch import plan, run
 from cfrestore.detect import Face
-from cfrestore.device import describe, synchronize
+from cfrestore.device import Execution, describe, synchronize
 from cfrestore.image import Photo
 from cfrestore.pipeline import Pipeline
 from cfrestore.restore import Painter
@@ -86,8 +86,7 @@ def measure_batches(pipeline: Pipeline) -> None:
             fidelity=Options().fidelity,
             match_statistics=pipeline.network.config.match_statistics,
             batch_size=size,
-            device=pipeline.device,
-            precision=pipeline.precision,
+            execution=Execution(pipeline.device, pipeline.execution.precision),
         )
 
         def painted(paint: Painter = paint) -> None:

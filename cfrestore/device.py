@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+CPU = torch.device("cpu")
+
 FACES_AT_ONCE = 16
 """First batch size tried for auto where batches save time."""
 
@@ -73,6 +75,29 @@ class Precision(Enum):
     TF32 = "tf32"
     BF16 = "bf16"
     FP16 = "fp16"
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a network computes; `network.choose_execution` makes one from names.
+
+    Attributes:
+        device: where the network is.
+        precision: precision of painting.
+        code_precision: precision of choosing codes.
+        compile: whether the network is compiled for full batches.
+        backend: what runs it, see `backends.PACKAGES`.
+    """
+
+    device: torch.device = CPU
+    precision: Precision = Precision.FP32
+    code_precision: Precision = Precision.FP32
+    compile: bool = False
+    backend: str = "torch"
+
+
+ON_CPU = Execution()
+"""In float32 on the CPU, by torch."""
 
 
 _REDUCED = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}

@@ -290,6 +290,7 @@ def _trial(name: str, description: str) -> Device:
 
     from cfrestore.align import AlignedFace
     from cfrestore.detect import Face
+    from cfrestore.device import Execution
     from cfrestore.restore import restore_faces
     from cfrestore.weights import load_codeformer
 
@@ -299,9 +300,10 @@ def _trial(name: str, description: str) -> Device:
     crop = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     nobody = Face(np.zeros(4, np.float32), 1.0, np.zeros((5, 2), np.float32))
     aligned = AlignedFace(crop, np.eye(2, 3), nobody)
-    (low,) = restore_faces(network, [aligned], fidelity=0, device=device)
+    execution = Execution(device)
+    (low,) = restore_faces(network, [aligned], fidelity=0, execution=execution)
     start = time.perf_counter()
-    (high,) = restore_faces(network, [aligned], fidelity=1, device=device)
+    (high,) = restore_faces(network, [aligned], fidelity=1, execution=execution)
     seconds = time.perf_counter() - start
     change, error = _difference(low, high)
     return Device(name, description, round(seconds, 3), change, error)

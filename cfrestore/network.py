@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from cfrestore.backends import ExportedNetwork, check_backend, exported, exported_facts
 from cfrestore.checkpoint import read_metadata
 from cfrestore.device import (
-    Precision,
+    Execution,
     check_compiling,
     choose_code_precision,
     choose_device,
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cfrestore.models.codeformer import CodeFormerConfig, Features
-
-CPU = torch.device("cpu")
 
 
 class Network(Protocol):
@@ -45,10 +41,10 @@ class Network(Protocol):
         """The painted images (B,3,S,S)."""
 
 
-def choose_place(
+def choose_execution(
     backend: str, device: str, precision: str, code_precision: str = "auto", *, compile: bool
-) -> tuple[torch.device, Precision, Precision]:
-    """The device and the precisions of those names; only torch can use other devices than the CPU.
+) -> Execution:
+    """How to compute, by names; only torch can use other devices than the CPU.
 
     Raises:
         ConfigError: a name is unknown, the backend or the device is absent, or they do not go
@@ -60,7 +56,7 @@ def choose_place(
         if compile:
             check_compiling(place)
         codes = choose_code_precision(code_precision, place)
-        return place, choose_precision(precision, place), codes
+        return Execution(place, choose_precision(precision, place), codes, compile, backend)
     if device not in ("auto", "cpu"):
         raise ConfigError(f"the backend {backend} runs on the CPU, not on {device}")
     for name in (precision, code_precision):
@@ -71,10 +67,10 @@ def choose_place(
             )
     if compile:
         raise ConfigError(f"--compile is torch's; the backend {backend} always compiles")
-    return CPU, Precision.FP32, Precision.FP32
+    return Execution(backend=backend)
 
 
-def open_network(path: Path, backend: str, task: Task, device: torch.device) -> Network:
+def open_network(path: Path, task: Task, execution: Execution) -> Network:
     """The network of a file; for other backends than torch, an exported one.
 
     Raises:
@@ -82,12 +78,12 @@ def open_network(path: Path, backend: str, task: Task, device: torch.device) -> 
         WeightsError, CheckpointError, OutputError: as `load_codeformer` and `exported`.
     """
     ready = is_exported(path)
-    if backend == "torch":
+    if execution.backend == "torch":
         if ready:
             raise ConfigError(f"{path} is an exported network; --backend openvino or onnx runs it")
-        return load_codeformer(path, device)
+        return load_codeformer(path, execution.device)
     graph = path if ready else exported(path, match_statistics=task.matched)
-    network = ExportedNetwork(graph, backend)
+    network = ExportedNetwork(graph, execution.backend)
     network.check(matches(task, network.config))
     return network
 

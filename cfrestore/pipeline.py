@@ -15,11 +15,11 @@ from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_fa
 from cfrestore.backends import ExportedNetwork
 from cfrestore.detail import weigh
 from cfrestore.detect import NAMES, Detector, Face, load_detector
-from cfrestore.device import Precision, choose_parsing_precision, faces_at_once
+from cfrestore.device import ON_CPU, Execution, choose_parsing_precision, faces_at_once
 from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
 from cfrestore.holes import enlarge_holes, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, keep_neutral, resize, to_depth, to_uint8
-from cfrestore.network import CPU, choose_model, choose_place, matches, open_network
+from cfrestore.network import choose_execution, choose_model, matches, open_network
 from cfrestore.options import Options
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
@@ -63,11 +63,7 @@ class Pipeline:
         network: a CodeFormer in evaluation mode, on the device, or an exported one.
         detector: finds the faces; None: only pictures of aligned faces can be worked on.
         parser: limits what is pasted to the face proper; None: a whole soft square is pasted.
-        device: where the network runs.
-        precision: precision of painting in torch; see `painted_in`.
-        code_precision: precision of choosing codes.
-        compile: whether the network is compiled for full batches.
-        backend: what runs the network, see `backends.PACKAGES`.
+        execution: how the network computes; see also `painted_in`.
         model_name: name of the network in messages.
         notes: sentences about the choice of weights that the user should read.
         identity: what decides its results besides the options, such as the SHA-256 of weights.
@@ -77,11 +73,7 @@ class Pipeline:
     network: Network
     detector: Detector | None
     parser: FaceParser | None = None
-    device: torch.device = CPU
-    precision: Precision = Precision.FP32
-    code_precision: Precision = Precision.FP32
-    compile: bool = False
-    backend: str = "torch"
+    execution: Execution = ON_CPU
     model_name: str = "custom"
     notes: tuple[str, ...] = ()
     identity: Mapping[str, object] = field(default_factory=dict)
@@ -100,8 +92,14 @@ class Pipeline:
     @property
     def painted_in(self) -> str:
         """The precision of painting, which is fixed in an exported network."""
-        network = self.network
-        return network.precision if isinstance(network, ExportedNetwork) else self.precision.value
+        if isinstance(self.network, ExportedNetwork):
+            return self.network.precision
+        return self.execution.precision.value
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self.execution.device
 
     def __call__(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
         """Restores the faces of a photograph that the options ask for.
@@ -204,10 +202,7 @@ class Pipeline:
             fidelity=options.fidelity if task.fidelity is None else task.fidelity,
             match_statistics=matches(task, self.network.config),
             batch_size=batch_size,
-            device=self.device,
-            precision=self.precision,
-            code_precision=self.code_precision,
-            compile=self.compile,
+            execution=self.execution,
             samples=options.samples,
             temperature=options.temperature,
             seed=options.seed,
@@ -364,28 +359,24 @@ def load_pipeline(
         ConfigError: a name is unknown, the device or the backend is absent, or they do not go
             together.
     """
-    place, exactness, code_exactness = choose_place(
-        backend, device, precision, code_precision, compile=compile
-    )
+    execution = choose_execution(backend, device, precision, code_precision, compile=compile)
     kind = find_task(task)
     path, name, notes = choose_model(str(model), kind)
-    network = open_network(path, backend, kind, place)
-    finder = None if aligned else load_detector(detector, place, threshold)
+    network = open_network(path, kind, execution)
+    finder = None if aligned else load_detector(detector, execution.device, threshold)
     parses = kind.parses and not aligned
     parsing = (parser or locate("parsenet")) if parses else None
-    parsing_exactness = choose_parsing_precision(precision, place)
+    parsing_exactness = choose_parsing_precision(precision, execution.device)
     if name == "published":
         fell_back = detector == "auto" and finder is not None and finder.name == "mtcnn"
         notes += _lacking(fell_back, parses and parsing is None)
     return Pipeline(
         network,
         finder,
-        parser=FaceParser(parsing, place, precision=parsing_exactness) if parsing else None,
-        device=place,
-        precision=exactness,
-        code_precision=code_exactness,
-        compile=compile,
-        backend=backend,
+        parser=FaceParser(parsing, execution.device, precision=parsing_exactness)
+        if parsing
+        else None,
+        execution=execution,
         model_name=f"{name} ({network.config.image_size} px)",
         notes=notes,
         identity={
@@ -395,8 +386,8 @@ def load_pipeline(
             "parser": known_sha256(parsing) if parsing else None,
             # What was asked for: several machines may share the work.
             "parser_precision": ("fp32" if precision == "fp32" else "auto") if parsing else None,
-            "precision": exactness.value,
-            "code_precision": code_exactness.value,
+            "precision": execution.precision.value,
+            "code_precision": execution.code_precision.value,
             "backend": backend,
         },
         files={

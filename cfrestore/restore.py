@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from cfrestore.confidence import confidence_by_region
 from cfrestore.detail import LARGE_FROM
-from cfrestore.device import Precision, compiled, download, inference, reduced, upload
+from cfrestore.device import (
+    ON_CPU,
+    Execution,
+    Precision,
+    compiled,
+    download,
+    inference,
+    reduced,
+    upload,
+)
 from cfrestore.errors import ConfigError
 from cfrestore.image import from_levels, match_statistics, to_gray, to_levels
 from cfrestore.models.codeformer import CodeFormer
@@ -106,10 +115,7 @@ class Painter:
         fidelity: float,
         match_statistics: bool,
         batch_size: int = 4,
-        device: str | torch.device = "cpu",
-        precision: Precision = Precision.FP32,
-        code_precision: Precision = Precision.FP32,
-        compile: bool = False,
+        execution: Execution = ON_CPU,
         samples: int = 0,
         temperature: float = 1.0,
         seed: int = 0,
@@ -121,10 +127,8 @@ class Painter:
             fidelity: w, see Options.
             match_statistics: see `CodeFormer.forward`.
             batch_size: faces in one forward pass.
-            device: where the network is.
-            precision: precision of painting.
-            code_precision: precision of choosing codes.
-            compile: compiles the network for that batch size; smaller batches are filled up.
+            execution: how to compute; a network that is compiled is compiled for that batch size,
+                and smaller batches are filled up.
             samples, temperature, seed: see Options.
         Raises:
             ConfigError: an exported network is to draw samples.
@@ -139,12 +143,9 @@ class Painter:
         self._network = network
         self._fidelity = fidelity
         self._match_statistics = match_statistics
-        self._device = torch.device(device)
-        self._precision = precision
-        self._code_precision = code_precision
-        self._fills_up = compile
+        self._execution = execution
         self._predict, self._decode = network.predict_features, network.decode
-        if compile:
+        if execution.compile:
             self._predict, self._decode = compiled(self._predict), compiled(self._decode)
 
     def __call__(self, aligned: Sequence[AlignedFace]) -> tuple[RestoredFace | FailedFace, ...]:
@@ -163,7 +164,7 @@ class Painter:
         results: list[RestoredFace | FailedFace] = []
         while len(results) < len(aligned):
             batch = aligned[len(results) :][: self.batch_size]
-            size = self.batch_size if self._fills_up else len(batch)
+            size = self.batch_size if self._execution.compile else len(batch)
             crops = [face.crop for face in batch]
             try:
                 painted = self._paint(crops + crops[-1:] * (size - len(batch)))
@@ -180,9 +181,10 @@ class Painter:
 
     def _paint(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """`_pack` in main memory, with an axis in front: the chosen codes, then the samples."""
+        device = self._execution.device
         with inference():
-            x = from_levels(upload(crops, self._device))  # (B, 3, S, S)
-            with reduced(self._device, self._code_precision):
+            x = from_levels(upload(crops, device))  # (B, 3, S, S)
+            with reduced(device, self._execution.code_precision):
                 features = self._predict(x, self._match_statistics)
                 certainty = None if features.logits is None else _certainty(features.logits)
                 features = self._assured(features, certainty)
@@ -215,10 +217,10 @@ class Painter:
     def _decoded(self, features: Features, certainty: Tensor | None) -> NDArray[np.uint8]:
         """`_pack` in main memory; faces that reduced precision spoils are painted again."""
         quantized, skips = features.quantized, features.skips
-        with reduced(self._device, self._precision):
+        with reduced(self._execution.device, self._execution.precision):
             images = self._decode(quantized, skips, self._fidelity)
         painted = download(_pack(images, certainty))
-        if self._precision is Precision.FP32:
+        if self._execution.precision is Precision.FP32:
             return painted
         for index in painted[:, -1].nonzero()[0]:
             one = slice(index, index + 1)
@@ -236,7 +238,7 @@ class Painter:
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             every = logits.expand(self._samples, -1, -1)
             drawn.append(draw(every, generator, self._temperature))
-        return torch.stack(drawn, 1).to(self._device)
+        return torch.stack(drawn, 1).to(self._execution.device)
 
     def _requantized(self, codes: Tensor, features: Features) -> Tensor:
         assert isinstance(self._network, CodeFormer)
@@ -251,10 +253,7 @@ def restore_faces(
     fidelity: float,
     batch_size: int = 4,
     gray: bool = False,
-    device: str | torch.device = "cpu",
-    precision: Precision = Precision.FP32,
-    code_precision: Precision = Precision.FP32,
-    compile: bool = False,
+    execution: Execution = ON_CPU,
 ) -> tuple[RestoredFace | FailedFace, ...]:
     """Restores faces in batches; no result depends on the other faces.
 
@@ -268,10 +267,7 @@ def restore_faces(
         fidelity=fidelity,
         match_statistics=network.config.match_statistics,
         batch_size=batch_size,
-        device=device,
-        precision=precision,
-        code_precision=code_precision,
-        compile=compile,
+        execution=execution,
     )
     return tuple(
         correct(face, keeps_colours=network.config.keep_colours, gray=gray)

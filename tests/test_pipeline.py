@@ -368,7 +368,7 @@ def test_the_precision_reaches_the_painting(
     machine: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     loaded = load_pipeline(device="cpu", precision=name)
-    assert loaded.precision.value == {"auto": "fp32"}.get(name, name)
+    assert loaded.execution.precision.value == {"auto": "fp32"}.get(name, name)
     asked = []
     monkeypatch.setattr(
         restore, "reduced", lambda _, precision: asked.append(precision) or nullcontext()
@@ -378,7 +378,7 @@ def test_the_precision_reaches_the_painting(
         holed = picture(48, 48)
         holed[20:25, 20:25] = 255
         task(Photo(holed))
-    assert asked == [loaded.code_precision, loaded.precision] * 3
+    assert asked == [loaded.execution.code_precision, loaded.execution.precision] * 3
 
 
 @pytest.mark.parametrize("name", ["auto", "fp32", "fp16"])
@@ -398,8 +398,8 @@ def test_masks_are_exact_if_fp32_is_asked_for(
 
 def test_what_codes_are_chosen_in_decides_results(machine: Path) -> None:
     loaded = load_pipeline(device="cpu")
-    assert loaded.code_precision is Precision.FP32
-    assert not loaded.compile
+    assert loaded.execution.code_precision is Precision.FP32
+    assert not loaded.execution.compile
     assert loaded.identity["code_precision"] == "fp32"
     for refused in ({"code_precision": "tf32"}, {"code_precision": "bf16"}, {"compile": True}):
         with pytest.raises(ConfigError):

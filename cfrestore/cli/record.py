@@ -32,8 +32,8 @@ def facts_of(pipeline: Pipeline) -> Facts:
         "detector": pipeline.detector_name,
         "device": describe(pipeline.device),
         "precision": pipeline.painted_in,
-        "code_precision": pipeline.code_precision.value,
-        "backend": pipeline.backend,
+        "code_precision": pipeline.execution.code_precision.value,
+        "backend": pipeline.execution.backend,
     }
 
 
@@ -56,7 +56,7 @@ def provenance_of(pipeline: Pipeline, procedure: Procedure) -> dict[str, str]:
         "task": procedure.settings.get("task"),
         "model": pipeline.model_name,
         "weights": pipeline.identity.get("model"),
-        "backend": pipeline.backend,
+        "backend": pipeline.execution.backend,
         "fidelity": procedure.settings.get("fidelity"),
     }
     return {name: str(value) for name, value in facts.items() if value is not None}

@@ -33,15 +33,16 @@ def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) ->
     """Lines that say what computes, and which settings file was used."""
     from cfrestore.device import Precision, describe
 
-    codes = pipeline.code_precision
+    execution = pipeline.execution
+    codes = execution.code_precision
     return (
         *([f"settings of {settings}"] if settings is not None else ()),
         f"model {pipeline.model_name}, "
         f"{f'detector {pipeline.detector_name}, ' if pipeline.detector else ''}"
         f"device {describe(pipeline.device)}, {pipeline.painted_in}"
         f"{'' if codes is Precision.FP32 else f', codes in {codes.value}'}"
-        f"{', compiled' if pipeline.compile else ''}"
-        f"{'' if pipeline.backend == 'torch' else f' by {pipeline.backend}'}",
+        f"{', compiled' if execution.compile else ''}"
+        f"{'' if execution.backend == 'torch' else f' by {execution.backend}'}",
         *(f"note: {note}" for note in pipeline.notes),
         *(f"  {purpose}: {path}" for purpose, path in pipeline.files.items() if verbose),
     )

@@ -385,7 +385,7 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
     """
     from cfrestore.cli.supply import supply
     from cfrestore.device import reuse_memory
-    from cfrestore.network import choose_place
+    from cfrestore.network import choose_execution
     from cfrestore.pipeline import load_pipeline
     from cfrestore.weights import locate
 
@@ -393,7 +393,7 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
     console = report.make_console()
     detector = words.detector
     # Fails before a long download, not after.
-    choose_place(
+    choose_execution(
         words.backend, words.device, words.precision, words.code_precision, compile=words.compile
     )
     if detector in ("retinaface", "mobilenet"):
