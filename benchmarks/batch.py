@@ -24,7 +24,7 @@ from cfrestore import Options, load_pipeline, read_photo, write_photo
 from cfrestore.align import AlignedFace
 from cfrestore.batch import plan, run
 from cfrestore.detect import Face
-from cfrestore.device import describe, synchronize
+from cfrestore.device import Execution, describe, synchronize
 from cfrestore.image import Photo
 from cfrestore.pipeline import Pipeline
 from cfrestore.restore import Painter
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--model", default="compact")
     options = parser.parse_args()
     pipeline = load_pipeline(options.model, device=options.device)
-    print(f"{pipeline.model_name}, {pipeline.detector.name}, {describe(pipeline.device)}\n")
+    print(f"{pipeline.model_name}, {pipeline.detector_name}, {describe(pipeline.device)}\n")
     with tempfile.TemporaryDirectory() as folder:
         measure_runs(pipeline, Path(folder), options.pictures, options.side)
     measure_batches(pipeline)
@@ -86,8 +86,7 @@ def measure_batches(pipeline: Pipeline) -> None:
             fidelity=Options().fidelity,
             match_statistics=pipeline.network.config.match_statistics,
             batch_size=size,
-            device=pipeline.device,
-            precision=pipeline.precision,
+            execution=Execution(pipeline.device, pipeline.execution.precision),
         )
 
         def painted(paint: Painter = paint) -> None:

@@ -42,6 +42,7 @@ from torch.utils.flop_counter import flop_registry
 from cfrestore.align import AlignedFace, align_face
 from cfrestore.detect import Face
 from cfrestore.device import (
+    Execution,
     Precision,
     autotune,
     check_compiling,
@@ -325,10 +326,7 @@ def show_setting(
         fidelity=W,
         match_statistics=network.config.match_statistics,
         batch_size=batch,
-        device=device,
-        precision=setting.painting,
-        code_precision=setting.codes,
-        compile=setting.compile,
+        execution=Execution(device, setting.painting, setting.codes, setting.compile),
     )
     start = time.perf_counter()
     results = paint(faces[:batch])
@@ -507,9 +505,7 @@ def measure_equality(bench: Bench) -> None:
             fidelity=W,
             match_statistics=False,
             batch_size=setting.batch,
-            device=bench.device,
-            precision=setting.painting,
-            code_precision=setting.codes,
+            execution=Execution(bench.device, setting.painting, setting.codes),
         )
         results = [face for face in paint(faces) if isinstance(face, RestoredFace)]
         return np.stack([face.crop for face in results]).astype(int)

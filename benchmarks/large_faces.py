@@ -37,6 +37,7 @@ from cfrestore.detail import (
     measure_detail,
     within_face,
 )
+from cfrestore.detect import load_detector
 from cfrestore.image import to_uint8
 from cfrestore.train.config import LARGE, SMALL
 from cfrestore.train.data import generator_for
@@ -85,14 +86,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first N faces")
     options = parser.parse_args()
 
-    pipeline = load_pipeline(options.model, "mtcnn")
+    pipeline, detector = load_pipeline(options.model, "mtcnn"), load_detector("mtcnn")
     seen: list[Seen] = []
     for n, path in enumerate(sorted(options.faces.glob("*.jpg"))[: options.limit]):
         sharp = to_uint8(read_photo(path).pixels)
         number = re.search(r"_(\d+)_", path.stem)
         assert number is not None, f"{path} has no person's number"
         pictures = {"sharp": sharp, **damaged(sharp, n)}
-        found = {kind: pipeline.detector(pixels) for kind, pixels in pictures.items()}
+        found = {kind: detector(pixels) for kind, pixels in pictures.items()}
         for size in options.sizes:
             to_fine = rescale(align_face(sharp, found["sharp"][0], size).to_crop, 2)
             clean = within_face(finest_octave(cut_finely(sharp, to_fine, 2 * size)))

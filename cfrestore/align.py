@@ -67,7 +67,7 @@ class AlignedFace:
 
     @property
     def shrink(self) -> float:
-        """Image pixels to one of the crop, along a line."""
+        """Image pixels per crop pixel, along a line."""
         return 1 / _scale(self.to_crop)
 
 
@@ -120,9 +120,9 @@ def cut_crop(
 ) -> NDArray[np.uint8]:
     """Samples the (size, size, 3) uint8 crop that to_crop describes.
 
-    At 512 px this is the published bilinear warp. That one skips pixels of a face larger than the
-    crop, all the more the smaller the crop: smaller crops are therefore sampled at 2, 4, 8 or 16
-    times the size, never more sparsely than the picture's pixels, and averaged down.
+    At 512 px this is the published bilinear warp, which skips pixels of faces larger than the crop.
+    The smaller the crop, the more it would skip, so smaller crops are sampled at 2, 4, 8 or 16
+    times their size, never more sparsely than the picture's pixels, and averaged down.
 
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB, or one channel (H, W) for a (size, size) crop.
@@ -146,8 +146,8 @@ def cut_crop(
 def cut_finely(pixels: Pixels, to_crop: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
     """Samples the brightness of a crop, sharply and never sparsely, for its detail to be measured.
 
-    Unlike `cut_crop` it is sampled by Lanczos' kernel, without an exception at 512 px, and repeats
-    the picture's outermost pixels beyond it, so that the border is no edge.
+    Unlike `cut_crop` it always uses Lanczos' kernel, also at 512 px, and repeats the picture's
+    outermost pixels beyond the border, so that the border does not look like an edge.
 
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB; only the crop's own part of it is read.
@@ -214,7 +214,7 @@ def _average(crop: Pixels, size: int) -> NDArray[np.uint8]:
 
 
 def _supersampling(to_crop: NDArray[np.float64], limit: int) -> int:
-    """The smallest power of two at which neighbouring samples lie at most one image pixel apart."""
+    """The smallest power of two at which neighbouring samples are at most one image pixel apart."""
     shrink = 1 / _scale(to_crop)
     return 1 if shrink <= 1 else int(2 ** math.ceil(math.log2(min(shrink, limit))))
 

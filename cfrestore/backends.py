@@ -1,7 +1,7 @@
 """What runs exported networks: ONNX Runtime and OpenVINO, imported only when asked for.
 
-Both are given float32 to compute in, where OpenVINO would take bfloat16 wherever the processor has
-it, and both give the same bits whenever they are given the same.
+Both are told to compute in float32 (OpenVINO would choose bfloat16 where the processor has it), and
+both give the same bits for the same input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cfrestore import export
 from cfrestore.checkpoint import read_metadata
 from cfrestore.errors import CheckpointError, ConfigError
 from cfrestore.export import CODES, FIDELITY, IMAGE, RESTORED, config_of, facts_of
-from cfrestore.extras import load_package, require
+from cfrestore.extras import install, load_package, require
 from cfrestore.models.codeformer import Features
 from cfrestore.weights import load_codeformer
 from cfrestore.weights.conversion import origin_of
@@ -30,52 +30,52 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from cfrestore.models.codeformer import CodeFormerConfig
+    from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 
 PACKAGES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
-"""Names of backends to the packages that they are."""
+"""The package of each backend."""
 
 
 class Painted(NamedTuple):
-    """What an exported network gives."""
+    """The outputs of an exported network."""
 
     restored: NDArray[np.float32]  # (B,3,S,S), nominally in [-1, 1]
     codes: NDArray[np.int64]  # (B,T)
 
 
 def check_backend(name: str) -> None:
-    """Raises ConfigError if there is no such backend, or not on this machine."""
+    """Raises ConfigError if the backend is unknown or not installed."""
     if name not in PACKAGES:
         raise ConfigError(f"backend {name!r} is unknown; choose one of: {', '.join(PACKAGES)}")
     require(PACKAGES[name], extra=name)
 
 
 def installed() -> str:
-    """The backend beside torch that is on this machine, the faster one if both are.
+    """The installed backend besides torch; the faster one if there are two.
 
     Raises:
-        ConfigError: none is.
+        ConfigError: none is installed.
     """
     for name in ("openvino", "onnx"):
         if importlib.util.find_spec(PACKAGES[name]):
             check_backend(name)
             return name
     raise ConfigError(
-        'neither openvino nor onnxruntime is installed; pip install "cfrestore[openvino]" or '
-        '"cfrestore[onnx]" brings one'
+        f"neither openvino nor onnxruntime is installed; {install('openvino')} or "
+        f"{install('onnx')} brings one"
     )
 
 
 class ExportedNetwork:
-    """A CodeFormer in another runtime, in the place of one in torch, on the CPU.
+    """A CodeFormer that another runtime runs on the CPU, used like one in torch.
 
     Attributes:
         config: the shape of the network.
-        facts: what the file says of itself.
+        facts: the metadata of the file.
     """
 
     def __init__(self, path: Path, backend: str, threads: int | None = None) -> None:
-        """Nothing is compiled yet: for that w has to be known, and with OpenVINO the batch size.
+        """Compiles nothing yet: that needs w and, with OpenVINO, the batch size.
 
         Args:
             path: written by `export`.
@@ -93,7 +93,7 @@ class ExportedNetwork:
         self._compiled: dict[tuple[bool, int], Callable[[Mapping[str, Any]], Painted]] = {}
 
     def check(self, match_statistics: bool) -> None:
-        """Raises ConfigError if latent AdaIN is wanted and not part of the graph, or vice versa."""
+        """Raises ConfigError if latent AdaIN is wanted but not part of the graph, or vice versa."""
         if match_statistics != self.match_statistics:
             raise ConfigError(
                 f"{self._path} was exported {'with' if self.match_statistics else 'without'} "
@@ -121,7 +121,7 @@ class ExportedNetwork:
         return self._compiled[key](inputs)
 
     def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
-        """The images themselves: a graph does all at once, and `decode` is where it is run.
+        """The images themselves, because `decode` runs the whole graph at once.
 
         Raises:
             ConfigError: the graph is for a task that treats statistics differently.
@@ -130,7 +130,7 @@ class ExportedNetwork:
         return Features(x, {})
 
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
-        """The restored images (B,3,S,S) of what `predict_features` gave."""
+        """Restored images (B,3,S,S) from what `predict_features` returned."""
         return torch.from_numpy(self(quantized.numpy(), w).restored)
 
     def _compile(self, fuses: bool, batch: int) -> Callable[[Mapping[str, Any]], Painted]:
@@ -166,7 +166,7 @@ def _compile_onnx(
 def _compile_openvino(
     model: Path | bytes, batch: int, threads: int | None
 ) -> Callable[[Mapping[str, Any]], Painted]:
-    """With shapes that are known, because OpenVINO then fuses more."""
+    """Compiles for fixed shapes, because OpenVINO then fuses more."""
     core = load_package("openvino").Core()
     graph = core.read_model(model)
     shape = list(graph.input(IMAGE).partial_shape)[1:]
@@ -186,12 +186,12 @@ def _compile_openvino(
 
 
 def exported(weights: Path, *, match_statistics: bool | None = None) -> Path:
-    """The path of a weight file's graph, exported to the user's cache once.
+    """The path of a weight file's graph, which is exported to the user's cache once.
 
-    Two processes at once both export, and the second replaces a file by an equal one.
+    If two processes export at once, the second replaces the file with an equal one.
 
     Args:
-        match_statistics: whether latent AdaIN is part of it; None: if the weights say so.
+        match_statistics: whether latent AdaIN is part of it; None: as the weights say.
     Raises:
         WeightsError, CheckpointError: the weights cannot be read, or are something else.
         ConfigError: a package that exporting needs is not installed.
@@ -206,17 +206,23 @@ def exported(weights: Path, *, match_statistics: bool | None = None) -> Path:
 
 
 def exported_facts(path: Path) -> dict[str, str]:
-    """What an exported file says of itself; raises as `export.read` does."""
+    """The metadata of an exported file; raises as `export.read` does."""
     return facts_of(export.read(path))
 
 
 def export_file(weights: Path, *, match_statistics: bool | None = None) -> onnx.ModelProto:
-    """The graph of a weight file, which says whose it is and under which licence.
+    """The graph of a weight file, with the origin and licence of the weights in its metadata.
 
     Args:
         match_statistics: as in `exported`; raises as that does.
     """
-    network = load_codeformer(weights)
+    return graph_of(load_codeformer(weights), weights, match_statistics=match_statistics)
+
+
+def graph_of(
+    network: CodeFormer, weights: Path, *, match_statistics: bool | None = None
+) -> onnx.ModelProto:
+    """The graph of a network that was read from a weight file; see `export_file`."""
     matches = network.config.match_statistics if match_statistics is None else match_statistics
     own = read_metadata(weights)
     licence = {"licence": own["licence"]} if "licence" in own else {}

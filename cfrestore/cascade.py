@@ -1,9 +1,9 @@
-"""MTCNN: boxes of faces proposed on a pyramid of sizes, refined, and decided on, in three stages.
+"""MTCNN finds faces in three stages: boxes are proposed on an image pyramid, refined, and judged.
 
-The weights come with the package facenet-pytorch, which is not imported: it would bring torchvision
-and with that torch's compiler, two CPU seconds that nothing here uses.
-Source: Zhang et al. (2016), with the thresholds and roundings of facenet-pytorch (MIT), whose faces
-these are; a test holds it.
+The weights come with the package facenet-pytorch, which is not imported: it would load torchvision
+and torch's compiler, which takes two CPU seconds for nothing.
+Source: Zhang et al. (2016), with the thresholds and rounding of facenet-pytorch (MIT); a test
+checks that the faces are the same.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Floats = NDArray[np.float32]
 Table = NDArray[np.int32]
 
 CELL, STRIDE = 12, 2
-"""Side of the boxes that the first network proposes, and their distance, in pixels it sees."""
+"""Side and spacing of the boxes that the first network proposes, in pixels of its input."""
 
 SHRINKAGE = 0.709
-"""Side of a level of the pyramid over that of the level before."""
+"""Ratio of the sides of one level of the pyramid and the level before."""
 
 LIKELY, LIKELIER = 0.6, 0.7
-"""Scores that the first two stages let pass."""
+"""Lowest scores that pass the first two stages."""
 
 AT_ONCE = 512
-"""Boxes that a network sees at a time, which bounds memory."""
+"""Boxes given to a network at a time, which bounds memory."""
 
 
 class Detected(NamedTuple):
-    """What the cascade found."""
+    """The faces that the cascade found."""
 
     boxes: Floats  # (N, 4) x0 y0 x1 y1, px
     scores: Floats  # (N,)
@@ -76,7 +76,7 @@ class Cascade:
         Args:
             pixels: (H, W, 3) uint8 RGB; sums over it must fit into int32, so at most 8.4 MP.
             least: side of the smallest faces, px.
-            threshold: score above which the last stage lets a face pass.
+            threshold: score above which a face passes the last stage.
         """
         table = cv2.integral(pixels, sdepth=cv2.CV_32S)
         boxes = self._proposed(table, least)
@@ -101,7 +101,7 @@ class Cascade:
         return Detected(boxes[kept], scores[kept], landmarks[kept])
 
     def _proposed(self, table: Table, least: int) -> Floats:
-        """Boxes (N, 4) that the first network finds likely, at all sizes from least upwards."""
+        """Boxes (N, 4) that the first network finds likely, of all sizes from least upwards."""
         height, width = _size_of(table)
         whole = np.array([[0, 0, width, height]])
         scale = CELL / least
@@ -122,13 +122,13 @@ class Cascade:
 def suppress(
     boxes: Floats, scores: Floats, most: float, *, of_smaller: bool = False
 ) -> NDArray[np.intp]:
-    """Indices of the boxes that no better one overlaps, best first (non-maximum suppression).
+    """Indices of the boxes that no better box overlaps, best first (non-maximum suppression).
 
     Args:
         boxes: (N, 4) x0 y0 x1 y1.
         scores: (N,).
-        most: overlap that is still accepted, as a share of the union.
-        of_smaller: as a share of the smaller box instead, whose last pixel then counts.
+        most: largest accepted overlap, as a share of the union.
+        of_smaller: measure it as a share of the smaller box instead, counting its last pixel.
     """
     rim = 1 if of_smaller else 0
     low, high = boxes[:, :2], boxes[:, 2:]
@@ -145,7 +145,7 @@ def suppress(
 
 
 def _cells(scores: Floats, offsets: Floats, scale: np.float32) -> tuple[Floats, Floats, Floats]:
-    """Boxes (N, 4) px, scores and offsets of the likely cells of one level, without doubles."""
+    """Boxes (N, 4) px, scores and offsets of the likely cells of one level, without duplicates."""
     rows, columns = np.nonzero(scores >= LIKELY)
     corners = np.stack([columns, rows], 1).astype(np.float32) * STRIDE
     boxes = np.floor(np.concatenate([(corners + 1) / scale, (corners + CELL) / scale], 1))
@@ -155,7 +155,7 @@ def _cells(scores: Floats, offsets: Floats, scale: np.float32) -> tuple[Floats, 
 
 
 def _squared(boxes: Floats) -> Floats:
-    """The boxes as squares of the longer side about the same centres."""
+    """Squares with the longer side and the centre of each box."""
     sides = boxes[:, 2:] - boxes[:, :2]
     longer = sides.max(1, keepdims=True)
     low = boxes[:, :2] + sides / 2 - longer / 2
@@ -167,7 +167,7 @@ def _moved(boxes: Floats, offsets: Floats) -> Floats:
 
 
 def _looked_at(table: Table, boxes: Floats, side: int) -> tuple[Floats, Tensor]:
-    """What of the boxes lies in the picture, and that brought to one size, (N,3,side,side)."""
+    """The boxes' parts inside the picture, and those resized to one size, (N,3,side,side)."""
     height, width = _size_of(table)
     corners = np.trunc(boxes).astype(int)
     low, high = np.maximum(corners[:, :2], 1) - 1, np.minimum(corners[:, 2:], (width, height))
@@ -180,14 +180,14 @@ def _size_of(table: Table) -> tuple[int, int]:
 
 
 def _averaged(table: Table, boxes: NDArray[np.intp], size: tuple[int, int]) -> Tensor:
-    """Parts of the picture, each brought to one size, as the networks see them.
+    """Parts of the picture, resized to one size for the networks.
 
-    It is torch's area interpolation, with exact sums: a part is cut into areas of whole pixels, as
-    even as may be, which are averaged. An area's sum is that of four numbers of the table, however
-    large it is.
+    This is torch's area interpolation with exact sums: a part is divided as evenly as possible into
+    areas of whole pixels, which are averaged. The sum over any area comes from four numbers of the
+    table.
 
     Args:
-        table: (H+1, W+1, 3), the sums over all pixels above a corner and to its left.
+        table: (H+1, W+1, 3), sums over all pixels above and to the left of each corner.
         boxes: (N, 4) x0 y0 x1 y1, within the picture, none empty.
         size: height and width.
     Returns:
@@ -215,12 +215,12 @@ def _averaged(table: Table, boxes: NDArray[np.intp], size: tuple[int, int]) -> T
 def _cut(
     low: NDArray[np.intp], high: NDArray[np.intp], parts: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where the parts of stretches (N,) of pixels begin and end, both (N, parts)."""
+    """Where each of the parts of N ranges of pixels begins and ends, both (N, parts)."""
     length, index = (high - low)[:, None], np.arange(parts)
     return low[:, None] + index * length // parts, low[:, None] - -(index + 1) * length // parts
 
 
 def _in_parts(network: torch.nn.Module, seen: Tensor) -> list[Floats]:
-    """What the network makes of the pictures, some at a time."""
+    """The network's outputs for the pictures, computed in parts."""
     outputs = [network(part) for part in seen.split(AT_ONCE)]
     return [torch.cat(values).numpy() for values in zip(*outputs, strict=True)]

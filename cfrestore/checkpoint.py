@@ -1,4 +1,4 @@
-"""Files of tensors, read without running anything that is in them, and written."""
+"""Reads files of tensors without running anything in them, and writes them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads a file of tensors without running anything that is in it.
+    """Reads a file of tensors without running anything in it.
 
     Args:
-        path: a torch file (of `params_ema`, else `params`, else the file itself) or safetensors.
+        path: a safetensors file, or a torch file, of which `params_ema` is read if there is one,
+            else `params`, else all of it.
     Returns:
         the tensors by key, on the CPU; the metadata, empty for torch files.
     Raises:
         WeightsError: the file cannot be read.
-        CheckpointError: it is damaged, or is no such file.
+        CheckpointError: it is damaged, or of another kind.
     """
     path = Path(path)
     return _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), {})
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """What a file of tensors says of itself, without reading them; nothing if it is a torch file.
+    """The metadata of a file of tensors, which are not read; empty for torch files.
 
     Raises:
         WeightsError, CheckpointError: as `read_checkpoint`.
@@ -48,7 +49,7 @@ def write_tensors(
     """Writes tensors as safetensors, in one step.
 
     Args:
-        tensors: contiguous, and no two with memory in common.
+        tensors: contiguous, no two sharing memory.
     Raises:
         OutputError: the file cannot be written.
         ValueError, KeyError, RuntimeError: safetensors cannot hold the tensors.
@@ -66,10 +67,10 @@ def write_tensors(
 
 @contextmanager
 def unfilled() -> Iterator[None]:
-    """Networks built within have shapes only: nothing is allocated or drawn, to be overwritten.
+    """Networks built within this context have shapes only, and are filled later.
 
-    Drawing random numbers is left out by itself, because on the meta device torch first imports
-    what takes it a second of CPU time.
+    Random initialisation is skipped separately, because for it torch would import modules that
+    take a second of CPU time, even on the meta device.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -124,7 +125,7 @@ def load_strictly(
 
 
 def digest_of(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of tensors in half precision, which weight files keep, in hexadecimal."""
+    """Hexadecimal SHA-256 of tensors in half precision, in which weight files store them."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
@@ -149,7 +150,7 @@ DAMAGE = (
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file is safetensors, else it is a torch file; raises as `read_checkpoint`."""
+    """Whether a file is safetensors rather than a torch file; raises as `read_checkpoint`."""
     try:
         with path.open("rb") as file:
             head = file.read(9)

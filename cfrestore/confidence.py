@@ -1,4 +1,4 @@
-"""How sure the network was of a face's codes, by regions of the face. No torch."""
+"""How sure the network was of a face's codes, by region of the face. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 REGIONS = ("face", "eyes", "nose", "mouth")
 
 REACH = 0.35
-"""How far around its landmarks a region reaches, over the distance between the eyes."""
+"""How far a region reaches around its landmarks, in distances between the eyes."""
 
 
 def confidence_by_region(
@@ -22,12 +22,11 @@ def confidence_by_region(
 ) -> Mapping[str, float | None]:
     """Mean certainty of the codes of each of REGIONS.
 
-    Eyes are what is near either of them; the nose is what is near the line from between them to its
-    tip, and the mouth what is near the line between its corners; face is all of the crop.
+    The eyes are what is near either eye, the nose what is near the line from between the eyes to
+    its tip, and the mouth what is near the line between its corners; the face is the whole crop.
 
     Args:
-        certainty: (s,s) in [0, 1]: of each code, 1 less the entropy of its distribution over the
-            largest possible.
+        certainty: (s,s) in [0, 1]: for each code, 1 - its entropy / the largest possible entropy.
         landmarks: (5,2) x and y in the crop, whose side is 1; order as in Face.
     Returns:
         in [0, 1]; None for a region that lies outside the crop.
@@ -51,7 +50,7 @@ def confidence_by_region(
 def _distance(
     places: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """From places (...,2) to the line between two points."""
+    """Distance of points (...,2) from the line between two others."""
     along = end - start
     length = float(along @ along)
     share = (

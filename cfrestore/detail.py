@@ -1,15 +1,14 @@
 """How sharp a large face is in its photograph: (pixels, AlignedFace) -> Detail. No torch.
 
 A face that spans more pixels than the crop a network restores has detail that the network can
-neither see nor paint. Whether that is worth keeping depends on what it is: the photograph's own
-sharpness, noise, or next to nothing where the photograph is blurred. The energy of the octave just
-finer than the crop tells the three apart. In sharp photographs each octave has about the energy of
-the next (Field, "Relations between the statistics of natural images and the response properties of
-cortical cells", 1987), in blurred ones the finer has less. Detail is strong at few places, such as
-lashes and hair, and noise is everywhere alike; the median tells its level (Donoho and Johnstone,
-"Ideal spatial adaptation by wavelet shrinkage", 1994). What is kept of it at each pixel follows
-from the two (Lee, "Digital image enhancement and noise filtering by use of local statistics",
-1980).
+neither see nor paint. Whether it is worth keeping depends on what it is: real sharpness, noise, or
+almost nothing where the photograph is blurred. The energy of the octave just finer than the crop
+tells these apart. In sharp photographs each octave has about the energy of the next (Field,
+"Relations between the statistics of natural images and the response properties of cortical cells",
+1987); in blurred ones the finer octave has less. Detail is strong in few places, such as lashes and
+hair, while noise is the same everywhere; the median shows its level (Donoho and Johnstone, "Ideal
+spatial adaptation by wavelet shrinkage", 1994). Both decide what is kept at each pixel (Lee,
+"Digital image enhancement and noise filtering by use of local statistics", 1980).
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ if TYPE_CHECKING:
 _Depth = TypeVar("_Depth", np.uint8, np.float32)
 
 LARGE_FROM = 1.25
-"""Photograph pixels to one of the crop, from which a loss of detail can be seen."""
+"""Photograph pixels per crop pixel from which a loss of detail is visible."""
 
 SHARP_FROM = 0.14
 """Sharpness from which a large face is better left alone; chosen by benchmarks/large_faces.py."""
 
 SIGNAL_FROM = 0.3
-"""Share of the detail that must be no noise for that; the dots of printed pictures have less."""
+"""Least share of its detail that is not noise; the dots of printed pictures have less."""
 
 TOO_SHARP = "sharper than the network paints"
 
@@ -57,10 +56,10 @@ class Detail:
 
     Attributes:
         sharpness: energy of the octave finer than the crop, without noise, over that of the crop's
-            finest octave, or of as much of it as the photograph has pixels for; 0 where all is blur
-            or noise, about 0.3 in a sharp photograph.
-        share: part of the former energy that is not noise, in [0, 1].
-        kept: (S, S) float32 in [0, 1], the same at each pixel of the crop: what is worth keeping.
+            finest octave, as far as the photograph has pixels for it; 0 where all is blur or noise,
+            about 0.3 in a sharp photograph.
+        share: part of the finer octave's energy that is not noise, in [0, 1].
+        kept: (S, S) float32 in [0, 1], the share worth keeping at each pixel of the crop.
     """
 
     sharpness: float
@@ -74,7 +73,7 @@ class Detail:
 
 
 def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
-    """What a photograph shows of a face beyond the crop, measured in brightness, within the face.
+    """The detail of a face that the photograph shows and the crop does not, in brightness.
 
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB, the picture that the face was aligned in.
@@ -104,7 +103,7 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
 def weigh(
     pixels: Pixels, max_face: MaxFace, aligned: Sequence[AlignedFace]
 ) -> list[AlignedFace | SkippedFace]:
-    """The same faces, large ones with what is to stay of their detail, or left alone for it."""
+    """The same faces; large ones keep some of their detail, or are skipped because of it."""
     weighed: list[AlignedFace | SkippedFace] = []
     for face in aligned:
         detail = measure_detail(pixels, face)
@@ -118,7 +117,7 @@ def weigh(
 
 
 def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Of brightness (T, T) what half the side cannot show.
+    """The part of a brightness (T, T) that half the side cannot show.
 
     Args:
         crop: (T, T), T even.

@@ -24,12 +24,12 @@ Floats = NDArray[np.float32]
 NAMES = ("auto", "retinaface", "mobilenet", "mtcnn")
 
 MIN_EYE_DISTANCE = 5.0
-"""Faces whose eyes are nearer to each other, in pixels of the picture, are not worth restoring."""
+"""Faces whose eyes are closer together, in pixels of the picture, are not worth restoring."""
 
 RETINAFACE_THRESHOLD = 0.8
 
 LONG_SIDE = 4096
-"""Detection never works on a longer picture, so that a 1 x 20000 one costs no more than others."""
+"""Longest side that is searched, so that a picture of 1 x 20000 costs no more than others."""
 
 PRIOR_SIZES = {8: (16, 32), 16: (64, 128), 32: (256, 512)}  # stride: sides of its anchors, px
 CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
@@ -55,7 +55,7 @@ class Detector(Protocol):
     """Finds the faces of a picture.
 
     Called with (H, W, 3) uint8 RGB pixels of any size; returns faces in descending order of score,
-    none being a value and no error. Two calls with the same pixels give the same faces.
+    possibly none. Two calls with the same pixels give the same faces.
     """
 
     @property
@@ -71,13 +71,13 @@ def load_detector(
 
     Args:
         name: retinaface (ResNet-50), mobilenet (RetinaFace on MobileNet-0.25) or mtcnn; auto, the
-            first of these three whose weights are there; or the path of a RetinaFace file.
+            first of these three whose weights are here; or the path of a RetinaFace file.
         device: where RetinaFace computes; a name is resolved by choose_device.
-        threshold: the score above which a face counts, in [0, 1]; None: RETINAFACE_THRESHOLD, and
-            what MTCNNDetector says.
+        threshold: the score above which a face counts, in [0, 1]; None: RETINAFACE_THRESHOLD, or as
+            in MTCNNDetector.
     Raises:
-        WeightsError: the weight file is not there.
-        CheckpointError: the file holds no RetinaFace.
+        WeightsError: the weight file is missing.
+        CheckpointError: the file is not a RetinaFace.
         ConfigError: the device is unknown or absent, or the threshold out of range.
     """
     from cfrestore.device import choose_device
@@ -140,16 +140,16 @@ class RetinaFaceDetector:
 
 
 class MTCNNDetector:
-    """MTCNN, the detector whose weights are always there.
+    """MTCNN, whose weights are always installed.
 
     Large pictures are searched in a copy with a short side of 1024 px and a long side of at most
     LONG_SIDE; faces below 20 px there are not found. It runs on the CPU whatever device the rest
     uses: its networks are tiny, and the area pooling it relies on is missing on some devices.
 
-    Source: `cascade`. A doubtful face (score 0.7 to 0.9) counts only if it is large,
-    a degraded portrait's only face rather than an ear or a pattern: on 40 old photographs, 102
-    portraits and 25 pictures without faces this kept every face and dropped every false one.
-    A threshold of the caller's replaces both of these, whatever the size.
+    Source: `cascade`. A doubtful face (score 0.7 to 0.9) counts only if it is large: then it is
+    rather the only face of a degraded portrait than an ear or a pattern. On 40 old photographs, 102
+    portraits and 25 pictures without faces this kept every face and dropped every false one. A
+    threshold given by the caller replaces both, whatever the size.
     """
 
     name = "mtcnn"
@@ -219,10 +219,10 @@ def decode(priors: Floats, offsets: Floats, landmark_offsets: Floats) -> tuple[F
 def _resize(
     pixels: NDArray[np.uint8], *, short_side: int, enlarge: bool
 ) -> tuple[float, NDArray[np.uint8]]:
-    """The picture with its short side at short_side, unless the long side would be too long.
+    """The picture resized to the short side, or less if the long side would be too long.
 
     Returns:
-        The factor, and the picture; its sides are the products, truncated as published.
+        the factor, and the picture; its sides are the products, truncated as published.
     """
     height, width = pixels.shape[:2]
     scale = min(short_side / min(height, width), LONG_SIDE / max(height, width))

@@ -1,9 +1,8 @@
 """What the numbers are computed on: the one place that chooses device, precision, inference mode.
 
-Faces are looked at and their codes chosen in float32: a code is an argmax, and rounding flips some
-of them, each of which repaints a patch of the face. The painting, which is two thirds of the
-operations and where an error stays as small as it is, may be asked for in less; the choosing, on
-CUDA and by an option of its own, with convolutions in TF32.
+Codes are chosen in float32 by default: a code is an argmax, and rounding flips some of them, each
+of which repaints a patch of the face. Painting is two thirds of the operations, and errors do not
+grow there, so it may use a lower precision. On CUDA a separate option chooses codes in TF32.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -34,16 +34,33 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+CPU = torch.device("cpu")
+
 FACES_AT_ONCE = 16
-"""What a batch size of auto begins with where batches pay."""
+"""First batch size tried for auto where batches save time."""
 
 _COMPUTING = threading.RLock()
 
-_COUNTING, _THREADS_BEFORE = threading.Lock(), list[int]()
-"""The number of threads before `one_thread`, and a 1 for each who is within; empty outside."""
+
+@dataclass
+class _OneThread:
+    """The state of `one_thread`.
+
+    Attributes:
+        users: contexts that are open.
+        before: number of torch's threads before the first was opened.
+        lock: held while these change.
+    """
+
+    users: int = 0
+    before: int = 1
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+_ONE_THREAD = _OneThread()
 
 _TRIMMING = list[Callable[[int], int]]()
-"""The C library's way to give kept memory back, once `reuse_memory` was called; else empty."""
+"""glibc's malloc_trim once `reuse_memory` was called; else empty."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # in malloc.h
 
@@ -52,7 +69,7 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory",
 
 
 class Precision(Enum):
-    """What convolutions are computed in, and in bf16 and fp16 all other products too."""
+    """The precision of convolutions and, for bf16 and fp16, of all other products."""
 
     FP32 = "fp32"
     TF32 = "tf32"
@@ -60,16 +77,39 @@ class Precision(Enum):
     FP16 = "fp16"
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a network computes; `network.choose_execution` makes one from names.
+
+    Attributes:
+        device: where the network is.
+        precision: precision of painting.
+        code_precision: precision of choosing codes.
+        compile: whether the network is compiled for full batches.
+        backend: what runs it, see `backends.PACKAGES`.
+    """
+
+    device: torch.device = CPU
+    precision: Precision = Precision.FP32
+    code_precision: Precision = Precision.FP32
+    compile: bool = False
+    backend: str = "torch"
+
+
+ON_CPU = Execution()
+"""In float32 on the CPU, by torch."""
+
+
 _REDUCED = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 _OFFERED = {Precision.TF32: ("cuda",), **dict.fromkeys(_REDUCED, ("cuda", "cpu"))}
-"""The kinds of devices that offer less than fp32."""
+"""The kinds of devices that offer each precision below fp32."""
 
 _FOR_CODES = (Precision.FP32, Precision.TF32)
 
 
 def available_devices() -> tuple[str, ...]:
-    """What choose_device accepts here besides auto, the fastest first; cpu is always the last."""
+    """The names that choose_device accepts here besides auto, fastest first, cpu last."""
     cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     metal = ["mps"] if torch.backends.mps.is_available() else []
     return (*cards, *metal, "cpu")
@@ -119,17 +159,17 @@ def choose_code_precision(name: str, device: torch.device) -> Precision:
 
 
 def choose_parsing_precision(name: str, device: torch.device) -> Precision:
-    """What faces are parsed in, where the precision of that name was asked for.
+    """The precision for parsing faces, if that precision was asked for.
 
-    Of the network's logits only the largest counts, and its mask is blurred, so that on a CPU that
-    computes in bf16 natively it does, unless the name is fp32; elsewhere it is always fp32.
+    Only the largest logit counts, and the mask is blurred, so bf16 is used on CPUs that compute in
+    it natively, unless fp32 was asked for. Elsewhere it is always fp32.
     """
     reduces = name != "fp32" and device.type == "cpu" and _has_native_bf16()
     return Precision.BF16 if reduces else Precision.FP32
 
 
 def _has_native_bf16() -> bool:
-    """Whether this processor multiplies bf16; others take longer in it than in float32."""
+    """Whether this processor multiplies bf16; others are slower in it than in float32."""
     questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public ones
     return any(getattr(torch.cpu, question, bool)() for question in questions)
 
@@ -163,10 +203,10 @@ def check_compiling(device: torch.device) -> None:
 
 
 def faces_at_once(wanted: BatchSize, device: torch.device) -> int:
-    """How many faces to give a network at a time, where so many are wanted.
+    """How many faces to give a network at a time, if that many are wanted.
 
-    On the CPU it is one: there the last bits of a result depend on the size of the batch it was
-    computed in (of 1 and of 2 or more), and a batch of 512 px saves no time.
+    On the CPU always one: there the last bits of a result depend on whether its batch had one face
+    or more, and batches of 512 px save no time.
     """
     if device.type == "cpu":
         return 1
@@ -174,11 +214,11 @@ def faces_at_once(wanted: BatchSize, device: torch.device) -> int:
 
 
 def reuse_memory() -> None:
-    """Has the C library keep freed blocks of up to 256 MiB for whatever asks next.
+    """Tells glibc to keep freed blocks of up to 256 MiB for reuse.
 
-    glibc gives each back to the system, which hands out zeroed pages again one by one: for a
-    network on the CPU that is a third of the time. A setting of the whole process, so that it is
-    for programs to make, not for libraries; with other C libraries nothing happens.
+    By default it returns each to the system, which hands out zeroed pages again one by one: for a
+    network on the CPU that is a third of the time. The setting holds for the whole process, so it
+    is made by programs, not by libraries. With other C libraries nothing happens.
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
@@ -189,11 +229,11 @@ def reuse_memory() -> None:
 
 
 def spare_memory(layer: nn.Module) -> None:
-    """Has memory that is free given back to the system whenever inference comes to the layer.
+    """Returns free memory to the system whenever inference reaches the layer.
 
-    What `reuse_memory` keeps lies in pieces, too small for what the network needs next; so where it
-    needs the most, the most would be free and unusable. Nothing happens in programs that do not
-    call it, nor in training.
+    What `reuse_memory` keeps is in pieces too small for what the network needs next, so where it
+    needs the most memory, the most would be free but unusable. In programs that do not call
+    `reuse_memory`, and in training, nothing happens.
     """
     layer.register_forward_pre_hook(_trim)
 
@@ -221,16 +261,16 @@ def cuda_version() -> str | None:
 
 @contextmanager
 def inference(*, alone: bool = True) -> Iterator[None]:
-    """The context every network call outside training runs in, one thread at a time.
+    """The context of every network call outside training, for one thread at a time.
 
-    No gradients are recorded, and float32 is float32: on CUDA, torch by default rounds what a
-    convolution multiplies to TF32, of 10 bits, which is enough to change codes. That is a setting
-    of the whole process, so that two threads cannot have it in turn.
+    No gradients are recorded, and float32 is exact: by default torch rounds the factors of
+    convolutions on CUDA to TF32, whose 10 bits are too few to keep the codes the same. That setting
+    holds for the whole process, so two threads cannot each have their own.
 
     Args:
         alone: false for a small network on the CPU, which may run beside others.
     Raises:
-        MemoryError: memory, of whatever device, does not suffice.
+        MemoryError: there is not enough memory, on whatever device.
         ConfigError: a network that is to be compiled cannot be.
     """
     with _alone() if alone else nullcontext(), torch.inference_mode():
@@ -248,23 +288,24 @@ def inference(*, alone: bool = True) -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The context in which torch uses one thread for each thread of the program that computes.
+    """The context in which torch uses a single thread for each thread of the program.
 
-    The last bits of a sum depend on how many share it, so that results are those of any machine.
-    A setting of the whole process, taken back when the last who asked for it has left.
+    The last bits of a sum depend on how many threads share it, so this makes results the same on
+    machines with different numbers of cores. The setting holds for the whole process until the last
+    user has left.
     """
-    with _COUNTING:
-        if not _THREADS_BEFORE:
-            _THREADS_BEFORE.append(torch.get_num_threads())
-        _THREADS_BEFORE.append(1)
+    with _ONE_THREAD.lock:
+        if not _ONE_THREAD.users:
+            _ONE_THREAD.before = torch.get_num_threads()
+        _ONE_THREAD.users += 1
     torch.set_num_threads(1)  # also of this thread itself
     try:
         yield
     finally:
-        with _COUNTING:
-            _THREADS_BEFORE.pop()
-            if len(_THREADS_BEFORE) == 1:
-                torch.set_num_threads(_THREADS_BEFORE.pop())
+        with _ONE_THREAD.lock:
+            _ONE_THREAD.users -= 1
+            if not _ONE_THREAD.users:
+                torch.set_num_threads(_ONE_THREAD.before)
 
 
 @contextmanager
@@ -275,9 +316,9 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _tf32(*, convolutions: bool) -> Iterator[None]:
-    """Turns TF32 on or off for convolutions, for products off; then to what the host program had.
+    """Sets TF32 for convolutions and turns it off for products; restores the settings afterwards.
 
-    Products never have it: logits are some, and of the published network's operations they are 2 %.
+    Products never use it: they compute the logits, and are 2 % of the published network's work.
     """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     name: str
@@ -298,9 +339,9 @@ def _tf32(*, convolutions: bool) -> Iterator[None]:
 
 
 def reduced(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """The context in which what is computed on the device takes that precision, within inference.
+    """The context in which the device computes in that precision, used within `inference`.
 
-    TF32 is for convolutions alone, the others are for all products.
+    TF32 applies to convolutions only, bf16 and fp16 to all products.
     """
     if precision in _REDUCED:
         return torch.autocast(device.type, dtype=_REDUCED[precision])
@@ -308,18 +349,18 @@ def reduced(device: torch.device, precision: Precision) -> AbstractContextManage
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with its elementwise steps fused, compiled when first called with some shapes.
+    """The function with elementwise steps fused, compiled at its first call with given shapes.
 
-    Not by way of CUDA graphs: at the batches that compiling is for, the card has more to do than
-    launching takes, and torch's graphs belong to a thread and overwrite what they returned.
+    CUDA graphs are not used: with the batches that compiling is for, launches cost little, and
+    torch's graphs belong to one thread and overwrite what they returned.
     """
     return torch.compile(function, fullgraph=True)
 
 
 def settle(network: nn.Module, device: torch.device) -> None:
-    """Moves a network to the device, on CUDA with kernels in channels-last order, as faces are.
+    """Moves a network to the device, on CUDA with kernels in the channels-last order of the faces.
 
-    Otherwise each convolution there would bring its kernel into that order, at every call.
+    Otherwise each convolution there would reorder its kernel at every call.
     """
     network.to(device)
     if device.type == "cuda":
@@ -327,7 +368,7 @@ def settle(network: nn.Module, device: torch.device) -> None:
 
 
 def upload(arrays: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
-    """Arrays of one shape as one tensor on the device, by a single copy that is not waited for."""
+    """Arrays of one shape as one tensor on the device, in a single copy that is not waited for."""
     shape, pinned = (len(arrays), *arrays[0].shape), device.type == "cuda"
     host = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
     np.stack(arrays, out=host.numpy())
@@ -335,7 +376,7 @@ def upload(arrays: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
 
 
 def download(values: Tensor) -> NDArray[np.uint8]:
-    """Bytes on the device in main memory, by a single copy that is waited for."""
+    """Bytes on the device copied to main memory, in a single copy that is waited for."""
     host = values.to("cpu", non_blocking=values.device.type == "cuda")  # which torch then pins
     synchronize(values.device)
     return np.asarray(host.numpy(), np.uint8)
@@ -347,7 +388,7 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[obje
 
 
 def synchronize(device: torch.device) -> None:
-    """Returns when everything queued on the device is done, so that a clock may be read."""
+    """Waits until everything queued on the device is done, so that time can be measured."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -355,17 +396,17 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a CUDA card; 0 elsewhere, where main memory serves."""
+    """Bytes that can still be allocated on a CUDA card; 0 elsewhere, where main memory is used."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def autotune() -> None:
-    """Lets cuDNN try its algorithms once for each shape; for work whose shapes repeat."""
+    """Lets cuDNN try its algorithms once per shape, for work whose shapes repeat."""
     torch.backends.cudnn.benchmark = True
 
 
 def own_device(device: torch.device, index: int) -> torch.device:
-    """The index-th device of that kind, made this process's current one."""
+    """The device of that kind and index, made the current one of this process."""
     own = torch.device(device.type, index)
     if own.type == "cuda":
         torch.cuda.set_device(own)

@@ -1,6 +1,6 @@
 """What this installation consists of, what this machine offers, and whether both work.
 
-Nothing heavy is imported at the head, and what cannot be imported is a finding like any other.
+Heavy packages are imported inside functions, so that one that cannot be imported is a finding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from cfrestore import __version__
 from cfrestore.errors import CFRestoreError, CheckpointError, WeightsError
 from cfrestore.extras import load_package
 from cfrestore.weights import (
-    COMPACT,
     WEIGHT_FILES,
     WeightFile,
     search_folders,
@@ -30,13 +29,12 @@ from cfrestore.weights import (
     store_folder,
     verify,
 )
-from cfrestore.weights.digests import sha256_of
 
 if TYPE_CHECKING:
     from cfrestore.restore import FailedFace, RestoredFace
 
 SCHEMA = 1
-"""Version of the layout of Report; a field that is added does not change it."""
+"""Version of the layout of Report; adding a field does not change it."""
 
 PACKAGES = {
     "torch": "torch",
@@ -49,10 +47,10 @@ PACKAGES = {
     "safetensors": "safetensors",
     "huggingface_hub": "huggingface_hub",
 }
-"""Name of a distribution to the name of its module."""
+"""Distributions and the names of their modules."""
 
 EXTRAS = {"onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-"""The same of packages that are looked at where they are installed, and not missed elsewhere."""
+"""The same for optional packages, which are examined only if they are installed."""
 
 VARIABLES = (
     "CFRESTORE_HOME",
@@ -68,13 +66,22 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 LOOKED_FOR, FETCHED_TO = "weights are looked for", "weights are looked for and fetched to"
 
-# What importing a package that does not fit its neighbours raises, seen and to be expected.
-BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError, SyntaxError)
+BROKEN = (
+    ImportError,
+    OSError,
+    RuntimeError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    SyntaxError,
+    MemoryError,
+)
+"""What a package raises that does not fit its neighbours, or a device whose memory is full."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package this program needs; version or error may be unknown, that is None."""
+    """A package this program needs; version and error are None if there is none."""
 
     name: str
     version: str | None
@@ -90,7 +97,7 @@ class Device:
         seconds: for one face at w = 1, after one at w = 0.
         change: mean difference of the two, in levels of 255.
         error: why there are no figures, or what is wrong with them.
-        weights: whether the error is one of the weights.
+        weights: whether the weights cause the error.
     """
 
     name: str
@@ -103,13 +110,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that weights are looked for or put in; of one that is absent, what its parent says.
+    """A folder where weights are looked for or put; if it does not exist, its parent is examined.
 
     Attributes:
-        purpose: what for.
+        purpose: what it is for.
         path: absolute.
-        exists, writable: whether.
-        free: bytes on its disk.
+        exists, writable: whether it exists, and can be written to.
+        free: free bytes on its disk.
     """
 
     purpose: str
@@ -128,7 +135,7 @@ class Weights:
         state: absent, verified (it has the SHA-256 on record), pinned (none is on record; it is the
             file first seen here), shipped, wrong, or unknown for want of a package.
         path: where it lies.
-        sha256: expected, or of the shipped file found.
+        sha256: on record.
         error: what is wrong.
     """
 
@@ -144,7 +151,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command uses where nothing is asked for; None where that fails, for the reason."""
+    """What the command uses by default; if that fails, only the error is set."""
 
     model: str | None = None
     detector: str | None = None
@@ -157,7 +164,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that has to be put right, and the exit code that stands for it."""
+    """Something that has to be fixed, and its exit code."""
 
     code: int
     text: str
@@ -169,9 +176,9 @@ class Report:
 
     Attributes:
         schema: SCHEMA.
-        python, platform, cpus: as they call themselves.
-        memory: bytes of main memory, None where the system does not say.
-        cuda_version, driver: of what torch was built with, and of the NVIDIA card's driver.
+        python, platform, cpus: versions, and the number of CPUs.
+        memory: bytes of main memory, None if the system does not say.
+        cuda_version, driver: of the CUDA that torch was built with, and of the NVIDIA driver.
         environment: variables that are set, without credentials.
     """
 
@@ -192,7 +199,7 @@ class Report:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What has to be put right, each said once."""
+        """What has to be fixed, without repetitions."""
         return tuple({problem.text: problem for problem in self._problems()}.values())
 
     def _problems(self) -> Iterator[Problem]:
@@ -211,7 +218,7 @@ class Report:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth knowing but no problem."""
+        """What is worth knowing but not a problem."""
         closed = (
             f"{folder.path} cannot be written to, so nothing can be fetched to it"
             for folder in self.folders
@@ -226,7 +233,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Looks at everything and tries everything once; takes seconds, opens no connection."""
+    """Examines and tries everything once; takes seconds, opens no connection."""
     extras = {n: module for n, module in EXTRAS.items() if importlib.util.find_spec(module)}
     packages = tuple(_package(name, module) for name, module in (PACKAGES | extras).items())
     return Report(
@@ -242,7 +249,7 @@ def examine() -> Report:
         devices=tuple(_devices()),
         folders=tuple(_folders()),
         environment=_environment(),
-        weights=(_shipped(), *map(_weights, WEIGHT_FILES)),
+        weights=tuple(map(_weights, WEIGHT_FILES)),
         auto=_auto(),
     )
 
@@ -283,6 +290,7 @@ def _trial(name: str, description: str) -> Device:
 
     from cfrestore.align import AlignedFace
     from cfrestore.detect import Face
+    from cfrestore.device import Execution
     from cfrestore.restore import restore_faces
     from cfrestore.weights import load_codeformer
 
@@ -292,9 +300,10 @@ def _trial(name: str, description: str) -> Device:
     crop = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     nobody = Face(np.zeros(4, np.float32), 1.0, np.zeros((5, 2), np.float32))
     aligned = AlignedFace(crop, np.eye(2, 3), nobody)
-    (low,) = restore_faces(network, [aligned], fidelity=0, device=device)
+    execution = Execution(device)
+    (low,) = restore_faces(network, [aligned], fidelity=0, execution=execution)
     start = time.perf_counter()
-    (high,) = restore_faces(network, [aligned], fidelity=1, device=device)
+    (high,) = restore_faces(network, [aligned], fidelity=1, execution=execution)
     seconds = time.perf_counter() - start
     change, error = _difference(low, high)
     return Device(name, description, round(seconds, 3), change, error)
@@ -317,7 +326,7 @@ def _difference(
 
 
 def _auto() -> Choice:
-    """Loads what the command loads by default, after what it may have to fetch."""
+    """Loads what the command loads by default."""
     try:
         from cfrestore.device import describe
         from cfrestore.pipeline import load_pipeline
@@ -325,7 +334,7 @@ def _auto() -> Choice:
         pipeline = load_pipeline()
         return Choice(
             model=pipeline.model_name,
-            detector=pipeline.detector.name,
+            detector=pipeline.detector_name,
             parser="parsenet" if pipeline.parser else None,
             device=describe(pipeline.device),
             notes=pipeline.notes,
@@ -340,7 +349,7 @@ def _weights(row: WeightFile) -> Weights:
     path, error = None, None
     try:
         path = verify(row.name)
-        state = "absent" if path is None else "verified" if row.sha256 else "pinned"
+        state = "absent" if path is None else _state(row)
     except WeightsError as problem:
         state, error = "wrong", str(problem)
     except ImportError:  # told by _package: the hub's cache cannot be looked into
@@ -357,13 +366,11 @@ def _weights(row: WeightFile) -> Weights:
     )
 
 
-def _shipped() -> Weights:
-    about = (COMPACT.name, COMPACT.file, COMPACT.licence, COMPACT.purpose)
-    try:
-        path = shipped()
-        return Weights(*about, "shipped", str(path.absolute()), sha256_of(path))
-    except WeightsError as error:
-        return Weights(*about, "wrong", error=str(error))
+def _state(row: WeightFile) -> str:
+    """The state of a file that is here and right."""
+    if row.shipped:
+        return "shipped"
+    return "verified" if row.sha256 else "pinned"
 
 
 def _folders() -> Iterator[Folder]:
@@ -404,7 +411,7 @@ def _environment() -> dict[str, str]:
 
 
 def hide_credentials(address: str) -> str:
-    """The address of a proxy without user and password, whatever characters those hold."""
+    """The address of a proxy without user and password, whatever characters they contain."""
     _, found, host = address.rpartition("@")
     scheme, colon, _ = address.partition("://")
     return f"{scheme + colon if colon else ''}***@{host}" if found else address
@@ -426,7 +433,7 @@ def _cuda_version() -> str | None:
 
 
 def _driver() -> str | None:
-    """Version of the NVIDIA driver, as its own tool says it."""
+    """Version of the NVIDIA driver, according to nvidia-smi."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None

@@ -1,7 +1,6 @@
 """A CodeFormer as an ONNX graph: image and w in, restored image and codes out.
 
-The package onnx, and onnxscript, which torch exports with, are extras, so they are imported where
-they are needed.
+onnx, and onnxscript, with which torch exports, are optional, so they are imported where needed.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
     import onnx
 
 LAYOUT = 1
-"""Version of what an exported file holds; one that is newer than this is refused."""
+"""Version of an exported file's content; newer ones are refused."""
 
 OPSET = 18
 IMAGE, FIDELITY, RESTORED, CODES = "image", "w", "restored", "codes"
 
 PAINTING = ("network.generator.", "network.fuse_convs_dict.")
-"""What the names of weights that paint begin with; the others decide which codes are chosen."""
+"""Prefixes of the names of weights that paint; the others decide which codes are chosen."""
 
 
 class _Graph(nn.Module):
@@ -58,8 +57,8 @@ class _Graph(nn.Module):
 class _WholeMapNorm(nn.Module):
     """Group normalisation that never gives a map another shape.
 
-    Flattened to groups, as exporters write it, maps have to be NCHW, where the convolutions of
-    OpenVINO want their channels last: each norm then cost two copies, 6 % of all CPU time.
+    Exporters flatten maps to groups, which needs NCHW, while OpenVINO's convolutions want channels
+    last: each norm would then cost two copies, 6 % of all CPU time.
     """
 
     weight: Tensor
@@ -90,7 +89,7 @@ class _WholeMapNorm(nn.Module):
 def export(
     network: CodeFormer, *, match_statistics: bool, facts: Mapping[str, str] | None = None
 ) -> onnx.ModelProto:
-    """The graph of a network, of whatever batch size and w.
+    """The graph of a network, for any batch size and w.
 
     Inputs are image (B,3,S,S) float32 RGB in [-1, 1] and w () float32; outputs are restored
     (B,3,S,S) float32, nominally in [-1, 1], and codes (B,T) int64. The metadata hold the network's
@@ -99,7 +98,7 @@ def export(
     Args:
         network: on the CPU, in evaluation mode; it is left as it is.
         match_statistics: see `CodeFormer.forward`; fixed in the graph.
-        facts: what else the metadata are to say, such as licence and SHA-256 of the weights.
+        facts: more metadata, such as licence and SHA-256 of the weights.
     Raises:
         ConfigError: a package that this needs is not installed.
     """
@@ -137,7 +136,7 @@ def export(
 
 
 def describe(model: onnx.ModelProto, facts: Mapping[str, str]) -> None:
-    """Adds facts to the metadata of a graph, in place of those of the same names."""
+    """Adds facts to the metadata of a graph, replacing those of the same name."""
     known = {**facts_of(model), **facts}
     del model.metadata_props[:]
     for key, value in known.items():
@@ -150,10 +149,10 @@ def facts_of(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def config_of(facts: Mapping[str, str], path: Path) -> CodeFormerConfig:
-    """The configuration that an exported file's metadata hold.
+    """The configuration in an exported file's metadata.
 
     Raises:
-        CheckpointError: they do not describe a CodeFormer, or in a layout of the future.
+        CheckpointError: they do not describe a CodeFormer, or have a newer layout.
     """
     try:
         if int(facts["layout"]) > LAYOUT:
@@ -202,7 +201,7 @@ def _keep_reachable(model: onnx.ModelProto) -> None:
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a graph in one step: what is under the name is whole.
+    """Writes a graph in one step, so that a file of that name is always complete.
 
     Raises:
         OutputError: it cannot be written.
@@ -213,7 +212,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 
 @contextmanager
 def drafted(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
-    """A graph in a file beside path, which becomes path at the end, or vanishes after an error.
+    """Writes a graph to a file beside path, which becomes path at the end, or is removed on error.
 
     Raises:
         OutputError: it cannot be written.
@@ -258,7 +257,7 @@ def is_exported(path: str | Path) -> bool:
 
 
 def for_runtimes(network: CodeFormer) -> CodeFormer:
-    """A copy of a network in which runtimes find constant kernels and maps of one shape."""
+    """A copy of a network with constant kernels and maps of one shape, as runtimes want them."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -270,7 +269,7 @@ def for_runtimes(network: CodeFormer) -> CodeFormer:
 
 
 def _forget_origin(model: onnx.ModelProto) -> None:
-    """Removes what torch records of its caller: names, lines and folders of the code."""
+    """Removes what torch records about the code that calls it: names, lines and folders."""
     graph = model.graph
     for thing in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         thing.doc_string = ""
@@ -281,7 +280,7 @@ def _forget_origin(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporter's remarks, which are none of the user's business, from the user."""
+    """Silences the exporter's remarks, which do not help users."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

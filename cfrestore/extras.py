@@ -1,4 +1,4 @@
-"""Packages that are not always there, imported when they are asked for."""
+"""Optional packages, imported when they are needed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from cfrestore.errors import ConfigError
 
 
 def require(*packages: str, extra: str) -> None:
-    """Imports packages of an extra; raises ConfigError, which says how to get it, without them."""
+    """Imports packages of an extra; raises ConfigError with the command that installs it."""
     try:
         for package in packages:
             load_package(package)
     except ImportError as error:
         raise ConfigError(
-            f'{package} cannot be imported ({error}); pip install "cfrestore[{extra}]" brings it'
+            f"{package} cannot be imported ({error}); {install(extra)} brings it"
         ) from error
 
 
-def load_package(name: str) -> ModuleType:
-    """Imports a package; openvino without its report of each import to its makers.
+def install(extra: str) -> str:
+    """The command that installs the packages of an extra."""
+    return f'pip install "cfrestore[{extra}]"'
 
-    It does without by itself where the package that reports cannot be imported.
+
+def load_package(name: str) -> ModuleType:
+    """Imports a package; openvino without telemetry.
+
+    openvino reports each import to its makers unless its package for that cannot be imported.
     """
     if name == "openvino":
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -33,7 +38,7 @@ def load_package(name: str) -> ModuleType:
 
 
 def package_folder(name: str) -> Path | None:
-    """Where a package lies, which is not imported; None if it is not installed."""
+    """The folder of a package, which is not imported; None if it is not installed."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         return None

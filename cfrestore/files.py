@@ -1,4 +1,4 @@
-"""Bytes into places: a file in one step, a stream in whole."""
+"""Writes bytes: files in one step, streams completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import BinaryIO
 
 @contextmanager
 def drafted(target: Path) -> Iterator[Path]:
-    """An empty file beside target, which takes its place at the end, or vanishes after an error.
+    """An empty file beside target, which replaces it at the end, or is removed after an error.
 
-    So target is at every moment old or new and whole. Links are followed. What fills the draft may
-    replace it: a new file has the mode that the umask gives to any other, see also `settle`.
+    So target is always either the old or the complete new file. Links are followed. Whatever fills
+    the draft may replace it; a new file has the mode that the umask gives, see also `settle`.
 
     Raises:
         OSError: the system refuses.
@@ -55,12 +55,11 @@ def settle(draft: Path, target: Path) -> None:
 
 
 def replace_file(target: Path, encode: Callable[[BinaryIO], None]) -> None:
-    """Puts what is encoded in the place of target, see `drafted`.
+    """Replaces target with what is encoded, see `drafted`.
 
     A device or pipe is written to directly.
 
     Args:
-        target: where to.
         encode: writes to a binary stream that can seek.
     Raises:
         OSError: the system refuses.
@@ -74,7 +73,7 @@ def replace_file(target: Path, encode: Callable[[BinaryIO], None]) -> None:
 
 
 def fill_stream(target: BinaryIO, encode: Callable[[BinaryIO], None]) -> None:
-    """Writes what is encoded to a stream that need not seek, and nothing if encoding fails.
+    """Writes what is encoded to a stream that need not seek, or nothing if encoding fails.
 
     Raises:
         OSError: the system refuses, or the stream is closed.

@@ -27,10 +27,10 @@ def white_holes(pixels: Pixels) -> Holes:
 
 
 def mask_holes(mask: Photo) -> Holes:
-    """The holes that a mask shows bright: at least half as bright as its brightest pixel.
+    """The bright pixels of a mask: at least half as bright as its brightest one.
 
-    So a mask may hold 0 and 1 as well as 0 and 255, and one compressed as JPEG, whose black is not
-    quite black, means the same. Where a mask is transparent it is black.
+    So a mask may hold 0 and 1 as well as 0 and 255, and may be a JPEG, whose black is not quite
+    black. Transparent pixels count as black.
     """
     brightness = mask.pixels.max(axis=2).astype(np.float32)
     if mask.alpha is not None:
@@ -39,16 +39,16 @@ def mask_holes(mask: Photo) -> Holes:
 
 
 def enlarge_holes(holes: Holes, scale: int) -> Holes:
-    """The holes of the picture enlarged bilinearly: every pixel that a hole has a part in."""
+    """The holes of the bilinearly enlarged picture: every pixel that a hole contributes to."""
     height, width = holes.shape
     shown = holes.astype(np.uint8) * 255
     return np.asarray(cv2.resize(shown, (width * scale, height * scale)) > 0)
 
 
 def share_holes(holes: Holes, faces: Sequence[AlignedFace], *, scale: int = 1) -> NDArray[np.int16]:
-    """Which face fills each pixel: of those whose crop holds it, the one it is most central to.
+    """Which face fills each pixel: of the crops that contain it, the one whose centre is nearest.
 
-    So a face at the edge of its neighbour's crop is filled from its own, whatever their order.
+    So a face at the edge of its neighbour's crop is filled from its own crop, in any order.
 
     Args:
         holes: (H * scale, W * scale).

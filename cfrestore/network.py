@@ -1,16 +1,14 @@
-"""Which network a name means, for which task, where it computes, and its opening."""
+"""Chooses the network of a task by name and the place where it computes, and opens it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from cfrestore.backends import ExportedNetwork, check_backend, exported, exported_facts
 from cfrestore.checkpoint import read_metadata
 from cfrestore.device import (
-    Precision,
+    Execution,
     check_compiling,
     choose_code_precision,
     choose_device,
@@ -18,30 +16,13 @@ from cfrestore.device import (
 )
 from cfrestore.errors import ConfigError
 from cfrestore.export import is_exported
+from cfrestore.task import RESTORATION, Task
 from cfrestore.weights import load_codeformer, locate, missing, search_folders, shipped, weight_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cfrestore.models.codeformer import CodeFormerConfig, Features
-
-CPU = torch.device("cpu")
-
-Task: TypeAlias = Literal["restoration", "inpainting", "colorization"]
-
-TASKS: dict[Task, str] = {
-    "restoration": "codeformer",
-    "inpainting": "codeformer-inpainting",
-    "colorization": "codeformer-colorization",
-}
-"""What there are published weights for, and what they are called; restoration has others too."""
-
-MATCHED: dict[Task, bool | None] = {
-    "restoration": None,
-    "inpainting": False,
-    "colorization": True,
-}
-"""Whether a task uses latent AdaIN; None: if the network's configuration says so."""
 
 
 class Network(Protocol):
@@ -60,10 +41,10 @@ class Network(Protocol):
         """The painted images (B,3,S,S)."""
 
 
-def choose_place(
+def choose_execution(
     backend: str, device: str, precision: str, code_precision: str = "auto", *, compile: bool
-) -> tuple[torch.device, Precision, Precision]:
-    """The device and the precisions of those names; other backends than torch have the CPU only.
+) -> Execution:
+    """How to compute, by names; only torch can use other devices than the CPU.
 
     Raises:
         ConfigError: a name is unknown, the backend or the device is absent, or they do not go
@@ -75,7 +56,7 @@ def choose_place(
         if compile:
             check_compiling(place)
         codes = choose_code_precision(code_precision, place)
-        return place, choose_precision(precision, place), codes
+        return Execution(place, choose_precision(precision, place), codes, compile, backend)
     if device not in ("auto", "cpu"):
         raise ConfigError(f"the backend {backend} runs on the CPU, not on {device}")
     for name in (precision, code_precision):
@@ -86,53 +67,57 @@ def choose_place(
             )
     if compile:
         raise ConfigError(f"--compile is torch's; the backend {backend} always compiles")
-    return CPU, Precision.FP32, Precision.FP32
+    return Execution(backend=backend)
 
 
-def open_network(path: Path, backend: str, task: Task, device: torch.device) -> Network:
-    """The network of a file, for other backends than torch an exported one.
+def open_network(path: Path, task: Task, execution: Execution) -> Network:
+    """The network of a file; for other backends than torch, an exported one.
 
     Raises:
         ConfigError: an exported file and the backend or the task do not go together.
         WeightsError, CheckpointError, OutputError: as `load_codeformer` and `exported`.
     """
     ready = is_exported(path)
-    if backend == "torch":
+    if execution.backend == "torch":
         if ready:
             raise ConfigError(f"{path} is an exported network; --backend openvino or onnx runs it")
-        return load_codeformer(path, device)
-    matched = MATCHED[task]
-    network = ExportedNetwork(path if ready else exported(path, match_statistics=matched), backend)
-    network.check(network.config.match_statistics if matched is None else matched)
+        return load_codeformer(path, execution.device)
+    graph = path if ready else exported(path, match_statistics=task.matched)
+    network = ExportedNetwork(graph, execution.backend)
+    network.check(matches(task, network.config))
     return network
 
 
+def matches(task: Task, config: CodeFormerConfig) -> bool:
+    """Whether codes get the statistics of the input's features, latent AdaIN."""
+    return config.match_statistics if task.matched is None else task.matched
+
+
 def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
-    """Path of the weights for restoration that a name means, their name, and remarks on both.
+    """Path and name of the weights for restoration that a name means, and remarks on them.
 
     Raises:
         WeightsError, CheckpointError: as `choose_model`.
-        ConfigError: the path is one of an exported file.
+        ConfigError: it is an exported file.
     """
-    path, name, notes = choose_model(model, "restoration")
+    path, name, notes = choose_model(model, RESTORATION)
     if is_exported(path):
         raise ConfigError(f"{path} is an exported network already")
     return path, name, notes
 
 
 def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
-    """Path of the weights that a name means, their name, and what there is to say of the choice.
+    """Path and name of the weights that a name means, and remarks on the choice.
 
     Args:
         model: see `load_pipeline`.
     Raises:
-        WeightsError: the weights are not here, or differ from the published ones.
+        WeightsError: the weights are missing, or differ from the published ones.
         CheckpointError: a file that is named cannot be read.
         ConfigError: the task has no such weights.
     """
-    has_compact = task == "restoration"
-    if model == "compact" and not has_compact:
-        raise ConfigError(f"there are no compact weights for {task}, only published ones")
+    if model == "compact" and not task.has_compact:
+        raise ConfigError(f"there are no compact weights for {task.name}, only published ones")
     if model == "compact":
         return shipped(), "compact", ()
     if model not in ("auto", "published"):
@@ -140,10 +125,10 @@ def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
         licence = said.get("licence")
         notes = (f"{model} says of its licence: {licence}.",) if licence else ()
         return Path(model), Path(model).name, notes
-    row = weight_file(TASKS[task])
+    row = weight_file(task.weights)
     if path := locate(row.name):
         return path, "published", (f"{path} comes under the {row.licence}.",)
-    if model == "published" or not has_compact:
+    if model == "published" or not task.has_compact:
         raise missing(row.name)
     folders = ", ".join(map(str, search_folders()))
     note = (

@@ -1,9 +1,10 @@
-"""Everything a caller may ask of one run, each default written once. Imports no torch."""
+"""Everything a caller can choose, each default written once. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cfrestore.errors import ConfigError
@@ -33,25 +34,24 @@ class Options:
         fidelity: w of the controllable feature transformation; 0 trusts the codebook alone
             (clean, but identity may drift), 1 follows the input closely. In [0, 1.3].
         upscale: output size is exactly this many times the input's, 1, 2 or 4.
-        aligned: the picture already is one aligned face; nothing is detected or pasted.
-        batch_size: faces restored in one forward pass, at least 1, or auto; halved where memory
-            does not suffice. On the CPU it is always 1, see `device.faces_at_once`.
-        faces: all; center, the one nearest to the middle of the picture; largest, the one with the
-            largest box within it; or indices in the detector's order, which is that of descending
-            score, from 0.
-        min_face: faces whose box has a shorter side below this, in pixels of the picture, are left
-            alone; center and largest choose among the others. The indices count every face.
-        max_face: faces whose box has a shorter side above this are left alone likewise; None: no
-            face is too large; auto: in restoration, those that are larger than the network paints
-            and sharper than it can paint them, see `detail.measure_detail`; else as None.
+        aligned: the picture is one aligned face; nothing is detected or pasted.
+        batch_size: faces restored in one forward pass, at least 1, or auto; halved if there is not
+            enough memory. On the CPU it is always 1, see `device.faces_at_once`.
+        faces: all; center, the one nearest to the middle of the picture; largest, the one whose box
+            covers most of it; or indices from 0, in descending order of the detector's score.
+        min_face: leaves out faces whose box has a shorter side below this, in picture pixels;
+            center and largest choose among the others. Indices count every face.
+        max_face: leaves out faces whose box has a shorter side above this; None: no face is too
+            large; auto: restoration leaves out faces that are larger than the network paints and
+            sharper than it can paint, see `detail.measure_detail`; other tasks take it as None.
         draw_box: draws a green frame around what was pasted.
-        samples: how many more results there are to be, each with codes drawn from the distribution
-            that the network predicts, where the result itself has those it chooses by it.
+        samples: number of additional results, whose codes are drawn from the distribution that the
+            network predicts; the main result has the codes that the network chooses.
         temperature: of that distribution; below 1 samples are more alike.
-        seed: decides, with the picture of a face, what is drawn for it.
+        seed: decides, together with the crop of a face, what is drawn for it.
 
     Raises:
-        ConfigError: a value is out of range, or two contradict each other.
+        ConfigError: a value is of another type or out of range, or two contradict each other.
     """
 
     fidelity: float = 0.5
@@ -67,28 +67,32 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fidelity) and 0 <= self.fidelity <= MAX_FIDELITY):
-            raise ConfigError(f"fidelity must lie in [0, {MAX_FIDELITY}], found {self.fidelity}")
-        if self.upscale not in UPSCALES:
-            raise ConfigError(f"upscale must be one of {UPSCALES}, found {self.upscale}")
+        if not (_is_finite(self.fidelity) and 0 <= self.fidelity <= MAX_FIDELITY):
+            raise ConfigError(f"fidelity must lie in [0, {MAX_FIDELITY}], found {self.fidelity!r}")
+        if not _is_count(self.upscale) or self.upscale not in UPSCALES:
+            raise ConfigError(f"upscale must be one of {UPSCALES}, found {self.upscale!r}")
         if self.aligned and self.upscale != 1:
             raise ConfigError("an aligned face always gets the network's size, without upscale")
-        if self.batch_size != "auto" and self.batch_size < 1:
-            raise ConfigError(f"batch_size must be auto or at least 1, found {self.batch_size}")
+        if self.batch_size != "auto" and not _is_count(self.batch_size, 1):
+            raise ConfigError(
+                f"batch_size must be auto or a whole number from 1, found {self.batch_size!r}"
+            )
         if self.faces not in CHOICES and not _are_indices(self.faces):
             raise ConfigError(f"faces must be one of {CHOICES} or indices, found {self.faces!r}")
-        if self.min_face < 0:
-            raise ConfigError(f"min_face must be at least 0, found {self.min_face}")
-        if isinstance(self.max_face, int) and self.max_face < max(1, self.min_face):
+        if not _is_count(self.min_face):
+            raise ConfigError(f"min_face must be a whole number from 0, found {self.min_face!r}")
+        least = max(1, self.min_face)
+        if self.max_face not in ("auto", None) and not _is_count(self.max_face, least):
             raise ConfigError(
-                f"max_face must be auto, none, or at least 1 and min_face, found {self.max_face}"
+                f"max_face must be auto, none or a whole number from {least}, "
+                f"found {self.max_face!r}"
             )
-        if self.samples < 0:
-            raise ConfigError(f"samples must be at least 0, found {self.samples}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"temperature must be above 0, found {self.temperature}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be at least 0, found {self.seed}")
+        if not _is_count(self.samples):
+            raise ConfigError(f"samples must be a whole number from 0, found {self.samples!r}")
+        if not (_is_finite(self.temperature) and self.temperature > 0):
+            raise ConfigError(f"temperature must be above 0, found {self.temperature!r}")
+        if not _is_count(self.seed):
+            raise ConfigError(f"seed must be a whole number from 0, found {self.seed!r}")
         chosen = self.faces != "all" or self.min_face or self.max_face != "auto"
         if self.aligned and (chosen or self.draw_box):
             raise ConfigError(
@@ -100,7 +104,7 @@ def parse_batch_size(text: str) -> BatchSize:
     """The batch size that a text such as auto or 4 means.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the text means nothing of the kind.
     """
     if text == "auto":
         return "auto"
@@ -114,7 +118,7 @@ def parse_max_face(text: str) -> MaxFace:
     """The largest face that a text such as auto, none or 900 means.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the text means nothing of the kind.
     """
     if text == "auto":
         return "auto"
@@ -130,7 +134,7 @@ def parse_faces(text: str) -> Choice | tuple[int, ...]:
     """The choice of faces that a text such as center or 0,2 means.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the text means nothing of the kind.
     """
     for choice in CHOICES:
         if text == choice:
@@ -147,7 +151,7 @@ def parse_quality(text: str | None) -> Quality | None:
     """The quality that a text such as 90 or keep means; None stays None.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the text means nothing of the kind.
     """
     if text is None:
         return None
@@ -158,9 +162,14 @@ def parse_quality(text: str | None) -> Quality | None:
     raise ConfigError(f"quality must be a number from 1 to 100, or keep, found {text!r}")
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object, least: int = 0) -> bool:
+    """Whether a value is a whole number (a bool is not) of at least that."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _are_indices(faces: object) -> bool:
-    return (
-        isinstance(faces, tuple)
-        and len(faces) > 0
-        and all(isinstance(index, int) and index >= 0 for index in faces)
-    )
+    return isinstance(faces, tuple) and len(faces) > 0 and all(map(_is_count, faces))

@@ -1,4 +1,4 @@
-"""Whether an exported file gives what its network gives in torch."""
+"""Whether an exported file gives the same results as its network in torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from cfrestore.models.codeformer import CodeFormer
 
 TOLERANCE = 1e-3
-"""Largest difference of values in [-1, 1]; a level of 255 is eight times as much."""
+"""Largest accepted difference of values in [-1, 1]; one level of 255 is eight times as much."""
 
 TRIALS = ((0.0, 1), (0.5, 1), (1.0, 1), (0.5, 3))
-"""w and faces at once of what is compared."""
+"""w and batch size of each comparison."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Row:
 
     Attributes:
         w: fidelity.
-        batch: faces at once.
-        difference: the largest of values clamped to [-1, 1].
+        batch: number of faces in the batch.
+        difference: largest difference of values clamped to [-1, 1].
         equal_codes: whether every code is the same.
     """
 
@@ -41,7 +41,7 @@ class Row:
 
 
 def compare(network: CodeFormer, path: Path, backend: str) -> Iterator[Row]:
-    """Compares a file with its network in torch, on noise of three strengths about gray.
+    """Compares a file with its network in torch, on gray with noise of three strengths.
 
     Args:
         network: on the CPU, in evaluation mode.
@@ -66,7 +66,7 @@ def compare(network: CodeFormer, path: Path, backend: str) -> Iterator[Row]:
 
 
 def check(rows: tuple[Row, ...], path: Path) -> None:
-    """Raises CheckpointError if a file does not give what torch gives."""
+    """Raises CheckpointError if a file does not give the same results as torch."""
     if not all(row.equal_codes and row.difference <= TOLERANCE for row in rows):
         raise CheckpointError(
             f"{path} does not give what torch gives: the largest difference is "

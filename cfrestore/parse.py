@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 PARSE_SIZE = 512
-"""Side of the pictures the parsing network was trained for, and of the blur and frame below."""
+"""Side of the pictures the parsing network was trained for; the blur and frame below fit it."""
 
 FACE_CLASSES = (*range(1, 14), 15)
 """Skin, glasses, eyes, brows, ears, mouth, nose, hair, earrings; not hat, neck, necklace, cloth.
@@ -35,13 +35,13 @@ _FRAME = 10
 
 
 class FaceParser:
-    """A ParseNet that says which pixels of a crop belong to the face.
+    """A ParseNet, which tells the pixels of a crop that belong to the face.
 
     Args:
         path: a ParseNet weight file, `parsing_parsenet.pth` or one with the same keys.
         device: where to compute.
-        side: of the pictures that the network sees, a multiple of 16; a smaller one than the
-            published costs less and gives other masks, see benchmarks/parsing.py.
+        side: side of the pictures that the network sees, a multiple of 16; smaller than the
+            published one it costs less and gives other masks, see benchmarks/parsing.py.
         precision: what the network computes in, see `choose_parsing_precision`.
     Raises:
         WeightsError: the file cannot be read.

@@ -1,13 +1,13 @@
 """From restored faces back into the picture: (pixels, RestoredFace, mask) -> pixels. No torch.
 
-Every face is warped, masked and blurred within its own bounding box only; the result is that of
-the published full-frame formulas but for two corrections: it is rounded, not truncated, and the
-outermost pixels of a face are blended with the picture, where the published code multiplies them
-by their coverage and so draws a dark frame (86 levels around a face of 30 px, 0.6 at 200 px).
+Every face is warped, masked and blurred within its own bounding box only. The result is that of the
+published full-frame formulas with two corrections: it is rounded, not truncated, and the outermost
+pixels of a face are blended with the picture, where the published code multiplies them by their
+coverage and so draws a dark frame (86 levels around a face of 30 px, 0.6 at 200 px).
 
-Of a face that is larger than its crop, detail finer than the crop can be kept: what is pasted is
-then restored + k (picture - original), with both crops brought into the picture, and with k the
-share of detail that is kept there. Where k = 1 that is the picture and what the network changed.
+A face that is larger than its crop can keep detail finer than the crop: then restored +
+k (picture - original) is pasted, with both crops warped into the picture and k the share of detail
+that is kept at a pixel. Where k = 1, that is the picture plus what the network changed.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Layer:
 
     Attributes:
         rows, columns: where in the picture.
-        face: (h, w, 3) float32, within [0, 255] but for what warping overshoots.
+        face: (h, w, 3) float32, in [0, 255], which warping may overshoot.
         opacity: (h, w) float32 in [0, 1]; exactly 0 where the picture is to stay untouched.
-        kept: (h, w) float32, share of the picture that is to be added to the face; or None.
+        kept: (h, w) float32, share of the picture's detail that is added to the face; or None.
     """
 
     rows: slice
@@ -71,8 +71,8 @@ def paste_faces(
         scale: the result is exactly this many times the picture's size.
         masks: one (S, S) float32 in [0, 1] per face, further limits of what is pasted; or None.
         background: picture of the same content and dtype at any size, used in place of pixels.
-        owners: (H * scale, W * scale), see `share_holes`: each face replaces just the pixels that
-            bear its index, wholly; masks do not count.
+        owners: (H * scale, W * scale), see `share_holes`: each face fully replaces just the pixels
+            that have its index; masks are not used.
     Returns:
         (H * scale, W * scale, 3) of the dtype of pixels, newly allocated. Outside the masks it is
         the background, bit for bit.
@@ -103,10 +103,10 @@ def paste_faces(
 def _blend(region: Pixels, layer: Layer, original: Pixels) -> None:
     """Lays a face over a region of its size; both are overwritten.
 
-    A few rows at a time, which stay in the processor's cache throughout.
+    It works on a few rows at a time, which stay in the processor's cache.
 
     Args:
-        original: the region before anything was pasted, of which faces may keep detail.
+        original: the region before anything was pasted, whose detail faces may keep.
     """
     unit = np.float32(np.iinfo(region.dtype).max / 255)
     rows = max(1, 20_000 // max(1, region.shape[1]))
@@ -158,7 +158,7 @@ def face_layer(
         mask: (S, S) float32 in [0, 1], or None.
         kept: (S, S) float32 in [0, 1], see Layer, or None.
     Returns:
-        None where nothing of the face lies in the picture.
+        None if no part of the face lies in the picture.
     """
     if mask is not None and mask.shape != crop.shape[:2]:
         raise ValueError(f"mask must be {crop.shape[:2]} like its crop, found {mask.shape}")
@@ -211,8 +211,8 @@ def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
 def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float32]:
     """The fade of a large face, in time that does not grow with its width.
 
-    The core is eroded in 8 bits, averaged down until the blur is a narrow one, and brought back;
-    first along columns, and along rows when there are few left.
+    The core is eroded in 8 bits, averaged down until the blur is narrow, and enlarged again: first
+    along columns, then, when few are left, along rows.
     """
     height, width = (side + 2 * edge for side in coverage.shape)
     size = tuple(math.ceil(side * _SMALL_FADE / edge) for side in (width, height))
@@ -234,7 +234,7 @@ def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float
 
 
 def _erode(mask: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """The minimum over a square of that side; beyond the picture nothing counts."""
+    """The minimum over a square of that side; what lies beyond the picture is ignored."""
     kernel = np.ones((side, side), dtype=np.uint8)
     return np.asarray(cv2.erode(mask, kernel), dtype=np.float32)
 

@@ -13,28 +13,22 @@ import numpy as np
 
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
 from cfrestore.backends import ExportedNetwork
+from cfrestore.correction import blank, correct, fill, without_colours
 from cfrestore.detail import weigh
 from cfrestore.detect import NAMES, Detector, Face, load_detector
-from cfrestore.device import Precision, choose_parsing_precision, faces_at_once
-from cfrestore.errors import DegenerateFaceError, ImageError
+from cfrestore.device import ON_CPU, Execution, choose_parsing_precision, faces_at_once
+from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
 from cfrestore.holes import enlarge_holes, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, keep_neutral, resize, to_depth, to_uint8
-from cfrestore.network import CPU, choose_model, choose_place, open_network
+from cfrestore.network import choose_execution, choose_model, open_network
 from cfrestore.options import Options
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
 from cfrestore.procedure import Painted, Prepared, Procedure, Restoration, Result
-from cfrestore.restore import (
-    FailedFace,
-    Painter,
-    RestoredFace,
-    blank,
-    correct,
-    fill,
-    without_colours,
-)
+from cfrestore.restore import FailedFace, Painter, RestoredFace
 from cfrestore.select import SkippedFace, missing_faces, select_faces
 from cfrestore.show import draw_frames
+from cfrestore.task import COLORIZATION, INPAINTING, RESTORATION, Task, TaskName, find_task
 from cfrestore.weights import locate, weight_file
 from cfrestore.weights.digests import known_sha256
 
@@ -44,7 +38,7 @@ if TYPE_CHECKING:
 
     from cfrestore.holes import Holes
     from cfrestore.image import Photo, Pixels
-    from cfrestore.network import Network, Task
+    from cfrestore.network import Network
 
 Found: TypeAlias = AlignedFace | FailedFace | SkippedFace
 """One detected face before anything is painted."""
@@ -60,29 +54,21 @@ class Pipeline:
 
     Attributes:
         network: a CodeFormer in evaluation mode, on the device, or an exported one.
-        detector: finds the faces.
-        parser: limits what is pasted to the face proper; None: all of a soft square is pasted.
-        device: where the network runs.
-        precision: what torch is asked to paint in; see `painted_in`.
-        code_precision: what it chooses codes in.
-        compile: whether it is compiled for whole batches.
-        backend: what runs the network, see `backends.PACKAGES`.
-        model_name: what to call the network when speaking to people.
-        notes: sentences the user should read about the choice of weights.
-        identity: what decides its results beside the options: SHA-256 of weights, and the like.
-        files: where its weights were read, by what they are for.
+        detector: finds the faces; None: only pictures of aligned faces can be worked on.
+        parser: limits what is pasted to the face proper; None: a whole soft square is pasted.
+        execution: how the network computes; see also `painted_in`.
+        model_name: name of the network in messages.
+        notes: sentences about the choice of weights that the user should read.
+        identity: what decides its results besides the options, such as the SHA-256 of weights.
+        files: the weight files that were read, by purpose.
         match_statistics: whether restoration uses latent AdaIN, see `CodeFormer.forward`; None: as
             the network's configuration says.
     """
 
     network: Network
-    detector: Detector
+    detector: Detector | None
     parser: FaceParser | None = None
-    device: torch.device = CPU
-    precision: Precision = Precision.FP32
-    code_precision: Precision = Precision.FP32
-    compile: bool = False
-    backend: str = "torch"
+    execution: Execution = ON_CPU
     model_name: str = "custom"
     notes: tuple[str, ...] = ()
     identity: Mapping[str, object] = field(default_factory=dict)
@@ -101,17 +87,28 @@ class Pipeline:
         return own if asked is None else asked
 
     @property
+    def detector_name(self) -> str | None:
+        """What finds the faces."""
+        return None if self.detector is None else self.detector.name
+
+    @property
     def painted_in(self) -> str:
-        """The precision that faces are painted in, which an exported network brings with it."""
-        network = self.network
-        return network.precision if isinstance(network, ExportedNetwork) else self.precision.value
+        """The precision of painting, which is fixed in an exported network."""
+        if isinstance(self.network, ExportedNetwork):
+            return self.network.precision
+        return self.execution.precision.value
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self.execution.device
 
     def __call__(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
         """Restores the faces of a photograph that the options ask for.
 
-        The network and the detector see 8 bits; pasting keeps 16. The size is exactly
-        `options.upscale` times the input's. With `options.aligned` the picture is stretched to
-        S x S, S being the network's side, and the result is the restored face, S x S.
+        Network and detector see 8 bits; pasting keeps 16. The result is exactly `options.upscale`
+        times the input's size. With `options.aligned` the picture is stretched to S x S, the
+        network's size, and the result is the restored face of that size.
         """
         return self.restoring(options)(photo)
 
@@ -121,32 +118,32 @@ class Pipeline:
         holes: Holes | None = None,
         options: Options = Options(),  # noqa: B008
     ) -> Restoration:
-        """Fills the holes of a photograph, as far as they lie in crops of faces.
+        """Fills the holes of a photograph where they lie in crops of faces.
 
         Every other pixel stays as it is. The network must be one for inpainting.
 
         Args:
-            holes: (H, W) bool, true where the photograph is to be filled; None: where it is pure
-                white.
-            options: as in restoration, but `fidelity` is not used.
+            holes: (H, W) bool, true where the photograph is to be filled; None: its pure white
+                pixels.
+            options: as in restoration; `fidelity` is not used.
         Raises:
             ImageError: the holes are not of the photograph's size.
-        Source: the published command, which knows aligned faces only: w = 1, no AdaIN.
+        Source: the published command, which takes aligned faces only: w = 1, no AdaIN.
         """
         return self.inpainting(holes, options)(photo)
 
     def colorize(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
-        """Gives the faces of a photograph colours, new ones where they have some.
+        """Gives the faces of a photograph new colours.
 
-        The rest stays as it is: a gray photograph becomes colour faces in gray surroundings. The
-        network must be one for colorization. Of the options, `fidelity` is not used.
+        The rest stays as it is: a gray photograph gets coloured faces in gray surroundings. The
+        network must be one for colorization. `options.fidelity` is not used.
 
-        Source: the published command, which knows aligned faces only: w = 0, AdaIN, no gray test.
+        Source: the published command, which takes aligned faces only: w = 0, AdaIN, no gray test.
         """
         return self.colorizing(options)(photo)
 
     def restoring(self, options: Options = Options()) -> Procedure:  # noqa: B008
-        """What a call does, in steps that several photographs can share."""
+        """Restoration in steps that several photographs can share; see `__call__`."""
         config = self.network.config
 
         def prepare(photo: Photo) -> Prepared:
@@ -156,58 +153,61 @@ class Pipeline:
                 options,
                 paste=partial(self._paste, photo, options),
                 choose=tuple if options.aligned else partial(weigh, photo.pixels, options.max_face),
-                correct=partial(correct, keeps_colours=config.keep_colours, gray=gray),
+                correct=partial(correct, config=config, gray=gray),
             )
 
-        settings = {"task": "restoration", "fidelity": options.fidelity}
+        own: dict[str, object] = {"fidelity": options.fidelity}
         if self.matches != config.match_statistics:
-            settings["match_statistics"] = self.matches
-        return self._procedure(prepare, options, options.fidelity, settings, matched=self.matches)
+            own["match_statistics"] = self.matches
+        return self._procedure(RESTORATION, prepare, options, **own)
 
     def inpainting(
         self,
         holes: Holes | None = None,
         options: Options = Options(),  # noqa: B008
     ) -> Procedure:
-        """What `inpaint` does, in steps that several photographs can share."""
+        """Inpainting in steps that several photographs can share; see `inpaint`."""
 
         def prepare(photo: Photo) -> Prepared:
             own = white_holes(photo.pixels) if holes is None else holes
             return self._prepare_filling(photo, own, options)
 
         mask = None if holes is None else hashlib.sha256(holes.tobytes()).hexdigest()
-        settings = {"task": "inpainting", "mask": mask}
-        return self._procedure(prepare, options, 1, settings, matched=False)
+        return self._procedure(INPAINTING, prepare, options, mask=mask)
 
     def colorizing(self, options: Options = Options()) -> Procedure:  # noqa: B008
-        """What `colorize` does, in steps that several photographs can share."""
+        """Colorization in steps that several photographs can share; see `colorize`."""
 
         def prepare(photo: Photo) -> Prepared:
             paste = partial(self._paste, photo, options)
             return self._prepare(photo, options, paste=paste, gray_stays=False)
 
-        return self._procedure(prepare, options, 0, {"task": "colorization"}, matched=True)
+        return self._procedure(COLORIZATION, prepare, options)
 
     def _procedure(
         self,
+        task: Task,
         prepare: Callable[[Photo], Prepared],
         options: Options,
-        fidelity: float,
-        settings: Mapping[str, object],
-        *,
-        matched: bool,
+        **own: object,
     ) -> Procedure:
-        """A task; of the options, those that it uses or that do not change results are left out."""
+        """A task as a procedure.
+
+        Args:
+            own: settings that only this task has. Options that it does not use, or that do not
+                change results, are no settings.
+        Raises:
+            ConfigError: faces are to be found, and there is no detector.
+        """
+        if self.detector is None and not options.aligned:
+            raise ConfigError("this pipeline was loaded for aligned faces, and finds none")
         batch_size = faces_at_once(options.batch_size, self.device)
         paint = Painter(
             self.network,
-            fidelity=fidelity,
-            match_statistics=matched,
+            fidelity=options.fidelity if task.fidelity is None else task.fidelity,
+            match_statistics=self.matches if task.matched is None else task.matched,
             batch_size=batch_size,
-            device=self.device,
-            precision=self.precision,
-            code_precision=self.code_precision,
-            compile=self.compile,
+            execution=self.execution,
             samples=options.samples,
             temperature=options.temperature,
             seed=options.seed,
@@ -216,8 +216,8 @@ class Pipeline:
         del others["fidelity"], others["batch_size"]
         if not options.samples:
             del others["temperature"], others["seed"]
-        everything = {**self.identity, **others, **settings}
-        return Procedure(prepare, paint, batch_size, options.upscale, everything)
+        settings = {**self.identity, **others, "task": task.name, **own}
+        return Procedure(prepare, paint, batch_size, options.upscale, settings)
 
     def _prepare(
         self,
@@ -229,13 +229,13 @@ class Pipeline:
         correct: Callable[[RestoredFace], RestoredFace] = lambda face: face,
         gray_stays: bool = True,
     ) -> Prepared:
-        """The way of every task: find faces, align them, and once they are painted, paste.
+        """The steps of every task: find faces, align them and, when they are painted, paste them.
 
         Args:
-            paste: new faces to the whole result.
-            choose: aligned faces to those that are to be painted, and why others are not.
-            correct: what the network painted to what is pasted.
-            gray_stays: whether equal channels stay equal.
+            paste: makes the whole result from new faces.
+            choose: decides which aligned faces are painted, and why others are not.
+            correct: makes what is pasted from what the network painted.
+            gray_stays: whether gray pixels stay gray.
         """
         pixels, size = to_uint8(photo.pixels), self.crop_size
         whole = _stretch(pixels, size) if options.aligned else None
@@ -269,7 +269,7 @@ class Pipeline:
         return Prepared(tuple(face for face in chosen if isinstance(face, AlignedFace)), finish)
 
     def _prepare_filling(self, photo: Photo, holes: Holes, options: Options) -> Prepared:
-        """The way of inpainting: the network sees white where the holes are."""
+        """The steps of inpainting: the network sees white where the holes are."""
         if holes.shape != photo.size:
             found, wanted = (f"{width}x{height}" for height, width in (holes.shape, photo.size))
             raise ImageError(f"the mask has {found} pixels and the photograph {wanted}")
@@ -277,7 +277,7 @@ class Pipeline:
         gray = equal_channels(photo.pixels)
 
         def gap_of(face: AlignedFace) -> Holes:
-            """What of the crop shows any part of a hole."""
+            """The pixels of the crop that show any part of a hole."""
             if options.aligned:
                 return resize(shown, self.crop_size, self.crop_size) > 0
             return cut_crop(shown, face.to_crop, self.crop_size, border=(0,)) > 0
@@ -292,7 +292,7 @@ class Pipeline:
             ]
 
         def correct(face: RestoredFace) -> RestoredFace:
-            """In a photograph the holes say what is pasted, so all that was painted is kept."""
+            """In a photograph the holes decide what is pasted, so everything painted is kept."""
             face = without_colours(face) if gray else face
             return fill(face, gap_of(face.aligned)) if options.aligned else face
 
@@ -311,14 +311,15 @@ class Pipeline:
         return replace(prepared, finish=finish)
 
     def _find(self, pixels: NDArray[np.uint8], options: Options) -> tuple[Face | SkippedFace, ...]:
-        """All faces of the picture, skipped where the options do not ask for them."""
+        """All faces of the picture, those skipped that the options leave out."""
+        assert self.detector is not None
         largest = options.max_face if isinstance(options.max_face, int) else None
         return select_faces(
             self.detector(pixels), pixels.shape[:2], options.faces, options.min_face, largest
         )
 
     def _paste(self, photo: Photo, options: Options, faces: Sequence[RestoredFace]) -> Pixels:
-        """The photograph with new faces, each as far as its mask goes."""
+        """The photograph with new faces pasted, each within its mask."""
         masks = None
         if self.parser is not None and faces:
             masks = self.parser(np.stack([face.crop for face in faces]))
@@ -335,15 +336,16 @@ def load_pipeline(
     precision: str = "auto",
     code_precision: str = "auto",
     compile: bool = False,
-    task: Task = "restoration",
+    task: TaskName = "restoration",
     backend: str = "torch",
+    aligned: bool = False,
 ) -> Pipeline:
     """A pipeline ready to be called.
 
     Args:
-        model: auto (published weights if they are on this machine, else those shipped here),
-            published, compact (those shipped here), or the path of a weight file. Only restoration
-            has compact ones. Other backends than torch take exported files as well.
+        model: auto (published weights if they are on this machine, else compact), published,
+            compact (the ones that come with cfrestore, for restoration only), or the path of a
+            weight file. Other backends than torch take exported files as well.
         detector: see `load_detector`.
         device: see `choose_device`.
         parser: a ParseNet file; None: the published one if it is on this machine.
@@ -354,73 +356,77 @@ def load_pipeline(
         task: what the weights are for.
         backend: torch, or onnx or openvino, which run on the CPU and have weights exported for them
             once, see `backends.exported`.
+        aligned: every picture will be one aligned face (Options.aligned): nothing is searched for
+            or pasted, so neither detector nor parser is loaded.
     Raises:
         WeightsError: a weight file is not there, or differs from the published one.
         CheckpointError: a weight file holds something else.
         ConfigError: a name is unknown, the device or the backend is absent, or they do not go
             together.
     """
-    place, exactness, code_exactness = choose_place(
-        backend, device, precision, code_precision, compile=compile
-    )
-    path, name, notes = choose_model(str(model), task)
-    network = open_network(path, backend, task, place)
-    parses = task != "inpainting"  # there the holes say what is pasted
+    execution = choose_execution(backend, device, precision, code_precision, compile=compile)
+    kind = find_task(task)
+    path, name, notes = choose_model(str(model), kind)
+    network = open_network(path, kind, execution)
+    finder = None if aligned else load_detector(detector, execution.device, threshold)
+    parses = kind.parses and not aligned
     parsing = (parser or locate("parsenet")) if parses else None
-    parsing_exactness = choose_parsing_precision(precision, place)
-    finder = load_detector(detector, place, threshold)
+    parsing_exactness = choose_parsing_precision(precision, execution.device)
     if name == "published":
-        notes += _lacking(detector == "auto" and finder.name == "mtcnn", parses and parsing is None)
+        fell_back = detector == "auto" and finder is not None and finder.name == "mtcnn"
+        notes += _lacking(fell_back, parses and parsing is None)
     return Pipeline(
         network,
         finder,
-        parser=FaceParser(parsing, place, precision=parsing_exactness) if parsing else None,
-        device=place,
-        precision=exactness,
-        code_precision=code_exactness,
-        compile=compile,
-        backend=backend,
+        parser=FaceParser(parsing, execution.device, precision=parsing_exactness)
+        if parsing
+        else None,
+        execution=execution,
         model_name=f"{name} ({network.config.image_size} px)",
         notes=notes,
         identity={
             "model": known_sha256(path),
-            "detector": finder.name if detector in NAMES else known_sha256(Path(detector)),
+            "detector": None if finder is None else _detector_identity(detector, finder),
             "threshold": threshold,
             "parser": known_sha256(parsing) if parsing else None,
             # What was asked for: several machines may share the work.
             "parser_precision": ("fp32" if precision == "fp32" else "auto") if parsing else None,
-            "precision": exactness.value,
-            "code_precision": code_exactness.value,
+            "precision": execution.precision.value,
+            "code_precision": execution.code_precision.value,
             "backend": backend,
         },
         files={
             "model": path,
-            **({} if detector in NAMES else {"detector": Path(detector)}),
+            **({} if finder is None or detector in NAMES else {"detector": Path(detector)}),
             **({"parser": parsing} if parsing else {}),
         },
     )
 
 
+def _detector_identity(name: str, detector: Detector) -> str:
+    return detector.name if name in NAMES else known_sha256(Path(name))
+
+
 def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
-    """What is done otherwise for want of the files the published network is published with."""
+    """What is done differently because files that belong to the published network are missing."""
     lacks = {}
     if retinaface:
         lacks[weight_file("retinaface").file] = "MTCNN finds the faces"
     if parsenet:
-        lacks[weight_file("parsenet").file] = "all of a soft square around each face is pasted"
-    return (f"For want of {' and '.join(lacks)}, {' and '.join(lacks.values())}.",) if lacks else ()
+        lacks[weight_file("parsenet").file] = "a whole soft square around each face is pasted"
+    return (f"Without {' and '.join(lacks)}, {' and '.join(lacks.values())}.",) if lacks else ()
 
 
 def _each(
     faces: Sequence[Found], apply: Callable[[Sequence[AlignedFace]], Sequence[Outcome]]
 ) -> tuple[Outcome | FailedFace | SkippedFace, ...]:
-    """What becomes of faces, in the same order; one that is not aligned stays what it is."""
+    """Applies a function to the aligned faces; the others stay in their places as they are."""
     outcomes = iter(apply([face for face in faces if isinstance(face, AlignedFace)]))
     return tuple(next(outcomes) if isinstance(face, AlignedFace) else face for face in faces)
 
 
 def _unfilled(wanted: int, filled: int) -> tuple[str, ...]:
-    """What there is to say about holes of so many pixels, of which so many were filled."""
+    """A remark if not all of the wanted pixels were filled."""
     if not wanted:
         return ("there is no hole",)
     if filled == wanted:
@@ -445,7 +451,7 @@ def _align(
 
 
 def _stretch(pixels: NDArray[np.uint8], size: int) -> AlignedFace:
-    """The whole picture as one aligned face, its aspect ratio given up as published."""
+    """The whole picture as one aligned face, whose aspect ratio is not kept, as published."""
     fy, fx = (size / side for side in pixels.shape[:2])
     to_crop = np.array([[fx, 0, (fx - 1) / 2], [0, fy, (fy - 1) / 2]])  # pixel areas coincide
     landmarks = (FFHQ_TEMPLATE * (size / PUBLISHED_SIZE) - to_crop[:, 2]) / (fx, fy)

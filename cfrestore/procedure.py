@@ -1,4 +1,4 @@
-"""What is done to photographs, in three steps, so that faces of several can be painted together."""
+"""A task in three steps, so that faces of several photographs can be painted together."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Restoration:
         photo: the result, with the input's metadata, alpha and bit depth.
         faces: one value per detected face, in the detector's order; empty if there was none.
         missing: indices of Options.faces that no detected face has.
-        remarks: what else was asked for and is not done, each half a sentence.
-        samples: as many more results as Options.samples asks for.
+        remarks: what else was asked for but not done, each half a sentence.
+        samples: the additional results, see Options.samples.
     """
 
     photo: Photo
@@ -40,7 +40,7 @@ class Restoration:
 
     @property
     def numbered(self) -> tuple[tuple[int, RestoredFace], ...]:
-        """The faces that are new in the result, each with its index among all."""
+        """The faces that are new in the result, each with its index among all faces."""
         return tuple((k, f) for k, f in enumerate(self.faces) if isinstance(f, RestoredFace))
 
     @property
@@ -65,8 +65,8 @@ class Prepared:
 
     Attributes:
         faces: what the network is to paint.
-        finish: makes the result of what it painted, in the same order; to be called once, in
-            whatever thread.
+        finish: makes the result from the painted faces, in the same order; to be called once, in
+            any thread.
     """
 
     faces: tuple[AlignedFace, ...]
@@ -75,14 +75,14 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Procedure:
-    """One task with its options: called with a photograph, it does all of it at once.
+    """One task with its options; calling it with a photograph takes all three steps.
 
     Attributes:
-        prepare: finds faces and cuts them out, in whatever thread.
-        paint: faces, of however many photographs, to what the network makes of each.
-        batch_size: faces that are worth waiting for before painting.
-        upscale: sides of the result over those of the photograph.
-        settings: all that decides the result beside the photograph, as values that JSON knows.
+        prepare: finds faces and cuts them out, in any thread.
+        paint: what the network makes of each face, from any number of photographs.
+        batch_size: number of faces worth waiting for before painting.
+        upscale: size of the result over that of the photograph.
+        settings: everything besides the photograph that decides the result, as JSON values.
     """
 
     prepare: Callable[[Photo], Prepared]

@@ -1,7 +1,7 @@
-"""An exported network whose painting is computed in 8 bits, calibrated on real faces.
+"""Exported networks that paint in 8 bits, calibrated on real faces.
 
-Encoder and transformer stay in float32, so that the codes of a face are the same, and so do the few
-convolutions that 8 bits would do most harm to.
+Encoder and transformer stay in float32, so that the codes of a face do not change, and so do the
+few convolutions that 8 bits would harm most.
 Source: static quantisation of onnxruntime; an int8 weight for each output channel, uint8 inputs of
 convolutions, between the smallest and the largest value that calibration met.
 """
@@ -34,24 +34,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAST_PSNR = 35.0
-"""dB of int8 against fp32 below which a file is not offered."""
+"""PSNR in dB of int8 against fp32 below which no file is written."""
 
 EXACT_SHARE = 0.125
-"""Of the multiply-adds of painting at w > 0: how many at most stay in float32."""
+"""Largest share of the multiply-adds of painting at w > 0 that stay in float32."""
 
 LEAST_FACES = 4
 MOST_FACES = 64
-"""Of a folder: half are calibrated on, and the others held out to measure."""
+"""How many faces of a folder are used: half to calibrate, half to measure."""
 
 FIDELITIES = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How faces that were held out come out of int8, against fp32.
+    """How well int8 agrees with fp32 on faces that calibration has not seen.
 
     Attributes:
-        faces: how many there were.
+        faces: number of faces.
         psnr: dB over all of them, values clamped to [-1, 1], at the w where it is lowest.
         equal_codes: whether int8 chose every code that fp32 did.
     """
@@ -62,15 +62,15 @@ class Agreement:
 
 
 def read_faces(folder: Path, side: int, most: int = MOST_FACES) -> NDArray[np.float32]:
-    """Aligned faces of a folder as restoration meets them: one half little damaged, one much.
+    """Aligned faces of a folder, damaged as in restoration: one half slightly, one severely.
 
     Args:
         side: S; larger and smaller pictures are resized.
-        most: how many, the first ones.
+        most: how many, in the order of their names.
     Returns:
-        (N,3,S,S) RGB in [-1, 1], in the order of their names.
+        (N,3,S,S) RGB in [-1, 1], in that order.
     Raises:
-        ConfigError: there are fewer than LEAST_FACES pictures that can be read.
+        ConfigError: fewer than LEAST_FACES pictures can be read.
     """
     faces = [resize(face, side, side) for face in islice(_read(folder), most)]
     if len(faces) < LEAST_FACES:
@@ -102,10 +102,10 @@ def quantize(
     """The graph with convolutions of generator and fusion in int8, and how well it agrees.
 
     Args:
-        network: what was exported; it is left as it is.
-        model: of `export`; it is left as it is.
-        faces: of `read_faces`; every other one is held out and measured on.
-        backend: what measures, onnx or openvino.
+        network: what was exported; not changed.
+        model: from `export`; not changed.
+        faces: from `read_faces`; every other one is held out for measuring.
+        backend: what runs the measurement, onnx or openvino.
     Returns:
         the new graph, whose metadata hold the agreement, and the agreement.
     Raises:
@@ -128,13 +128,13 @@ def quantize(
 
 @dataclass
 class Convolution:
-    """What is known of a convolution that paints, for one face.
+    """Statistics of a convolution that paints.
 
     Attributes:
-        operations: multiply-adds.
-        least, most: of its input, over all faces.
-        squared_slope: sum of the squared derivatives of all values painted by all values of its
-            input, through this convolution alone; the sum over all faces.
+        operations: multiply-adds for one face.
+        least, most: range of its input, over all faces.
+        squared_slope: sum of the squared derivatives of all painted values with respect to all
+            values of its input, through this convolution alone; summed over all faces.
     """
 
     operations: int = 0
@@ -146,7 +146,7 @@ class Convolution:
     def error(self) -> float:
         """Squared error of what is painted when the input is rounded to 256 levels.
 
-        As of independent noise that is even within a step: of variance step^2 / 12.
+        Rounding counts as independent noise, uniform within a step: of variance step^2 / 12.
         """
         return ((self.most - self.least) / 255) ** 2 / 12 * self.squared_slope
 
@@ -154,13 +154,13 @@ class Convolution:
 def look_at(
     network: CodeFormer, faces: NDArray[np.float32], match_statistics: bool
 ) -> dict[str, Convolution]:
-    """The convolutions that paint, by the names that their weights have in the exported graph.
+    """The convolutions that paint, by the names of their weights in the exported graph.
 
-    One backward pass for each face tells the slopes of all: with random signs v of the values
-    painted, E |J^T v|^2 is the sum of squares of the derivatives J (Hutchinson's estimator).
+    One backward pass per face gives the slopes of all: with random signs v for the painted values,
+    E |J^T v|^2 is the sum of squares of the derivatives J (Hutchinson's estimator).
 
     Args:
-        network: it is left as it is.
+        network: not changed.
         faces: (N,3,S,S) RGB in [-1, 1]; w is each of FIDELITIES in turn.
         match_statistics: see `CodeFormer.forward`.
     """
@@ -185,7 +185,7 @@ def look_at(
 
 
 def _watch(convolution: Convolution) -> Any:
-    """What to call before a layer: it keeps what is to be known of its input."""
+    """A hook to call before a layer, which records statistics of its input."""
 
     def watch(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         x = inputs[0].view_as(inputs[0])  # others may use the same input
@@ -207,11 +207,11 @@ def _watch(convolution: Convolution) -> Any:
 def choose_exact(
     convolutions: Mapping[str, Convolution], share: float = EXACT_SHARE
 ) -> frozenset[str]:
-    """Which are to stay in float32: those that save most error for their multiply-adds.
+    """The names of those that stay in float32: those that save most error per multiply-add.
 
     Args:
-        convolutions: of `look_at`.
-        share: of all multiply-adds, how many those may have.
+        convolutions: from `look_at`.
+        share: largest share of all multiply-adds that they may have.
     """
     left = share * sum(convolution.operations for convolution in convolutions.values())
     chosen = set()
@@ -225,7 +225,7 @@ def choose_exact(
 
 
 def check(agreement: Agreement) -> None:
-    """Raises CheckpointError if int8 falls short of LEAST_PSNR, or chooses other codes."""
+    """Raises CheckpointError if int8 falls short of LEAST_PSNR or chooses different codes."""
     if agreement.psnr >= LEAST_PSNR and agreement.equal_codes:
         return
     codes = "the same" if agreement.equal_codes else "other"
@@ -269,7 +269,7 @@ def _quantize(
 
 
 class _Feed:
-    """Faces one by one, each with the next w, as onnxruntime asks for them."""
+    """Faces one by one, each with the next w, as onnxruntime requests them."""
 
     def __init__(self, faces: NDArray[np.float32]) -> None:
         self._inputs = iter(

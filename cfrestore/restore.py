@@ -5,19 +5,28 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cfrestore.confidence import confidence_by_region
+from cfrestore.correction import correct
 from cfrestore.detail import LARGE_FROM
-from cfrestore.device import Precision, compiled, download, inference, reduced, upload
+from cfrestore.device import (
+    ON_CPU,
+    Execution,
+    Precision,
+    compiled,
+    download,
+    inference,
+    reduced,
+    upload,
+)
 from cfrestore.errors import ConfigError
-from cfrestore.image import from_levels, match_statistics, to_gray, to_levels
+from cfrestore.image import from_levels, to_levels
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.models.prior import draw
 
@@ -36,9 +45,7 @@ FLAWS = (
     "the network's output is one flat colour",
     "the network's output is not finite",
 )
-"""What may be wrong with what the network paints, by the number that comes with the pixels."""
-
-_KEPT = 0.9  # share of the original's low frequencies in a restored crop
+"""What can be wrong with a painted face, by the index that `_pack` puts behind the pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +55,11 @@ class RestoredFace:
     Attributes:
         crop: (S, S, 3) uint8 RGB.
         aligned: what the network was given.
-        fidelity: w it was painted with.
-        certainty: (s, s) float32, how sure the network was of each code at its first look: 1 less
-            the entropy of its distribution over the largest possible; None where the runtime does
-            not tell.
-        samples: the same painted with codes that were drawn from that distribution, (S, S, 3) each.
+        fidelity: the w it was painted with.
+        certainty: (s, s) float32, how sure the network was of each code at its first look:
+            1 - the entropy of its distribution / the largest possible entropy; None if the runtime
+            does not give it.
+        samples: the face painted with codes drawn from that distribution, (S, S, 3) each.
     """
 
     crop: NDArray[np.uint8]
@@ -63,7 +70,7 @@ class RestoredFace:
 
     @property
     def confidence(self) -> Mapping[str, float | None] | None:
-        """Mean certainty by region of the face, if it is known, see `confidence_by_region`."""
+        """Mean certainty by region of the face, see `confidence_by_region`; None if unknown."""
         if self.certainty is None:
             return None
         to_crop, landmarks = self.aligned.to_crop, self.aligned.face.landmarks
@@ -72,7 +79,10 @@ class RestoredFace:
 
     @property
     def softened(self) -> bool:
-        """Whether it covers a face larger by a quarter than the network paints, keeping nothing."""
+        """Whether detail was lost.
+
+        That is, the face is more than 1.25 times the crop's size and none of its detail was kept.
+        """
         return self.aligned.kept is None and self.aligned.shrink > LARGE_FROM
 
 
@@ -90,10 +100,10 @@ class FailedFace:
 
 
 class Painter:
-    """A network and how it is to paint: aligned faces to what it makes of them.
+    """Paints aligned faces with a network and fixed settings.
 
     Attributes:
-        batch_size: faces in one forward pass; halved for good where memory does not suffice.
+        batch_size: faces in one forward pass; halved for good if there is not enough memory.
     """
 
     def __init__(
@@ -103,33 +113,27 @@ class Painter:
         fidelity: float,
         match_statistics: bool,
         batch_size: int = 4,
-        device: str | torch.device = "cpu",
-        precision: Precision = Precision.FP32,
-        code_precision: Precision = Precision.FP32,
-        compile: bool = False,
+        execution: Execution = ON_CPU,
         samples: int = 0,
         temperature: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """Nothing is computed yet.
+        """Computes nothing yet.
 
         Args:
             network: on the device, in evaluation mode; S is its image size.
             fidelity: w, see Options.
             match_statistics: see `CodeFormer.forward`.
             batch_size: faces in one forward pass.
-            device: where the network is.
-            precision: what is painted in.
-            code_precision: what codes are chosen in.
-            compile: compiles the network for that batch size, which smaller batches are filled up
-                to.
+            execution: how to compute; a network that is compiled is compiled for that batch size,
+                and smaller batches are filled up.
             samples, temperature, seed: see Options.
         Raises:
-            ConfigError: samples are wanted of an exported network.
+            ConfigError: an exported network is to draw samples.
         """
         if samples and not isinstance(network, CodeFormer):
             raise ConfigError(
-                "only the backend torch can draw samples: an exported network does not tell how "
+                "only the backend torch can draw samples: an exported network does not say how "
                 "likely codes are"
             )
         self._samples, self._temperature, self._seed = samples, temperature, seed
@@ -137,31 +141,28 @@ class Painter:
         self._network = network
         self._fidelity = fidelity
         self._match_statistics = match_statistics
-        self._device = torch.device(device)
-        self._precision = precision
-        self._code_precision = code_precision
-        self._fills_up = compile
+        self._execution = execution
         self._predict, self._decode = network.predict_features, network.decode
-        if compile:
+        if execution.compile:
             self._predict, self._decode = compiled(self._predict), compiled(self._decode)
 
     def __call__(self, aligned: Sequence[AlignedFace]) -> tuple[RestoredFace | FailedFace, ...]:
         """Paints each face independently of the others.
 
-        A face whose painting at reduced precision is no picture is painted once more in float32.
+        A face that comes out broken at reduced precision is painted once more in float32.
 
         Args:
             aligned: crops (S, S, 3) uint8 RGB.
         Returns:
-            one value per face, in the same order; FailedFace where the network gave no picture.
+            one value per face, in the same order; FailedFace if the network gave no picture.
         Raises:
-            MemoryError: there is too little even for a single face.
+            MemoryError: there is not enough memory even for a single face.
             ConfigError: the network cannot be compiled.
         """
         results: list[RestoredFace | FailedFace] = []
         while len(results) < len(aligned):
             batch = aligned[len(results) :][: self.batch_size]
-            size = self.batch_size if self._fills_up else len(batch)
+            size = self.batch_size if self._execution.compile else len(batch)
             crops = [face.crop for face in batch]
             try:
                 painted = self._paint(crops + crops[-1:] * (size - len(batch)))
@@ -177,10 +178,11 @@ class Painter:
         return tuple(results)
 
     def _paint(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """See `_pack`, in main memory, with an axis in front: the chosen codes, then samples."""
+        """`_pack` in main memory, with an axis in front: the chosen codes, then the samples."""
+        device = self._execution.device
         with inference():
-            x = from_levels(upload(crops, self._device))  # (B, 3, S, S)
-            with reduced(self._device, self._code_precision):
+            x = from_levels(upload(crops, device))  # (B, 3, S, S)
+            with reduced(device, self._execution.code_precision):
                 features = self._predict(x, self._match_statistics)
                 certainty = None if features.logits is None else _certainty(features.logits)
                 features = self._assured(features, certainty)
@@ -193,7 +195,7 @@ class Painter:
         return np.stack(painted)
 
     def _assured(self, features: Features, certainty: Tensor | None) -> Features:
-        """Features where faces of which the network was too unsure were looked at again."""
+        """The features after a second look at faces that the network was too unsure of."""
         network = self._network
         least = network.config.second_look
         if certainty is None or not least or not isinstance(network, CodeFormer):
@@ -211,12 +213,12 @@ class Painter:
         return features._replace(quantized=quantized, logits=logits)
 
     def _decoded(self, features: Features, certainty: Tensor | None) -> NDArray[np.uint8]:
-        """See `_pack`, in main memory; what reduced precision spoils is done again."""
+        """`_pack` in main memory; faces that reduced precision spoils are painted again."""
         quantized, skips = features.quantized, features.skips
-        with reduced(self._device, self._precision):
+        with reduced(self._execution.device, self._execution.precision):
             images = self._decode(quantized, skips, self._fidelity)
         painted = download(_pack(images, certainty))
-        if self._precision is Precision.FP32:
+        if self._execution.precision is Precision.FP32:
             return painted
         for index in painted[:, -1].nonzero()[0]:
             one = slice(index, index + 1)
@@ -226,7 +228,7 @@ class Painter:
         return painted
 
     def _draw(self, crops: Sequence[NDArray[np.uint8]], features: Features) -> Tensor:
-        """Codes (samples, B, T); those of a face depend on seed and crop, not on the others."""
+        """Codes (samples, B, T); those of a face depend on seed and crop, not on other faces."""
         assert features.logits is not None
         drawn = []
         for crop, logits in zip(crops, features.logits, strict=True):
@@ -234,7 +236,7 @@ class Painter:
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             every = logits.expand(self._samples, -1, -1)
             drawn.append(draw(every, generator, self._temperature))
-        return torch.stack(drawn, 1).to(self._device)
+        return torch.stack(drawn, 1).to(self._execution.device)
 
     def _requantized(self, codes: Tensor, features: Features) -> Tensor:
         assert isinstance(self._network, CodeFormer)
@@ -249,40 +251,33 @@ def restore_faces(
     fidelity: float,
     batch_size: int = 4,
     gray: bool = False,
-    device: str | torch.device = "cpu",
-    precision: Precision = Precision.FP32,
-    code_precision: Precision = Precision.FP32,
-    compile: bool = False,
+    execution: Execution = ON_CPU,
 ) -> tuple[RestoredFace | FailedFace, ...]:
-    """Restores faces in batches; what becomes of one does not depend on the others.
+    """Restores faces in batches; no result depends on the other faces.
 
     Args:
-        gray: the picture is gray: the results are, and keep their crop's brightness and contrast.
-        others: see `Painter`; whether statistics are matched is the network's to say.
+        gray: the picture is gray, so the results are gray too, with their crop's brightness and
+            contrast.
+        others: see `Painter`; the network's configuration says whether statistics are matched.
     """
     paint = Painter(
         network,
         fidelity=fidelity,
         match_statistics=network.config.match_statistics,
         batch_size=batch_size,
-        device=device,
-        precision=precision,
-        code_precision=code_precision,
-        compile=compile,
+        execution=execution,
     )
     return tuple(
-        correct(face, keeps_colours=network.config.keep_colours, gray=gray)
-        if isinstance(face, RestoredFace)
-        else face
+        correct(face, config=network.config, gray=gray) if isinstance(face, RestoredFace) else face
         for face in paint(aligned)
     )
 
 
 def _pack(images: Tensor, certainty: Tensor | None) -> Tensor:
-    """What is to be known of images (B, 3, S, S), on their device: (B, S * S * 3 + T + 1) uint8.
+    """Images (B, 3, S, S) and facts about them, on their device: (B, S * S * 3 + T + 1) uint8.
 
-    The pixels of each; the certainty (B, T) of its codes in 1/255, if it is known, else T is 0;
-    then the index of what is wrong with it in FLAWS.
+    For each image its pixels, the certainty (T) of its codes in 1/255 (T is 0 if unknown), and the
+    index in FLAWS of what is wrong with it.
     """
     pixels = to_levels(images).flatten(1, 2)  # (B, S * S, 3)
     flat = (pixels.amax(1) == pixels.amin(1)).all(1)  # (B,)
@@ -293,7 +288,7 @@ def _pack(images: Tensor, certainty: Tensor | None) -> Tensor:
 
 
 def _certainty(logits: Tensor) -> Tensor:
-    """1 less the entropy of each code's distribution (B, T, K) over log K: (B, T) in [0, 1]."""
+    """1 - the entropy of each code's distribution (B, T, K) / log K: (B, T) in [0, 1]."""
     log_p = logits.float().log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
     return (1 - entropy).clamp(0, 1)
@@ -302,7 +297,7 @@ def _certainty(logits: Tensor) -> Tensor:
 def _judge(
     values: NDArray[np.uint8], aligned: AlignedFace, fidelity: float
 ) -> RestoredFace | FailedFace:
-    """One face's rows of `_pack` as a result, in memory of its own, if all are pictures."""
+    """One face's rows of `_pack` as a result with memory of its own, if all are pictures."""
     if reason := FLAWS[values[:, -1].max()]:
         return FailedFace(aligned.face, reason)
     shape, size = aligned.crop.shape, aligned.crop.size
@@ -311,58 +306,3 @@ def _judge(
     side = math.isqrt(len(levels))
     certainty = levels.reshape(side, side) / np.float32(255) if side else None
     return RestoredFace(crop, aligned, fidelity, certainty, tuple(samples))
-
-
-def correct(face: RestoredFace, *, keeps_colours: bool, gray: bool) -> RestoredFace:
-    """The face with colours and light of its crop, as far as they are to be kept.
-
-    Args:
-        keeps_colours: see CodeFormerConfig.keep_colours.
-        gray: see `restore_faces`.
-    """
-    crop = face.crop
-    if keeps_colours:
-        crop = keep_colours(crop, face.aligned.crop)
-    if gray:
-        crop = _like_gray(crop, face.aligned.crop)
-    return replace(face, crop=crop)
-
-
-def blank(face: AlignedFace, gap: NDArray[np.bool_]) -> AlignedFace:
-    """The face, white where the gap (S, S) is, as inpainting networks are shown it."""
-    return replace(face, crop=np.where(gap[..., None], np.uint8(255), face.crop))
-
-
-def fill(face: RestoredFace, gap: NDArray[np.bool_]) -> RestoredFace:
-    """The face as the network was shown it, with what it painted in the gap (S, S) only.
-
-    Source: the published inpainting command.
-    """
-    return replace(face, crop=np.where(gap[..., None], face.crop, face.aligned.crop))
-
-
-def without_colours(face: RestoredFace) -> RestoredFace:
-    """The face in the grays of its brightness."""
-    return replace(face, crop=np.asarray(np.rint(to_gray(face.crop)), np.uint8))
-
-
-def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The crop with nine tenths of the original's low frequencies, so that colours and light stay.
-
-    What a degradation leaves nearly intact are the low frequencies; what a restoration adds are the
-    high. A tenth stays the network's, whose errors are others than the original's.
-
-    Args:
-        crop, original: (S, S, 3) uint8.
-    Source: the colour fix of Wang et al., "Exploiting Diffusion Prior for Real-World Image
-    Super-Resolution" (2023), with one Gaussian of S / 10 instead of wavelets.
-    """
-    difference = original.astype(np.float32) - crop
-    low = cv2.GaussianBlur(difference, (0, 0), crop.shape[0] / 10)
-    return np.asarray(np.rint((crop + _KEPT * low).clip(0, 255)), np.uint8)
-
-
-def _like_gray(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The crop without colours of its own, with the original's statistics, and so its tint."""
-    matched = match_statistics(to_gray(crop), original)
-    return np.asarray(np.rint(matched.clip(0, 255)), np.uint8)

@@ -1,4 +1,4 @@
-"""Faces from nothing: codes drawn from a prior, painted by the generator of a network at w = 0."""
+"""Faces of nobody: codes drawn from a prior, painted by a network's generator at w = 0."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def sample_faces(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Pictures of faces that nobody has, the same for the same seed on one machine.
+    """Pictures of faces of nobody, the same for the same seed on one machine.
 
     Args:
-        network: in evaluation mode; its codebook is the one that the prior was trained on.
+        network: in evaluation mode, with the codebook that the prior was trained on.
         prior: without conditions, in evaluation mode, on the network's device.
         count: how many.
-        size: height and width in pixels, multiples of what one code stands for, and at least the
+        size: height and width in pixels, multiples of the pixels per code and at least the
             network's side; None: that side.
         seed: decides what is drawn.
         temperature, top_k: see `draw`.
     Returns:
         (count, height, width, 3) uint8 RGB.
     Raises:
-        ConfigError: the size, the temperature or top_k is none of these.
+        ConfigError: the size, the temperature or top_k is not possible.
     """
     shape = network.config.autoencoder
     height, width = size or (shape.image_size, shape.image_size)
@@ -69,7 +69,7 @@ def sample_faces(
 
 
 def check_drawing(temperature: float, top_k: int | None = None) -> None:
-    """Raises ConfigError if nothing can be drawn like that."""
+    """Raises ConfigError if the temperature or top_k is out of range."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(f"temperature must be above 0, found {temperature}")
     if top_k is not None and top_k < 1:

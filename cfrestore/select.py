@@ -1,4 +1,4 @@
-"""Which of the faces that were found are to be worked on: faces and wishes -> faces. No torch."""
+"""Which of the detected faces to work on. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SkippedFace:
-    """One face that was not asked for.
+    """One face that was left out.
 
     Attributes:
         face: what the detector said, in image pixels.
@@ -33,13 +33,13 @@ def select_faces(
     min_face: int = 0,
     max_face: int | None = None,
 ) -> tuple[Face | SkippedFace, ...]:
-    """The same faces in the same order, those that are not wanted skipped with their reason.
+    """The same faces in the same order; unwanted ones as SkippedFace with the reason.
 
     Args:
         faces: in the detector's order.
         size: height and width of the picture.
         wanted: see Options.faces.
-        min_face, max_face: see Options; center and largest choose among what they leave.
+        min_face, max_face: see Options; center and largest choose among the others.
     Source: the published pipeline for center and largest.
     """
     unfit = {k: reason for k, f in enumerate(faces) if (reason := _unfit(f, min_face, max_face))}
@@ -61,7 +61,7 @@ def select_faces(
 
 
 def missing_faces(count: int, wanted: Choice | tuple[int, ...]) -> tuple[int, ...]:
-    """The indices that are wanted of count faces and that none of them has, ascending."""
+    """The wanted indices that none of count faces has, ascending."""
     if not isinstance(wanted, tuple):
         return ()
     return tuple(sorted({index for index in wanted if index >= count}))
@@ -82,12 +82,12 @@ def _shorter_side(face: Face) -> float:
 
 
 def _distance(face: Face, size: tuple[int, int]) -> float:
-    """From the middle of the box to that of the picture."""
+    """Distance from the middle of the box to that of the picture."""
     middle = (face.box[:2] + face.box[2:]) / 2
     return float(np.linalg.norm(middle - np.array(size[::-1]) / 2))
 
 
 def _visible_area(face: Face, size: tuple[int, int]) -> float:
-    """Of the box, as far as it lies in the picture."""
+    """Area of the part of the box that lies in the picture."""
     corners = np.clip(face.box.reshape(2, 2), 0, size[::-1])
     return float(np.prod(corners[1] - corners[0]))

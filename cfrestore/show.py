@@ -23,7 +23,7 @@ GREEN = (0, 255, 0)
 
 
 def draw_frames(pixels: Pixels, faces: Sequence[AlignedFace], *, scale: int = 1) -> Pixels:
-    """The picture with a green frame just within the square that each face was cut from.
+    """The picture with a green frame just inside the square that each face was cut from.
 
     Args:
         pixels: (H * scale, W * scale, 3) uint8 or uint16 RGB.
@@ -31,8 +31,8 @@ def draw_frames(pixels: Pixels, faces: Sequence[AlignedFace], *, scale: int = 1)
         scale: how many times that picture was enlarged.
     Returns:
         The same shape and dtype, newly allocated.
-    Source: the published pipeline. Its lines are about 3 px wide, but there are none around faces
-    of more than 1400 px, and its result is of floating point.
+    Source: the published pipeline, whose lines are about 3 px wide; but it draws none around faces
+    of more than 1400 px, and its result is floating point.
     """
     canvas = pixels.copy()
     green = np.array(GREEN, np.float32) * (np.iinfo(pixels.dtype).max / 255)
@@ -55,9 +55,9 @@ def draw_frames(pixels: Pixels, faces: Sequence[AlignedFace], *, scale: int = 1)
 
 
 def side_by_side(before: Photo, after: Photo) -> Photo:
-    """One picture: before, brought to the size of after, and right of it after.
+    """One picture: before, resized to the size of after, on the left and after on the right.
 
-    Its depth is that of after, its colour space that of before.
+    It has the depth of after and the colour space of before.
     """
 
     def beside(left: Pixels, right: Pixels) -> Pixels:

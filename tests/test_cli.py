@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -370,8 +371,11 @@ def test_names_are_shown_and_written_as_they_are(cfrestore_: Command) -> None:
 
 def test_an_aligned_picture_becomes_a_square(cfrestore_: Command) -> None:
     make("a.png")
-    assert cfrestore_("a.png", "--aligned").code == 0
+    result = cfrestore_("a.png", "--aligned", "--json")
+    assert result.code == 0
     assert read_photo("a.restored.png").size == (32, 32)
+    assert "detector" not in result.err
+    assert json.loads(result.out)["detector"] is None
 
 
 # Refusals
@@ -537,6 +541,42 @@ def test_errors_of_training_are_one_sentence_too(
     monkeypatch.setattr(cfrestore.train, "main", train)
     result = cfrestore_("train")
     assert (result.code, result.err) == (code, "error: Something is wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "error: there is not enough memory\n"),
+        (
+            MemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand more"),
+            "error: there is not enough memory: CUDA out of memory. Tried to allocate 2 GiB.\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (("sample", "--prior", "p", "-o", "s.png"), "sample.check_drawing"),
+        (("export", "out.onnx", "--model", "compact"), "backends.installed"),
+        (("degrade", "a.png", "out.png"), "evaluate.find_preset"),
+        (("eval", "a.png"), "evaluate.find_faces"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    cfrestore_: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    where: str,
+    error: MemoryError,
+    said: str,
+) -> None:
+    def fail(*values: object, **others: object) -> None:
+        raise error
+
+    make("a.png")
+    monkeypatch.setattr(f"cfrestore.{where}", fail)
+    result = cfrestore_(*words)
+    assert (result.code, result.err) == (1, said)
 
 
 def test_a_picture_called_train_can_be_meant(cfrestore_: Command) -> None:

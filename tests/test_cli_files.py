@@ -210,7 +210,7 @@ def test_no_picture_goes_to_a_terminal(
     [
         ("- -o - --json", "stdout cannot have both the picture and JSON"),
         ("- --files-from -", "stdin cannot be both a picture and a list of them"),
-        ("a.png -0", "--null is said of the names in --files-from, and there is none"),
+        ("a.png -0", "--null is for the names in --files-from, which is not given"),
         ("a.png --watch --files-from x", "--watch looks at folders and patterns"),
         ("- --watch", "--watch looks at folders and patterns"),
         ("--files-from none", "none cannot be read: No such file or directory"),

@@ -10,10 +10,21 @@ import typer
 from command import Command, make
 
 from cfrestore.cli import inpaint, restore
-from cfrestore.cli.settings import find_settings, option_names, read_settings
+from cfrestore.cli.settings import RESERVED, find_settings, option_names, read_settings
 from cfrestore.errors import ConfigError
 from cfrestore.options import Options
 from cfrestore.pipeline import Pipeline
+
+RESERVED_VALUES = {
+    "files_from": '"list"',
+    "output": '"elsewhere/"',
+    "overwrite": "true",
+    "engine": '"ray"',
+    "address": '"ray://elsewhere:10001"',
+    "actors": "1",
+    "gpus_per_actor": "1",
+    "weights_dir": '"weights"',
+}
 
 
 @pytest.fixture
@@ -27,6 +38,7 @@ def seen(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> list[Options]:
         return restoring(self, options)
 
     monkeypatch.setattr(Pipeline, "restoring", spy)
+    monkeypatch.setenv("CFRESTORE_OVERWRITE", "1")
     make("a.png")
     return asked
 
@@ -34,7 +46,7 @@ def seen(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> list[Options]:
 def test_flags_are_above_variables_above_the_file(
     cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("cfrestore.toml").write_text("w = 0.25\noverwrite = true\n")
+    Path("cfrestore.toml").write_text("w = 0.25\n")
     assert cfrestore_("a.png").err.startswith("settings of cfrestore.toml\n")
     monkeypatch.setenv("CFRESTORE_W", "0.75")
     assert cfrestore_("a.png").code == 0
@@ -68,12 +80,12 @@ def test_a_variable_that_makes_no_sense_is_refused(
     Path("cfrestore.toml").write_text("min-face = -1")
     result = cfrestore_("a.png")
     assert result.code == 2
-    assert re.search(r"'--min-face'.*; cfrestore.toml says so", result.err)
+    assert re.search(r"'--min-face'.*; it is set by cfrestore.toml", result.err)
     monkeypatch.setenv("CFRESTORE_W", "much")
     result = cfrestore_("a.png", "--min-face", "1")
     assert result.code == 2
-    assert re.search(r"'--w'.*; CFRESTORE_W says so", result.err)
-    assert "says so" not in cfrestore_("a.png", "--w", "much", "--min-face", "1").err
+    assert re.search(r"'--w'.*; it is set by CFRESTORE_W", result.err)
+    assert "set by" not in cfrestore_("a.png", "--w", "much", "--min-face", "1").err
     assert seen == []
 
 
@@ -113,7 +125,7 @@ def test_the_file_of_the_user_counts_where_there_is_none_here(
     own.parent.mkdir(parents=True)
     own.write_text("w = 0.1")
     assert cfrestore_("a.png").code == 0
-    Path("cfrestore.toml").write_text("w = 0.2\noverwrite = true")
+    Path("cfrestore.toml").write_text("w = 0.2")
     assert cfrestore_("a.png").code == 0
     assert [options.fidelity for options in seen] == [0.1, 0.2]
 
@@ -125,11 +137,38 @@ def test_a_file_cannot_have_originals_replaced(cfrestore_: Command) -> None:
     assert "only --in-place itself replaces originals" in result.err
 
 
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_a_file_found_in_the_working_folder_may_not_say_what_is_read_and_sent_where(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """That folder may be somebody else's; a file that is named, and the user's own, may."""
+    key, value = name.replace("_", "-"), RESERVED_VALUES[name]
+    Path("cfrestore.toml").write_text(f"{key} = {value}\n")
+    make("a.png")
+    result = cfrestore_("a.png", "--dry-run")
+    assert result.code == 2
+    assert result.err.startswith(f"error: cfrestore.toml sets '{key}', which a file in the working")
+    assert len(result.err.splitlines()) == 1
+    assert read_settings(Path("cfrestore.toml")).keys() == {name}
+    words = ("a.png", "--dry-run", "--output", "there/")
+    assert "may not" not in cfrestore_(*words, "--config", "cfrestore.toml").err
+    monkeypatch.setattr(typer, "get_app_dir", lambda name: str(Path("mine").absolute()))
+    Path("mine").mkdir()
+    Path("cfrestore.toml").rename("mine/cfrestore.toml")
+    assert "may not" not in cfrestore_(*words).err
+
+
+def test_the_document_names_what_is_reserved(repository: Path) -> None:
+    text = (repository / "docs/options.md").read_text(encoding="utf-8")
+    paragraph = text.partition("must not set")[2].partition(":")[0]
+    assert {n.replace("-", "_") for n in re.findall(r"`([\w-]+)`", paragraph)} == RESERVED
+
+
 def test_a_file_can_be_named(
     cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("cfrestore.toml").write_text("w = 0.2")
-    Path("other").write_text("w = 0.3\noverwrite = true")
+    Path("other").write_text("w = 0.3")
     assert cfrestore_("a.png", "--config", "other").code == 0
     monkeypatch.setenv("CFRESTORE_CONFIG", "other")
     assert cfrestore_("a.png").code == 0
@@ -144,13 +183,13 @@ def test_a_file_can_be_named(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("fidelty = 1", "sets 'fidelty', which is no option; the nearest is '"),
-        ("batchsize = 1", "sets 'batchsize', which is no option; the nearest is 'batch-size'"),
-        ("version = true", "sets 'version', which is no option"),
-        ('inputs = "a.png"', "sets 'inputs', which is no option"),
-        ("[inpaint]\nw = 1", "sets 'inpaint', which is no option"),
-        ("w = 2000-01-01", "sets 'w' to no text, number, truth value or list of numbers"),
-        ("faces = [0.5]", "sets 'faces' to no text, number"),
+        ("fidelty = 1", "sets 'fidelty', which is not an option; the nearest is '"),
+        ("batchsize = 1", "sets 'batchsize', which is not an option; the nearest is 'batch-size'"),
+        ("version = true", "sets 'version', which is not an option"),
+        ('inputs = "a.png"', "sets 'inputs', which is not an option"),
+        ("[inpaint]\nw = 1", "sets 'inpaint', which is not an option"),
+        ("w = 2000-01-01", "must set 'w' to text, a number, true, false or a list"),
+        ("faces = [0.5]", "must set 'faces' to text, a number"),
         ("w = ", "is not TOML: "),
         ("w = '\udcff'", "is not TOML: "),
     ],
@@ -175,7 +214,7 @@ def test_every_shared_option_can_be_set(tmp_path: Path) -> None:
     path.write_text("\n".join(f'{name.replace("_", "-")} = "x"' for name in names))
     assert read_settings(path) == dict.fromkeys(names, "x")
     path.write_text("no = 1")
-    with pytest.raises(ConfigError, match="no option"):
+    with pytest.raises(ConfigError, match="not an option"):
         read_settings(path)
 
 
@@ -185,7 +224,8 @@ def test_every_shared_option_can_be_set(tmp_path: Path) -> None:
 def test_the_folder_of_weights_may_be_told_in_each_way(
     cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("cfrestore.toml").write_text('weights-dir = "file"\noverwrite = true')
+    Path("settings").write_text('weights-dir = "file"')
+    monkeypatch.setenv("CFRESTORE_CONFIG", "settings")
     assert cfrestore_("a.png").code == 0
     assert os.environ["CFRESTORE_HOME"].endswith("home")
     monkeypatch.setenv("CFRESTORE_WEIGHTS_DIR", "variable")

@@ -373,7 +373,7 @@ def test_patterns_behind_urls_work_wherever_their_first_sign_is(here: Path, patt
 def test_what_is_said_of_a_cluster_must_make_sense(capsys: pytest.CaptureFixture[str]) -> None:
     for words, sentence in (
         (["a.png", "--engine", "slurm"], "engine must be local or ray, found 'slurm'"),
-        (["a.png", "--actors", "2"], "--actors is said of --engine ray"),
+        (["a.png", "--actors", "2"], "--actors needs --engine ray"),
         (["s3://b/a.png", "-o", "x/"], "s3://b/a.png is a URL, which --engine ray reads"),
         (["s3://b/a.png", "--engine", "ray"], "with URLs -o is a file or folder"),
         (["-", "-o", "a.png", "--engine", "ray"], "neither stdin nor stdout"),

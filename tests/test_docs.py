@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+
+from cfrestore.cli import restore
 
 NAMED = re.compile(r"`(tests/\w+\.py)::(\w+)`")
 
@@ -60,3 +63,21 @@ def test_the_readme_links_the_documents(repository: Path) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
     for document in sorted((repository / "docs").glob("*.md")):
         assert f"docs/{document.name}" in readme
+
+
+def test_options_stand_in_the_groups_and_the_order_of_the_help(repository: Path) -> None:
+    command = typer.main.get_command(restore.app)
+    helped: dict[str, list[str]] = {}
+    for option in command.params:
+        long = max(option.opts, key=len)
+        if long.startswith("--") and "completion" not in long:
+            helped.setdefault(getattr(option, "rich_help_panel", None) or "", []).append(long)
+    helped[""].append("--help")
+    text = (repository / "docs/options.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    parts = re.split(r"^\*\*(.+)\*\*$", text, flags=re.MULTILINE)
+    documented = {
+        title: [name for row in rows(table) for name in re.findall(r"`(--[\w-]+)`", row[0])]
+        for title, table in zip(["", *parts[1::2]], parts[::2], strict=True)
+    }
+    assert list(documented) == ["", "Files", "Many pictures", "Faces", "Networks", "Messages"]
+    assert documented == helped

@@ -76,12 +76,10 @@ def test_all_is_well_here(machine: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert set(doctor.PACKAGES) <= set(versions) <= set(doctor.PACKAGES | doctor.EXTRAS)
     assert versions["torch"] == torch.__version__
     assert all(versions.values())
-    assert [row["name"] for row in found["weights"]] == [
-        "compact",
-        *(row.name for row in WEIGHT_FILES),
-    ]
-    assert {row["state"] for row in found["weights"]} == {"shipped", "absent"}
-    assert len(found["weights"][0]["sha256"]) == 64
+    assert [row["name"] for row in found["weights"]] == [row.name for row in WEIGHT_FILES]
+    states = {row["name"]: row["state"] for row in found["weights"]}
+    assert states.pop("compact") == "shipped"
+    assert set(states.values()) == {"absent"}
     (device,) = found["devices"]
     assert device["name"] == "cpu"
     assert device["change"] > 1
@@ -100,6 +98,20 @@ def test_people_read_the_same(machine: Path, capsys: pytest.CaptureFixture[str])
     assert str(machine / "home") in text
     assert "PROBLEM" not in text
     assert all(row.name in text for row in WEIGHT_FILES)
+
+
+def test_a_device_whose_memory_is_full_is_a_problem(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*values: object, **others: object) -> None:
+        raise MemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("cfrestore.restore.restore_faces", fail)
+    monkeypatch.setattr("cfrestore.pipeline.load_pipeline", fail)
+    code, text = ask(capsys)
+    assert code == 1
+    assert "problem: cpu fails: CUDA out of memory." in text
+    assert "problem: the default choice cannot be loaded: CUDA out of memory." in text
 
 
 def test_a_damaged_weight_file_is_exit_code_4(
@@ -132,18 +144,18 @@ def test_weights_are_read_even_if_they_look_unchanged(machine: Path) -> None:
 def test_damaged_shipped_weights_are_exit_code_4(
     machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = save_network(machine / "compact.safetensors", small_network())
+    (machine / "_shipped").mkdir()
+    path = save_network(machine / "_shipped/compact.safetensors", small_network())
     path.write_bytes(path.read_bytes()[:-100])
-    monkeypatch.setattr(doctor, "shipped", lambda: path)
+    monkeypatch.setattr(weights.store, "PACKAGE", machine)
     code, text = ask(capsys)
     assert code == 4
-    assert f"PROBLEM: {path} is damaged" in text
+    assert re.search(r"compact +wrong +PROBLEM: .*its SHA-256 is", text)
     assert f"problem: cpu fails: {path} is damaged" in text
     monkeypatch.setattr(weights.store, "PACKAGE", machine / "nowhere")
-    monkeypatch.setattr(doctor, "shipped", weights.store.shipped)
     report = examine()
     assert report.exit_code == 4
-    assert report.weights[0].state == "wrong"
+    assert {row.name: row.state for row in report.weights}["compact"] == "wrong"
     assert "missing from this installation" in (report.auto.error or "")
 
 

@@ -793,6 +793,18 @@ def test_larger_faces_are_reduced_to_the_networks_side(cfrestore_: Command) -> N
 
 
 @pytest.mark.usefixtures("blind")
+def test_no_detector_is_loaded_for_faces_that_are_aligned(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*values: object, **others: object) -> None:
+        raise AssertionError("nothing is searched for")
+
+    monkeypatch.setattr("cfrestore.pipeline.load_detector", refuse)
+    save(picture(32, 32), "faces/a.png")
+    assert measured(cfrestore_, "--data", "faces", "--model", "compact", "--w", "0")["rows"]
+
+
+@pytest.mark.usefixtures("blind")
 def test_nearest_codes_and_the_autoencoder_are_painted_too(cfrestore_: Command) -> None:
     face = picture(32, 32)
     save(face, "clean/a.png")

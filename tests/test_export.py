@@ -395,8 +395,16 @@ def test_the_command_exports_compares_and_restores(
     cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     monkeypatch.setattr("cfrestore.backends.installed", lambda: backend)
-    result = cfrestore_("export", "small.onnx", "--model", "compact")
+    opened: list[Path] = []
+    with monkeypatch.context() as patch:
+        for module in ("weights", "backends"):
+            patch.setattr(
+                f"cfrestore.{module}.load_codeformer",
+                lambda path: opened.append(path) or load_codeformer(path),
+            )
+        result = cfrestore_("export", "small.onnx", "--model", "compact")
     assert result.code == 0
+    assert len(opened) == 1
     lines = result.err.splitlines()
     assert len(lines) == 5
     assert all(f"{backend} against torch: w " in line for line in lines[:4])
@@ -450,7 +458,7 @@ def test_the_command_refuses_int8_that_is_too_far_off(
     [
         (["a.pth"], 2, "should end in .onnx"),
         (["there.onnx"], 2, "there.onnx exists; only --overwrite replaces it"),
-        (["a.onnx", "--int8"], 2, "--int8 and --faces are said together"),
+        (["a.onnx", "--int8"], 2, "--int8 and --faces go together"),
         (["a.onnx", "--model", "none.pth"], 4, "none.pth cannot be read"),
         (["a.onnx", "--model", "published"], 4, "was not found"),
         (["a.onnx", "--int8", "--faces", "none"], 2, "none is no folder of faces"),

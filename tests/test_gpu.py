@@ -2,8 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from cfrestore.align import AlignedFace
-from cfrestore.device import Precision, check_compiling, compiled, inference, reduced, settle
+from cfrestore.device import (
+    Execution,
+    Precision,
+    check_compiling,
+    compiled,
+    inference,
+    reduced,
+    settle,
+)
 from cfrestore.errors import ConfigError
 from cfrestore.image import read_photo, to_tensor
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
@@ -54,7 +62,17 @@ def network() -> CodeFormer:
 def painter(network: CodeFormer) -> Iterator[Callable[..., Painter]]:
     """Makes painters of the shipped network on the card, in batches of 8 unless said otherwise."""
     torch._dynamo.reset()
-    yield partial(Painter, network, fidelity=0.5, match_statistics=False, device=CUDA, batch_size=8)
+
+    def make(batch_size: int = 8, **how: Any) -> Painter:
+        return Painter(
+            network,
+            fidelity=0.5,
+            match_statistics=False,
+            batch_size=batch_size,
+            execution=Execution(CUDA, **how),
+        )
+
+    yield make
     torch._dynamo.reset()
 
 

@@ -17,6 +17,7 @@ ORDER = (
     "files",
     "extras",
     "options",
+    "task",
     "device",
     "checkpoint",
     "image",
@@ -33,6 +34,7 @@ ORDER = (
     "recognise",
     "confidence",
     "detail",
+    "correction",
     "restore",
     "parse",
     "paste",
@@ -113,7 +115,9 @@ def test_networks_know_nothing_but_torch() -> None:
 
 
 def test_pure_rooms_have_no_torch() -> None:
-    for path in files("align", "select", "paste", "show", "holes", "batch", "options", "errors"):
+    for path in files(
+        "align", "select", "paste", "show", "holes", "batch", "options", "task", "errors"
+    ):
         assert not any(name.split(".")[0] == "torch" for name in imports(path))
 
 

@@ -13,7 +13,7 @@ from stubs import StubDetector, StubNetwork, face_at, picture, save_network, sma
 from torch import Tensor
 
 from cfrestore import weights
-from cfrestore.device import Precision, inference
+from cfrestore.device import Execution, Precision, inference
 from cfrestore.errors import ImageError
 from cfrestore.image import Photo, from_tensor, read_photo, to_tensor, write_photo
 from cfrestore.models.codeformer import CodeFormer
@@ -195,7 +195,9 @@ def test_a_face_that_fails_keeps_its_hole_which_is_counted() -> None:
     photo = Photo(picture(80, 80))
     broken = StubNetwork(lambda x: x * torch.nan)
     for precision in Precision:
-        fill = Pipeline(broken, StubDetector(face_at(16, 16, 48)), precision=precision)
+        fill = Pipeline(
+            broken, StubDetector(face_at(16, 16, 48)), execution=Execution(precision=precision)
+        )
         result = fill.inpaint(photo, gap)
         assert "finite" in result.failed[0].reason
         assert result.remarks == ("400 of 400 hole pixels (100.0%) are left as they were",)

@@ -350,7 +350,7 @@ def test_config_survives_json_and_names_unknown_keys() -> None:
     config = CodeFormerConfig.tiny()
     assert CodeFormerConfig.from_json(config.to_json()) == config
     plain = CodeFormerConfig.from_json("{}")  # as files say that were written before these
-    assert (plain.recycles, plain.consensus, plain.second_look) == (0, 0, 0)
+    assert (plain.recycles, plain.consensus, plain.second_look, plain.back_projection) == (0,) * 4
     with pytest.raises(ConfigError, match="did you mean 'layers'"):
         CodeFormerConfig.from_json('{"layer": 3}')
     with pytest.raises(ConfigError, match="not JSON"):
@@ -369,5 +369,7 @@ def test_config_refuses_what_does_not_fit() -> None:
             CodeFormerConfig(consensus=wrong)
         with pytest.raises(ConfigError, match="second_look"):
             CodeFormerConfig(second_look=wrong)
+        with pytest.raises(ConfigError, match="back_projection"):
+            CodeFormerConfig(back_projection=wrong)
     with pytest.raises(ConfigError, match="recycles"):
         CodeFormerConfig(recycles=-1)

@@ -359,7 +359,9 @@ def test_the_model_says_whether_it_wants_its_latent_matched(wanted: bool) -> Non
     network.config = replace(SMALL, match_statistics=wanted)
     Pipeline(network, StubDetector(face_at(8, 8, 32)))(Photo(picture(48, 48)))
     assert [adain for _, _, adain in network.calls] == [wanted]
-    assert CodeFormerConfig().match_statistics and not CodeFormerConfig().keep_colours
+    published = CodeFormerConfig()
+    assert published.match_statistics and not published.keep_colours
+    assert published.back_projection == 0
     for own in (CodeFormerConfig.compact(), CodeFormerConfig.tiny()):
         assert own.keep_colours and not own.match_statistics
 

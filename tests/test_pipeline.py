@@ -23,11 +23,11 @@ from cfrestore.detect import Face
 from cfrestore.device import Precision
 from cfrestore.errors import ConfigError, WeightsError
 from cfrestore.image import Photo
-from cfrestore.network import Task
 from cfrestore.options import Options
 from cfrestore.pipeline import Pipeline, load_pipeline
 from cfrestore.restore import FailedFace, RestoredFace
 from cfrestore.select import SkippedFace
+from cfrestore.task import TaskName, find_task
 
 BROKEN = Face(np.zeros(4, np.float32), 0.9, np.full((5, 2), 20, np.float32))
 
@@ -282,13 +282,13 @@ def test_auto_takes_the_published_weights_where_they_are(
 @pytest.mark.parametrize(
     ("detector", "found", "note"),
     [
-        ("auto", "retinaface-resnet50", "For want of parsing_parsenet.pth, all of a soft square"),
-        ("mtcnn", "mtcnn", "For want of parsing_parsenet.pth, all of a soft square"),
+        ("auto", "retinaface-resnet50", "Without parsing_parsenet.pth, a whole soft square"),
+        ("mtcnn", "mtcnn", "Without parsing_parsenet.pth, a whole soft square"),
         (
             "auto",
             "mtcnn",
-            "For want of detection_Resnet50_Final.pth and parsing_parsenet.pth, MTCNN finds the "
-            "faces and all of a soft square",
+            "Without detection_Resnet50_Final.pth and parsing_parsenet.pth, MTCNN finds the "
+            "faces and a whole soft square",
         ),
     ],
 )
@@ -308,6 +308,31 @@ def test_published_weights_without_their_companions_are_told(
     assert load_pipeline("compact", detector, "cpu").notes == ()
 
 
+@pytest.mark.parametrize("task", ["restoration", "colorization"])
+def test_what_aligned_faces_do_not_need_is_neither_loaded_nor_missed(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, task: TaskName
+) -> None:
+    def refuse(*values: object, **others: object) -> None:
+        raise AssertionError("nothing is searched for or pasted")
+
+    row = weights.weight_file(find_task(task).weights)
+    save_network(machine / "home" / row.file, small_network())
+    monkeypatch.setattr(weights.store, "known_sha256", lambda path: row.sha256 or "0" * 64)
+    monkeypatch.setattr(pipeline, "load_detector", refuse)
+    monkeypatch.setattr(pipeline, "FaceParser", refuse)
+    loaded = load_pipeline("published", device="cpu", task=task, aligned=True)
+    assert len(loaded.notes) == 1
+    assert (loaded.detector, loaded.detector_name, loaded.parser) == (None, None, None)
+    assert loaded.identity["detector"] is None
+    procedures = (loaded.restoring, loaded.inpainting, loaded.colorizing)
+    for make in procedures:
+        make(options=Options(aligned=True))
+        with pytest.raises(ConfigError, match="loaded for aligned faces"):
+            make()
+    result = loaded(Photo(picture(48, 48)), Options(aligned=True))
+    assert result.photo.size == (32, 32)
+
+
 def test_published_weights_that_are_absent_are_an_error_that_helps(machine: Path) -> None:
     with pytest.raises(WeightsError) as error:
         load_pipeline("published", device="cpu")
@@ -319,7 +344,7 @@ def test_published_weights_that_are_absent_are_an_error_that_helps(machine: Path
 
 @pytest.mark.parametrize("task", ["inpainting", "colorization"])
 def test_other_tasks_take_their_own_published_weights_and_have_no_compact_ones(
-    machine: Path, monkeypatch: pytest.MonkeyPatch, task: Task
+    machine: Path, monkeypatch: pytest.MonkeyPatch, task: TaskName
 ) -> None:
     for model in ("auto", "published"):
         with pytest.raises(WeightsError, match=f"codeformer_{task}.pth was not found"):
@@ -355,7 +380,7 @@ def test_the_precision_reaches_the_painting(
     machine: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     loaded = load_pipeline(device="cpu", precision=name)
-    assert loaded.precision.value == {"auto": "fp32"}.get(name, name)
+    assert loaded.execution.precision.value == {"auto": "fp32"}.get(name, name)
     asked = []
     monkeypatch.setattr(
         restore, "reduced", lambda _, precision: asked.append(precision) or nullcontext()
@@ -365,7 +390,7 @@ def test_the_precision_reaches_the_painting(
         holed = picture(48, 48)
         holed[20:25, 20:25] = 255
         task(Photo(holed))
-    assert asked == [loaded.code_precision, loaded.precision] * 3
+    assert asked == [loaded.execution.code_precision, loaded.execution.precision] * 3
 
 
 @pytest.mark.parametrize("name", ["auto", "fp32", "fp16"])
@@ -385,8 +410,8 @@ def test_masks_are_exact_if_fp32_is_asked_for(
 
 def test_what_codes_are_chosen_in_decides_results(machine: Path) -> None:
     loaded = load_pipeline(device="cpu")
-    assert loaded.code_precision is Precision.FP32
-    assert not loaded.compile
+    assert loaded.execution.code_precision is Precision.FP32
+    assert not loaded.execution.compile
     assert loaded.identity["code_precision"] == "fp32"
     for refused in ({"code_precision": "tf32"}, {"code_precision": "bf16"}, {"compile": True}):
         with pytest.raises(ConfigError):

@@ -21,7 +21,6 @@ from cfrestore.cli import main
 from cfrestore.cli.supply import supply
 from cfrestore.errors import WeightsError
 from cfrestore.weights import (
-    COMPACT,
     MIT,
     S_LAB,
     TERMS,
@@ -107,17 +106,19 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         (("fetch", "nothing"), 2, "", "error: there is no weight file called 'nothing'"),
         (("fetch", "--offline"), 4, "", "error: codeformer.pth was not found in "),
         (("fetch", "mobilenet"), 4, "", "--offline or CFRESTORE_OFFLINE forbids that"),
-        (("verify",), 0, "", "None of the published files is on this machine."),
+        (("verify",), 0, "compact.safetensors is as published\n", ""),
+        (("verify", "compact"), 0, "compact.safetensors is as published\n", ""),
+        (("fetch", "compact"), 0, "compact.safetensors\n", "comes with cfrestore"),
         (("verify", "parsenet"), 4, "", "error: parsing_parsenet.pth was not found in "),
         (("verify", "nothing"), 2, "", "error: there is no weight file called 'nothing'"),
         (("path", "codeformer"), 4, "", "error: codeformer.pth was not found in "),
         (("path", "codeforner"), 2, "", "did you mean 'codeformer'"),
         (("path", "compact"), 0, "compact.safetensors\n", ""),
         (("remove", "codeformer"), 4, "", "error: codeformer.pth is not in "),
-        (("remove", "compact"), 2, "", "error: "),
+        (("remove", "compact"), 2, "", "error: compact.safetensors comes with cfrestore"),
+        (("remove", "compact.safetensors"), 2, "", "error: compact.safetensors comes with"),
         (("licence", "codeformer"), 0, "NON-COMMERCIAL purposes only", ""),
         (("license", "codeformer"), 0, "In full: https://github.com/sczhou/CodeFormer/", ""),
-        (("licence", "RealESRGAN_x2plus.pth"), 0, "BSD-3-Clause", ""),
         (("licence", "compact"), 0, "Apache-2.0", ""),
         (("licence", "nothing"), 2, "", "error: "),
         (("convert", "nothing.pth", "out.safetensors"), 4, "", "nothing.pth cannot be read"),
@@ -136,12 +137,12 @@ def test_words_codes_and_streams(
 
 
 def test_every_licence_is_explained() -> None:
-    for row in (*WEIGHT_FILES, COMPACT):
+    for row in WEIGHT_FILES:
         terms = TERMS[row.licence]
         assert terms.words
         assert terms.text.startswith("https://")
         repository = "/".join(terms.text.split("/")[3:5])
-        assert row is COMPACT or repository in row.urls[0]
+        assert row.shipped or repository in row.urls[0]
     assert "NON-COMMERCIAL" in TERMS[S_LAB].words
     assert "also commercially" in TERMS[MIT].words
 
@@ -153,18 +154,18 @@ def test_list_shows_every_file_in_a_line(command: Command, home: Path) -> None:
     result = command("list")
     head, *lines = result.out.splitlines()
     assert head.split() == ["name", "file", "size", "licence", "for", "where"]
-    assert [line.split()[0] for line in lines] == [*(r.name for r in WEIGHT_FILES), "compact"]
+    assert [line.split()[0] for line in lines] == [row.name for row in WEIGHT_FILES]
     assert "376.6 MB" in lines[0]
     assert "non-commercial" in lines[0]
     assert all(line.endswith("not here") for line in lines[:-1])
     assert lines[-1].endswith("compact.safetensors")
-    assert len({line.index(row.file) for line, row in zip(lines, WEIGHT_FILES, strict=False)}) == 1
+    assert len({line.index(row.file) for line, row in zip(lines, WEIGHT_FILES, strict=True)}) == 1
 
 
 def test_list_as_json_is_the_table(command: Command, shared: Path) -> None:
     rows = json.loads(command("list", "--json", "--weights-dir", str(shared / "weights")).out)
     by_name = {row["name"]: row for row in rows}
-    assert set(by_name) == {*(row.name for row in WEIGHT_FILES), "compact"}
+    assert set(by_name) == {row.name for row in WEIGHT_FILES}
     detector = shared / "weights/detection_mobilenet0.25_Final.pth"
     assert by_name["mobilenet"]["path"] == str(detector)
     codeformer = by_name["codeformer"]

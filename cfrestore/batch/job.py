@@ -8,10 +8,12 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeAlias
 
-MARK = ".restored"
+from cfrestore.task import RESTORATION, TASKS
+
+MARK = RESTORATION.mark
 """Stands in the name of every result that lies beside its source."""
 
-MARKS = (MARK, ".inpainted", ".colorized")
+MARKS = tuple(task.mark for task in TASKS)
 
 CROPS, RESTORED, COMPARED = "cropped_faces", "restored_faces", "compared"
 SAMPLES = "restored_samples"

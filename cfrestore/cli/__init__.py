@@ -1,7 +1,8 @@
-"""Words in, calls out, exit codes.
+"""The command line: turns arguments into calls, and errors into exit codes.
 
-0: every picture was written. 1: a picture failed, or under --strict one of its faces. 2: the words
-make no sense, or results would destroy something. 4: weights are missing or wrong. 130: stopped.
+0: every picture was written. 1: a picture failed, or under --strict one of its faces, or there is
+not enough memory. 2: the arguments make no sense, or results would destroy something. 4: weights
+are missing or wrong. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ VERBS = (
     "sample",
     "train",
 )
-"""First words that name another command than restoration; a file of that name is ./train."""
+"""First arguments that name another command; a picture of that name can be given as ./train."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `cfrestore`: its arguments, of the process if None, to its exit code.
+    """Runs the command `cfrestore` with arguments, by default the process's; returns its exit code.
 
-    A verb in front hands the others to its command; else photographs are restored. Each is
-    imported only when asked for, and torch only once there is work for it. Its threads are told,
-    before that, to sleep while they wait for each other: spinning, as is their default, makes them
-    ten times slower where something else runs beside them.
+    A verb in front selects another command than restoration. Each is imported only when needed,
+    and torch only when there is work for it. Its threads are told before that to sleep while they
+    wait for each other: spinning, their default, makes them ten times slower when something else
+    is running.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CFRestoreError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except MemoryError as error:  # of whatever device, see device.inference
+        reason = str(error).partition("\n")[0]
+        sys.stderr.write(f"error: there is not enough memory{reason and f': {reason}'}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

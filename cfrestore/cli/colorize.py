@@ -1,4 +1,4 @@
-"""cfrestore colorize: pictures with gray faces to pictures with coloured ones."""
+"""cfrestore colorize: gives faces colours."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from cfrestore.cli.parameters import Parser, TaskModel
 from cfrestore.cli.picture import PictureCommand, with_words
 from cfrestore.cli.words import Words
 from cfrestore.cli.work import work
+from cfrestore.task import COLORIZATION
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -15,15 +16,15 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 @app.command(cls=PictureCommand)
 @with_words
 def colorize(words: Words, parser: Parser = None, model: TaskModel = "auto") -> None:
-    """Gives faces colours; the rest of the picture stays as it is, gray or not.
+    """Gives faces new colours; the rest of the picture stays as it is, gray or not.
 
     photo.jpg becomes photo.colorized.jpg, a folder becomes folder.colorized; nothing is
-    overwritten. A face that has colours gets new ones.
+    overwritten.
     """
     options = words.options()
     work(
         words,
-        "colorization",
+        COLORIZATION,
         model,
         lambda pipeline: pipeline.colorizing(options),
         parser=parser,

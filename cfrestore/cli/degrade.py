@@ -1,4 +1,4 @@
-"""cfrestore degrade: aligned faces damaged as in training, each by what its name draws."""
+"""cfrestore degrade: aligned faces damaged as in training, at random but decided by their names."""
 
 from __future__ import annotations
 
@@ -26,25 +26,31 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 @app.command()
 def degrade(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="An aligned face, or a folder, with those below.")
+        Path,
+        typer.Argument(metavar="IN", help="An aligned face, or a folder with its sub-folders."),
     ],
     target: Annotated[
         str, typer.Argument(metavar="OUT", help="A file for one face, else a folder.")
     ],
     preset: Annotated[
-        str, typer.Option(metavar="NAME", help="How much: small, large, or paper.")
+        str,
+        typer.Option(
+            metavar="NAME", help="How much damage: small, large, or paper (as published)."
+        ),
     ] = "small",
-    seed: Annotated[int, typer.Option(min=0, help="With each name it decides the damage.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Decides the damage, together with each face's name.")
+    ] = 0,
     size: Annotated[
         int | None,
-        typer.Option(min=32, metavar="PIXELS", help="Bring faces to this side first."),
+        typer.Option(min=32, metavar="PIXELS", help="Resize faces to this side first."),
     ] = None,
     format: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What to write; by default what OUT is called, and in folders png, for others "
-            "would damage faces further.",
+            help="Format to write; by default that of OUT's extension, and in folders png, which "
+            "adds no damage.",
         ),
     ] = None,
     workers: Annotated[
@@ -52,21 +58,25 @@ def degrade(
         typer.Option(
             min=1,
             metavar="N",
-            help="Faces at once; by default up to 4. Results do not depend on it.",
+            help="Faces processed at once; by default up to 4. Results do not depend on it.",
         ),
     ] = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write what was done; see docs/evaluation.md."),
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write a record of what was done; see docs/evaluation.md.",
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results that exist; inputs never are.")
+        bool, typer.Option("--overwrite", help="Replace existing results, but never inputs.")
     ] = False,
 ) -> None:
-    """Damages aligned faces: blur, fewer pixels, noise, JPEG, and back to their size.
+    """Damages aligned faces by blur, downsampling, noise and JPEG, and resizes them back.
 
-    What becomes of a face depends on the seed and on its name in the folder, with extension: not on
-    the other faces, nor on the machine. Exit code 1 if a face could not be damaged.
+    The damage depends on the seed and the face's name in the folder, with extension, but not on
+    the other faces or the machine. Exit code 1 if a face could not be damaged.
     """
     if target == "-" or str(source) == "-" or set("{}") & set(target):
         raise ConfigError("IN is a picture or a folder, and so is OUT")
@@ -109,7 +119,7 @@ def degrade(
 
 
 def _named(source: Path, target: str) -> bool:
-    """Whether OUT is the name of a file, which then says its format."""
+    """Whether OUT names a file, whose extension then says the format."""
     return not (source.is_dir() or Path(target).is_dir() or target.endswith(("/", os.sep)))
 
 
@@ -121,7 +131,7 @@ def _tried(work: Callable[[Job], dict[str, str]], job: Job) -> dict[str, str] | 
 
 
 def _degrade(root: Path, preset: str, seed: int, size: int | None, job: Job) -> dict[str, str]:
-    """One face read, damaged and written; what is recorded of it."""
+    """Reads, damages and writes a face; returns its record."""
     from cfrestore.batch.drafts import put
     from cfrestore.evaluate import damage, read_face
     from cfrestore.image import Photo, write_photo

@@ -1,4 +1,4 @@
-"""The command `cfrestore doctor`: whether this installation works on this machine."""
+"""cfrestore doctor: whether this installation works on this machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
-    """Shows versions, devices, folders and weights, and tries each once; downloads nothing.
+    """Shows versions, devices, folders and weights, and tests each once; downloads nothing.
 
-    Exit code 4 if weights are wrong, 1 if something else is, else 0.
+    Exit code 4 if weights are wrong, 1 if anything else is, else 0.
     """
     from cfrestore.doctor import examine
 
@@ -75,7 +75,7 @@ def _chosen(auto: Choice) -> Iterator[tuple[str, str]]:
         return
     yield "model", auto.model or ""
     yield "detector", auto.detector or ""
-    yield "parser", auto.parser or "none, all of a soft square is pasted"
+    yield "parser", auto.parser or "none, a whole soft square is pasted"
     yield "device", auto.device or ""
 
 

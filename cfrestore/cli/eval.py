@@ -319,7 +319,7 @@ def _load(words: Words, device: str, console: Console) -> Pipeline:
     model = words.model or "auto"
     if model in ("auto", "published"):
         supply(["codeformer"], console, required=model == "published")
-    pipeline = load_pipeline(model, "mtcnn", device)
+    pipeline = load_pipeline(model, device=device, aligned=True)
     for note in pipeline.notes:
         console.print(f"note: {note}")
     return replace(pipeline, match_statistics=words.match)

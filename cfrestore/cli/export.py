@@ -1,4 +1,4 @@
-"""cfrestore export: weights to a file that ONNX Runtime and OpenVINO run."""
+"""cfrestore export: writes weights as a file that ONNX Runtime and OpenVINO run."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def export(
         bool,
         typer.Option(
             "--int8",
-            help="Paint in 8 bits, faster and less exact; refused below 35 dB.",
+            help="Paint in 8 bits: faster but less exact; refused below 35 dB.",
         ),
     ] = False,
     faces: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Pictures of aligned faces, of which --int8 uses up to 64: half to calibrate, "
+            help="Pictures of aligned faces for --int8, which uses up to 64: half to calibrate, "
             "half to measure.",
         ),
     ] = None,
@@ -42,29 +42,30 @@ def export(
     weights_dir: WeightsDir = None,
     offline: Offline = False,
 ) -> None:
-    """Writes a network as ONNX, with the batch and w as inputs, and compares it with torch.
+    """Exports a network to ONNX, for any batch size and w, and compares it with torch.
 
-    The file is kept only if it gives the same codes, and the same values to a thousandth; a table
-    says how close it came. --backend onnx or openvino uses it.
+    The file is kept only if it gives the same codes, and the same values within a thousandth; a
+    table shows the differences. Use it with --backend onnx or openvino.
     """
     if target.suffix != ".onnx":
         raise ConfigError(f"{target} should end in .onnx")
     if int8 != (faces is not None):
-        raise ConfigError("--int8 and --faces are said together: real faces are calibrated on")
+        raise ConfigError("--int8 and --faces go together: calibration needs real faces")
     prepare_output(target, [Path(model)], overwrite=overwrite)
     set_up(weights_dir, offline)
     from cfrestore import parity
-    from cfrestore.backends import export_file, installed
+    from cfrestore.backends import graph_of, installed
     from cfrestore.cli.supply import supply_weights
     from cfrestore.export import drafted, facts_of
     from cfrestore.weights import load_codeformer
 
     backend, console = installed(), make_console()
     path, name = supply_weights(model, console)
-    graph = export_file(path)
+    network = load_codeformer(path)
+    graph = graph_of(network, path)
     with drafted(graph, target) as draft:
         rows = []
-        for row in parity.compare(load_codeformer(path), draft, backend):
+        for row in parity.compare(network, draft, backend):
             console.print(_line(row, backend))
             rows.append(row)
         parity.check(tuple(rows), target)
@@ -72,7 +73,6 @@ def export(
             from cfrestore import quantize
 
             assert faces is not None
-            network = load_codeformer(path)
             seen = quantize.read_faces(faces, network.config.image_size)
             graph, agreement = quantize.quantize(network, graph, seen, backend)
             quantize.check(agreement)

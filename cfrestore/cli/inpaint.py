@@ -1,4 +1,4 @@
-"""cfrestore inpaint: pictures with holes in faces to pictures without."""
+"""cfrestore inpaint: fills holes in faces."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cfrestore.cli.parameters import TaskModel
 from cfrestore.cli.picture import PictureCommand, with_words
 from cfrestore.cli.words import Words
 from cfrestore.cli.work import work
+from cfrestore.task import INPAINTING
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -23,9 +24,9 @@ def inpaint(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Picture of the input's size, whose bright pixels are the holes: at least half "
-            "as bright as its brightest; transparent ones are dark. By default the pure white "
-            "pixels (255, 255, 255) of the input are.",
+            help="Picture of the input's size whose bright pixels are the holes: those at least "
+            "half as bright as its brightest one; transparent pixels count as dark. By default the "
+            "pure white pixels (255, 255, 255) of the input are the holes.",
         ),
     ] = None,
     model: TaskModel = "auto",
@@ -33,7 +34,7 @@ def inpaint(
     """Fills holes in faces; every other pixel stays as it is.
 
     photo.jpg becomes photo.inpainted.jpg, a folder becomes folder.inpainted; nothing is
-    overwritten. Of a hole, what lies outside every face stays, and is reported.
+    overwritten. Parts of holes outside all faces stay as they are, and are reported.
     """
     options = words.options()
     from cfrestore.holes import mask_holes
@@ -41,4 +42,4 @@ def inpaint(
 
     limit = words.max_pixels or MAX_PIXELS
     holes = None if mask is None else mask_holes(read_photo(mask, max_pixels=limit))
-    work(words, "inpainting", model, lambda pipeline: pipeline.inpainting(holes, options))
+    work(words, INPAINTING, model, lambda pipeline: pipeline.inpainting(holes, options))

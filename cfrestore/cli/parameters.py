@@ -1,4 +1,4 @@
-"""What several commands understand alike, each written once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ WeightsDir = Annotated[
         envvar=["CFRESTORE_WEIGHTS_DIR", "CFRESTORE_HOME"],
         show_envvar=False,
         rich_help_panel=NETWORKS,
-        help="Folder where weights are looked for first and downloaded to, instead of "
-        "$CFRESTORE_HOME.",
+        help="Folder that is searched for weights first and to which they are downloaded, instead "
+        "of $CFRESTORE_HOME.",
     ),
 ]
 Offline = Annotated[
@@ -28,7 +28,7 @@ Offline = Annotated[
         envvar="CFRESTORE_OFFLINE",
         show_envvar=False,
         rich_help_panel=NETWORKS,
-        help="Download nothing, as CFRESTORE_OFFLINE=1 says for every command.",
+        help="Download nothing; CFRESTORE_OFFLINE=1 sets this for every command.",
     ),
 ]
 Parser = Annotated[
@@ -36,8 +36,8 @@ Parser = Annotated[
     typer.Option(
         metavar="PATH",
         rich_help_panel=FACES,
-        help="ParseNet file, by which only the face proper is pasted; by default the published "
-        "one if it is on this machine.",
+        help="ParseNet file; with it only the face itself is pasted. By default the published one "
+        "if it is on this machine.",
     ),
 ]
 Model = Annotated[
@@ -46,7 +46,7 @@ Model = Annotated[
         metavar="NAME|PATH",
         rich_help_panel=NETWORKS,
         help="Weights: auto, published, compact or a file; auto downloads the published ones "
-        "once, and takes the compact ones that come with cfrestore if it cannot.",
+        "once, or uses the compact ones that come with cfrestore if it cannot.",
     ),
 ]
 TaskModel = Annotated[
@@ -54,8 +54,8 @@ TaskModel = Annotated[
     typer.Option(
         metavar="NAME|PATH",
         rich_help_panel=NETWORKS,
-        help="Weights: auto or published, which are downloaded once, or a file. No compact ones "
-        "come with cfrestore for this.",
+        help="Weights: auto or published, which are downloaded once, or a file. There are no "
+        "compact ones for this.",
     ),
 ]
 Device = Annotated[
@@ -63,7 +63,7 @@ Device = Annotated[
     typer.Option(
         metavar="NAME",
         rich_help_panel=NETWORKS,
-        help="What computes: auto, cpu, cuda or mps.",
+        help="Device that computes: auto, cpu, cuda or mps.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]

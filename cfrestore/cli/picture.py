@@ -1,4 +1,4 @@
-"""A command on pictures: where its words come from, and how it gets those that all have."""
+"""Commands on pictures: where their arguments come from, and the options that all share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cfrestore.cli.words import Words
 
 
 class PictureCommand(TyperCommand):
-    """A command that understands the published spellings too, and variables CFRESTORE_OPTION."""
+    """A command that also takes the published spellings, and variables CFRESTORE_OPTION."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.auto_envvar_prefix = "CFRESTORE"
@@ -29,16 +29,16 @@ class PictureCommand(TyperCommand):
         except typer.BadParameter as error:
             name = error.param.name if error.param else None
             source = getattr(ctx.get_parameter_source(name or ""), "name", None)
-            if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not said in this line, so say where
+            if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not in the command line, so say where
                 variable = f"CFRESTORE_{str(name).upper()}"
                 error.message += (
-                    f"; {variable if source == 'ENVIRONMENT' else ctx.meta[FILE]} says so"
+                    f"; it is set by {variable if source == 'ENVIRONMENT' else ctx.meta[FILE]}"
                 )
             raise
 
 
 def with_words(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of Words as parameters in place of its first, `words`."""
+    """The command with the fields of Words as parameters instead of its first one, `words`."""
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     hints = get_type_hints(Words, include_extras=True)
     shared = [

@@ -1,6 +1,6 @@
-"""The words of the published commands, put into ours; they appear in no help.
+"""Translates the published commands' arguments into ours; no help mentions them.
 
-Ours have hyphens; underscores in the names of options count as such, so most words need no entry.
+Underscores in option names count as hyphens, so most options need no entry.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ ABSENT = {
 
 
 def translate(words: Sequence[str]) -> list[str]:
-    """The words of a command with every published spelling replaced by ours.
+    """The arguments of a command with every published spelling replaced by ours.
 
     Raises:
-        ConfigError: an option lacks its value, or asks for what there is not.
+        ConfigError: an option lacks its value, or asks for something that does not exist here.
     """
     result: list[str] = []
     rest = iter(words)
@@ -51,7 +51,7 @@ def translate(words: Sequence[str]) -> list[str]:
 
 
 def _split(word: str) -> tuple[str, str, str]:
-    """Name of an option with hyphens, "=" if a value is attached, and the value."""
+    """Name of an option, with hyphens; "=" if a value is attached; and the value."""
     if word.startswith("--"):
         name, equals, value = word.partition("=")
         return name.replace("_", "-"), equals, value
@@ -61,7 +61,7 @@ def _split(word: str) -> tuple[str, str, str]:
 
 
 def _ours(name: str, equals: str, value: str) -> list[str]:
-    """The words that say the same as this option."""
+    """The arguments that mean the same as this option."""
     if name == "--bg-upsampler" and value.lower() == "none":
         return []
     if name in ABSENT:

@@ -1,4 +1,4 @@
-"""What is written about results for programs: a record per input, and one in each result."""
+"""Records for programs: one per input, and one in the metadata of each result."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ if TYPE_CHECKING:
     from cfrestore.procedure import Procedure
 
 Facts = Mapping[str, "str | None"]
-"""What all records of a run have in common."""
+"""The part that all records of a run share."""
 
 UNKNOWN: Facts = dict.fromkeys(
     ("model", "weights", "detector", "device", "precision", "code_precision", "backend")
 )
-"""Facts of a run for which nothing was loaded."""
+"""Facts of a run in which nothing was loaded."""
 
 
 def facts_of(pipeline: Pipeline) -> Facts:
-    """What computes, by name and by the hash of its weights."""
+    """Names and hashes of what computes."""
     from cfrestore.device import describe
 
     weights = pipeline.identity.get("model")
     return {
         "model": pipeline.model_name,
         "weights": None if weights is None else str(weights),
-        "detector": pipeline.detector.name,
+        "detector": pipeline.detector_name,
         "device": describe(pipeline.device),
         "precision": pipeline.painted_in,
-        "code_precision": pipeline.code_precision.value,
-        "backend": pipeline.backend,
+        "code_precision": pipeline.execution.code_precision.value,
+        "backend": pipeline.execution.backend,
     }
 
 
 def record_of(outcome: Outcome, facts: Facts) -> dict[str, Any]:
-    """What became of one input, as docs/json.md describes it."""
+    """The record of one input, as described in docs/json.md."""
     return {**outcome.to_json(), **facts}
 
 
 def record_of_plan(job: Job) -> dict[str, Any]:
-    """The same of an input that was planned only."""
+    """The record of an input that was only planned."""
     from cfrestore.batch import Outcome
 
     return {**record_of(Outcome(job), UNKNOWN), "status": "planned"}
 
 
 def provenance_of(pipeline: Pipeline, procedure: Procedure) -> dict[str, str]:
-    """What results are to say of how they came to be, as `write_photo` takes it."""
+    """What results record about their making, as `write_photo` takes it."""
     facts = {
         "version": __version__,
         "task": procedure.settings.get("task"),
         "model": pipeline.model_name,
         "weights": pipeline.identity.get("model"),
-        "backend": pipeline.backend,
+        "backend": pipeline.execution.backend,
         "fidelity": procedure.settings.get("fidelity"),
     }
     return {name: str(value) for name, value in facts.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What is said of the work while it is done: to people on stderr, to programs on stdout."""
+"""Messages about the work: for people on stderr, for programs on stdout."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ if TYPE_CHECKING:
 
 
 def make_console() -> Console:
-    """Where everything is said to people: stderr, text as it is, lines unbroken."""
+    """The console for messages: stderr, without markup or line breaks of its own."""
     from rich.console import Console
 
     return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def write_record(record: dict[str, Any], stream: TextIO) -> None:
-    """Writes one line of JSON, for its reader to have at once."""
+    """Writes one line of JSON and flushes it."""
     stream.write(json.dumps(record, ensure_ascii=True) + "\n")
     stream.flush()
 
 
 def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> tuple[str, ...]:
-    """Lines that say what computes, and which file, if any, had a say in it."""
+    """Lines that say what computes, and which settings file was used."""
     from cfrestore.device import Precision, describe
 
-    codes = pipeline.code_precision
+    execution = pipeline.execution
+    codes = execution.code_precision
     return (
         *([f"settings of {settings}"] if settings is not None else ()),
-        f"model {pipeline.model_name}, detector {pipeline.detector.name}, "
+        f"model {pipeline.model_name}, "
+        f"{f'detector {pipeline.detector_name}, ' if pipeline.detector else ''}"
         f"device {describe(pipeline.device)}, {pipeline.painted_in}"
         f"{'' if codes is Precision.FP32 else f', codes in {codes.value}'}"
-        f"{', compiled' if pipeline.compile else ''}"
-        f"{'' if pipeline.backend == 'torch' else f' by {pipeline.backend}'}",
+        f"{', compiled' if execution.compile else ''}"
+        f"{'' if execution.backend == 'torch' else f' by {execution.backend}'}",
         *(f"note: {note}" for note in pipeline.notes),
         *(f"  {purpose}: {path}" for purpose, path in pipeline.files.items() if verbose),
     )
 
 
 def show_plan(jobs: Sequence[Job], console: Console) -> None:
-    """Says what would be read and written."""
+    """Prints what would be read and written."""
     from cfrestore.batch import SAMPLES
     from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
@@ -71,9 +73,9 @@ def progress(
     """A bar that only a terminal shows: pictures, faces, faces a second, remaining time.
 
     Args:
-        total: pictures that there are to do, if that is known.
+        total: number of pictures, if known.
     Yields:
-        what is to be called after each picture with the number of its faces that were restored.
+        a function to call after each picture with the number of its restored faces.
     """
     from rich import progress as rich
 
@@ -99,7 +101,7 @@ def progress(
 
 
 def describe(outcome: Outcome, done: str, *, verbose: bool = False) -> str:
-    """What became of one job, in one line, its notes and under verbose its times in others."""
+    """The result of one job in one line, followed by its notes and, if verbose, its times."""
     from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
 
@@ -135,7 +137,7 @@ def _faces(outcome: Outcome, done: str) -> str:
 
 
 def conclude(outcomes: Iterable[Outcome], total: int, console: Console) -> None:
-    """Says what became of many pictures, naming those that failed, and why."""
+    """Prints a summary of many pictures, with those that failed and why."""
     from cfrestore.batch import summarize
     from cfrestore.image.photo import printable
 

@@ -1,4 +1,4 @@
-"""The command without a verb: pictures to restored pictures."""
+"""The command without a verb: restores pictures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cfrestore.cli.parameters import Model, Parser
 from cfrestore.cli.picture import PictureCommand, with_words
 from cfrestore.cli.words import DEFAULTS, Words
 from cfrestore.cli.work import work
+from cfrestore.task import RESTORATION
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -36,7 +37,7 @@ def restore(
             "-w",
             min=0.0,
             max=1.0,
-            help="Fidelity: 0 is cleanest, 1 is truest to the input.",
+            help="Fidelity: 0 is cleanest, 1 is closest to the input.",
         ),
     ] = DEFAULTS.fidelity,
     upscale: Annotated[
@@ -45,7 +46,7 @@ def restore(
             "--upscale",
             "-s",
             metavar="1|2|4",
-            help="Size of the result over that of the input.",
+            help="How many times larger than the input the result is.",
         ),
     ] = DEFAULTS.upscale,
     draw_box: Annotated[
@@ -71,7 +72,7 @@ def restore(
     options = words.options(fidelity=w, upscale=upscale, draw_box=draw_box)
     work(
         words,
-        "restoration",
+        RESTORATION,
         model,
         lambda pipeline: pipeline.restoring(options),
         parser=parser,

@@ -1,4 +1,4 @@
-"""cfrestore sample: faces from nothing, by a prior that `cfrestore train prior` trained."""
+"""cfrestore sample: faces of nobody, drawn from a prior that `cfrestore train prior` trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sample(
         Path,
         typer.Option(
             metavar="FILE",
-            help="The prior, as `cfrestore train export` wrote it.",
+            help="The prior, as written by `cfrestore train export`.",
         ),
     ],
     output: Annotated[
@@ -34,22 +34,22 @@ def sample(
         str | None,
         typer.Option(
             metavar="WxH",
-            help="Pixels of each, at least the network's side; by default that.",
+            help="Size of each face in pixels, at least the network's, which is the default.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides what is drawn.")] = 0,
     temperature: Annotated[
-        float, typer.Option(help="Below 1 likely codes become likelier, and faces more alike.")
+        float, typer.Option(help="Below 1, likely codes become likelier and faces more alike.")
     ] = 1.0,
     top_k: Annotated[
         int | None,
-        typer.Option("--top-k", min=1, metavar="K", help="Draw among the K likeliest codes only."),
+        typer.Option("--top-k", min=1, metavar="K", help="Draw only from the K likeliest codes."),
     ] = None,
     model: Annotated[
         str,
         typer.Option(
             metavar="NAME|PATH",
-            help="Weights whose codes the prior knows: published, compact or a file.",
+            help="Weights whose codes the prior was trained on: published, compact or a file.",
         ),
     ] = "compact",
     device: Device = "auto",
@@ -57,7 +57,7 @@ def sample(
     weights_dir: WeightsDir = None,
     offline: Offline = False,
 ) -> None:
-    """Draws faces that nobody has: codes from a prior, painted by a network at w = 0.
+    """Draws faces of nobody: codes from a prior, painted by a network at w = 0.
 
     The same seed gives the same sheet on the same machine.
     """
@@ -88,7 +88,7 @@ def sample(
 
 
 def _sides(text: str) -> tuple[int, int]:
-    """Height and width of a size such as 256x512, which is said the other way round."""
+    """Height and width of a size such as 256x512, which gives the width first."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if match is None:
         raise ConfigError(f"size must be like 256x256, found {text!r}")

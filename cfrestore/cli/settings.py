@@ -1,4 +1,4 @@
-"""The file cfrestore.toml: what options are where neither words nor environment say anything."""
+"""The file cfrestore.toml: values of options that neither arguments nor environment set."""
 
 from __future__ import annotations
 
@@ -21,38 +21,67 @@ else:
 
 NAME = "cfrestore.toml"
 
+HERE = Path(NAME)
+"""The file in the working folder."""
+
 FILE = "cfrestore.settings"
-"""Where the context of a command keeps the path of the file that it took."""
+"""Key of the used file's path in the context of a command."""
 
 COMMANDS = ("restore", "inpaint", "colorize")
-"""Those that the file is for; a key may be an option of any of them."""
+"""The commands that use the file; a key may be an option of any of them."""
+
+RESERVED = frozenset(
+    {
+        "files_from",
+        "output",
+        "overwrite",
+        "engine",
+        "address",
+        "actors",
+        "gpus_per_actor",
+        "weights_dir",
+    }
+)
+"""Options that a file may not set if it was found in the working folder.
+
+That folder may be somebody else's, who must not decide which files are read or replaced, where
+pictures are sent, or where weights come from. It may name files of weights and masks: reading them
+runs nothing.
+"""
 
 
 def use_settings(context: typer.Context, file: Path | None) -> Path | None:
-    """Takes defaults from the file, or from one that is found; the callback of --config.
+    """Takes defaults from the file or one that is found; the callback of --config.
 
     Raises:
-        ConfigError: as `read_settings`.
+        ConfigError: as `read_settings`, or a file in the working folder sets a RESERVED option.
     """
     path = file or find_settings()
     if path is not None and not context.resilient_parsing:
-        context.default_map = read_settings(path)
+        settings = read_settings(path)
+        if file is None and path == HERE:
+            _check_reserved(settings)
+        context.default_map = settings
         context.meta[FILE] = path
     return path
 
 
 def find_settings() -> Path | None:
-    """cfrestore.toml in the working folder, else in the user's folder of settings, else None."""
-    folders = (Path(), Path(typer.get_app_dir("cfrestore")))
-    return next((folder / NAME for folder in folders if (folder / NAME).is_file()), None)
+    """cfrestore.toml in the working folder, else in the user's settings folder, else None."""
+    return next((path for path in (HERE, own_settings()) if path.is_file()), None)
+
+
+def own_settings() -> Path:
+    """Where the user's own file is, if there is one."""
+    return Path(typer.get_app_dir("cfrestore")) / NAME
 
 
 def read_settings(path: Path) -> dict[str, str | bool]:
-    """The values in a file, by the names of the parameters, as the command line would have them.
+    """The values in a file, by parameter name, in the form that the command line takes.
 
     Raises:
-        ConfigError: the file is unreadable, no TOML, names no option, gives it no plain value, or
-            would have inputs replaced.
+        ConfigError: the file is unreadable or not TOML, a key is not an option or is in-place, or a
+            value is not a plain one.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -70,22 +99,36 @@ def _checked(content: Mapping[str, object], path: Path) -> dict[str, str | bool]
         name = key.replace("-", "_")
         if name not in known:
             near = get_close_matches(name, known, n=1, cutoff=0)[0].replace("_", "-")
-            raise ConfigError(f"{path} sets {key!r}, which is no option; the nearest is {near!r}")
+            raise ConfigError(
+                f"{path} sets {key!r}, which is not an option; the nearest is {near!r}"
+            )
         if name == "in_place":  # it may lie in a folder of somebody else's
             raise ConfigError(f"{path} sets {key!r}; only --in-place itself replaces originals")
         settings[name] = _plain(value, key, path)
     return settings
 
 
+def _check_reserved(settings: Mapping[str, object]) -> None:
+    """Raises ConfigError if the settings of a file in the working folder include reserved ones."""
+    reserved = next((name for name in settings if name in RESERVED), None)
+    if reserved is not None:
+        raise ConfigError(
+            f"{HERE} sets {reserved.replace('_', '-')!r}, which a file in the working folder may "
+            f"not; use the option itself, {own_settings()} or --config"
+        )
+
+
 def _plain(value: object, key: str, path: Path) -> str | bool:
-    """A value as words have it: true and false as they are, numbers as text, a list with commas."""
+    """A value as an argument: truth values as they are, numbers as text, lists with commas."""
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
         return str(value)
     if isinstance(value, list) and all(type(item) is int for item in value):
         return ",".join(map(str, value))
-    raise ConfigError(f"{path} sets {key!r} to no text, number, truth value or list of numbers")
+    raise ConfigError(
+        f"{path} must set {key!r} to text, a number, true, false or a list of whole numbers"
+    )
 
 
 @cache

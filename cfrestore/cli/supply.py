@@ -1,4 +1,4 @@
-"""Weight files brought here before the work begins, said and shown while it happens."""
+"""Downloads weight files before the work begins, with messages and a progress bar."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def supply(names: Sequence[str], console: Console, *, required: bool) -> None:
-    """Fetches the published files that are not on this machine, after saying what they are.
+    """Fetches the published files that are not on this machine, after announcing each.
 
     Args:
-        names: of the files, in the table.
+        names: names of the files in the table.
         console: for messages; a terminal also shows a bar.
-        required: whether a failure is an error, or a note; without network the first note is
-            also the last.
+        required: whether a failure is an error or only a note; without network, only the first
+            failure is noted.
     Raises:
         ConfigError: the table has no such name.
         WeightsError: a file is here but wrong, or is required and cannot be had.
@@ -57,9 +57,9 @@ def supply(names: Sequence[str], console: Console, *, required: bool) -> None:
 
 
 def supply_weights(model: str, console: Console) -> tuple[Path, str]:
-    """Path and name of the weights for restoration that --model means, fetched if need be.
+    """Path and name of the weights for restoration that --model means, fetched if needed.
 
-    What there is to say about the choice is said.
+    Remarks on the choice are printed.
 
     Raises:
         WeightsError, CheckpointError, ConfigError: as `choose_weights`.
@@ -75,7 +75,7 @@ def supply_weights(model: str, console: Console) -> tuple[Path, str]:
 
 
 def fetch_with_bar(row: WeightFile, console: Console) -> Path:
-    """Fetches a file, with a bar that only a terminal shows; raises as `fetch` does."""
+    """Fetches a file, with a progress bar on terminals; raises as `fetch` does."""
     from rich import progress as rich
 
     bar = rich.Progress(
@@ -101,5 +101,5 @@ def fetch_with_bar(row: WeightFile, console: Console) -> Path:
 
 
 def size_of(row: WeightFile) -> str:
-    """The size of a file in words."""
+    """The size of a file, for people."""
     return "size not recorded" if row.bytes is None else f"{row.bytes / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""The published weights: what there is, what is here, getting, checking and converting it."""
+"""Weight files: list, download, check, locate, remove and convert them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from cfrestore.cli.report import make_console
 from cfrestore.cli.work import set_up
 from cfrestore.errors import WeightsError
 from cfrestore.weights import (
-    COMPACT,
     TERMS,
     UnreachableError,
     WeightFile,
@@ -23,7 +22,6 @@ from cfrestore.weights import (
     locate,
     missing,
     remove,
-    shipped,
     sources,
     store_folder,
     table,
@@ -32,13 +30,15 @@ from cfrestore.weights import (
 )
 
 PUBLISHED = ("codeformer", "retinaface", "parsenet")
-"""What restoration with the published model needs."""
+"""The files that restoration with the published model needs."""
 
 app = typer.Typer(
     pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False, help=__doc__
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As `cfrestore weights list` has it.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name or file name, see `cfrestore weights list`.")
+]
 
 
 @app.command("list")
@@ -46,9 +46,9 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     weights_dir: WeightsDir = None,
 ) -> None:
-    """Shows which files there are, their size, licence and purpose, and where they lie."""
+    """Lists the known files with size, licence, purpose and location."""
     set_up(weights_dir, False)
-    rows = [_describe(row) for row in (*table.WEIGHT_FILES, COMPACT)]
+    rows = [_describe(row) for row in table.WEIGHT_FILES]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -64,17 +64,19 @@ def fetch(
         list[str] | None,
         typer.Argument(metavar="NAME", help=f"By default {', '.join(PUBLISHED)}."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every file of the list.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All files of the list.")] = False,
     weights_dir: WeightsDir = None,
     offline: Offline = False,
 ) -> None:
-    """Downloads files that are not here, and shows where they are."""
+    """Downloads missing files, and shows where they are."""
     from cfrestore.cli.supply import supply
 
     set_up(weights_dir, offline)
     console, failed = make_console(), False
     wanted = [row.name for row in table.WEIGHT_FILES] if everything else names or PUBLISHED
     for row in [weight_file(name) for name in wanted]:
+        if row.shipped:
+            console.print(f"{row.file} comes with cfrestore")
         try:
             supply([row.name], console, required=True)
             typer.echo(locate(row.name))
@@ -95,15 +97,14 @@ def verify_(
     ] = None,
     weights_dir: WeightsDir = None,
 ) -> None:
-    """Reads files in full and compares their SHA-256 with the one on record."""
+    """Reads files in full and compares their SHA-256 with the recorded one."""
     set_up(weights_dir, False)
-    console, here, failed = make_console(), False, False
+    console, failed = make_console(), False
     rows = [weight_file(name) for name in names] if names else table.WEIGHT_FILES
     for row in rows:
         try:
             path = verify(row.name)
             if path is not None:
-                here = True
                 known = "as published" if row.sha256 else "as first seen, none is on record"
                 typer.echo(f"{row.name}: {path} is {known}")
             elif names:
@@ -113,15 +114,13 @@ def verify_(
             console.print(f"error: {error}")
     if failed:
         raise typer.Exit(4)
-    if not here:
-        console.print("None of the published files is on this machine.")
 
 
 @app.command("path")
 def path_(name: Name, weights_dir: WeightsDir = None) -> None:
-    """Shows where a file lies, if it is what was published."""
+    """Shows where a file is, after checking it."""
     set_up(weights_dir, False)
-    path = shipped() if name in (COMPACT.name, COMPACT.file) else locate(name)
+    path = locate(name)
     if path is None:
         raise missing(name)
     typer.echo(path)
@@ -129,7 +128,7 @@ def path_(name: Name, weights_dir: WeightsDir = None) -> None:
 
 @app.command("remove")
 def remove_(name: Name, weights_dir: WeightsDir = None) -> None:
-    """Removes a fetched file; ./weights is not touched."""
+    """Removes a downloaded file; ./weights is not touched."""
     set_up(weights_dir, False)
     removed = remove(name)
     if not removed:
@@ -141,8 +140,8 @@ def remove_(name: Name, weights_dir: WeightsDir = None) -> None:
 @app.command("licence")
 @app.command("license", hidden=True)
 def licence(name: Name) -> None:
-    """Says in plain words what the licence of a file allows."""
-    row = COMPACT if name in (COMPACT.name, COMPACT.file) else weight_file(name)
+    """Explains what the licence of a file allows."""
+    row = weight_file(name)
     terms = TERMS[row.licence]
     typer.echo(f"{row.file}: {row.licence}")
     typer.echo(textwrap.fill(terms.words, 88))
@@ -155,22 +154,22 @@ def convert_(
     target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="What to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Writes the tensors of a file as safetensors, which load faster and can run nothing."""
+    """Converts a file to safetensors, which load faster and cannot contain code."""
     convert(source, target, overwrite=overwrite)
     make_console().print(f"{source} -> {target}")
 
 
 def _describe(row: WeightFile) -> dict[str, Any]:
-    """A row of the table with what is known of it on this machine."""
+    """A row of the table, with its state on this machine."""
     path, error = None, None
     try:
-        path = shipped() if row is COMPACT else locate(row.name)
+        path = locate(row.name)
     except WeightsError as problem:
         error = str(problem)
     return {
         "name": row.name,
         "file": row.file,
-        "bytes": row.bytes if row is not COMPACT or path is None else path.stat().st_size,
+        "bytes": row.bytes,
         "sha256": row.sha256,
         "pinned": None if row.sha256 else expected_sha256(row),
         "licence": row.licence,
@@ -182,7 +181,7 @@ def _describe(row: WeightFile) -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    """A table of few, broad columns on a terminal, else one line a file, aligned."""
+    """Prints a table with a few broad columns on terminals, else one aligned line per file."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""The words that every command on pictures understands, and what they are by default."""
+"""The options that all commands on pictures share, and their defaults."""
 
 from __future__ import annotations
 
@@ -29,12 +29,33 @@ ENGINES = ("local", "ray")
 
 @dataclass(frozen=True)
 class Words:
-    """What was said to a command, as far as every command on pictures understands it."""
+    """The arguments of a command that all commands on pictures share."""
 
     inputs: Annotated[
         list[str] | None,
         typer.Argument(metavar="INPUT", help="Pictures, folders, patterns, or - for stdin."),
     ] = None
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            rich_help_panel=FILES,
+            help="Where to write: a file for one picture, else a folder, which exists or ends "
+            "with a slash; - for stdout; or a template such as out/{stem}_w{w}.{ext}, also with "
+            "{dir} and {name}. By default beside the input.",
+        ),
+    ] = None
+    recursive: Annotated[
+        bool,
+        typer.Option(
+            "--recursive",
+            "-r",
+            rich_help_panel=FILES,
+            help="Include sub-folders; results keep their tree.",
+        ),
+    ] = False
     files_from: Annotated[
         str | None,
         typer.Option(
@@ -53,54 +74,17 @@ class Words:
             help="Names in --files-from end with a zero byte, as `find -print0` writes them.",
         ),
     ] = False
-    recursive: Annotated[
-        bool,
-        typer.Option(
-            "--recursive",
-            "-r",
-            rich_help_panel=FILES,
-            help="Folders with their sub-folders, whose tree is kept.",
-        ),
-    ] = False
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            rich_help_panel=FILES,
-            help="Where to write: a file for one picture, else a folder, which exists or ends "
-            "with a slash; - for stdout; or a template such as out/{stem}_w{w}.{ext}, which knows "
-            "{dir} and {name} too. By default beside the input.",
-        ),
-    ] = None
     in_place: Annotated[
         bool,
         typer.Option("--in-place", rich_help_panel=FILES, help="Replace each input by its result."),
-    ] = False
-    suffix: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            rich_help_panel=FILES,
-            help="Write photo_TEXT.jpg, and call all else that is written so too.",
-        ),
-    ] = None
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            rich_help_panel=FILES,
-            help="Replace results that exist; inputs never are.",
-        ),
     ] = False
     format: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             rich_help_panel=FILES,
-            help="What to write: jpeg, png, webp, tiff, bmp, gif, ppm, avif or heif. By default "
-            "what the name of the output says, else what the input is.",
+            help="Format to write: jpeg, png, webp, tiff, bmp, gif, ppm, avif or heif. By default "
+            "that of the output's name, else that of the input.",
         ),
     ] = None
     quality: Annotated[
@@ -108,8 +92,8 @@ class Words:
         typer.Option(
             metavar="1..100|keep",
             rich_help_panel=FILES,
-            help="Of JPEG, WebP (100 is lossless), AVIF and HEIF; keep codes a JPEG as finely as "
-            "it came. By default so too, but never coarser than 90; else 95, or 90.",
+            help="Quality of JPEG, WebP (100 is lossless), AVIF and HEIF; keep uses that of the "
+            "input JPEG. By default the same, but at least 90; for other inputs 95, or 90.",
         ),
     ] = None
     metadata: Annotated[
@@ -117,8 +101,8 @@ class Words:
         typer.Option(
             metavar="keep|strip",
             rich_help_panel=FILES,
-            help="Keep EXIF, XMP and the like, and record in XMP what was done, or write nothing "
-            "but resolution and colour profile beside the pixels.",
+            help="Keep EXIF, XMP and the like, and record in XMP what was done; or strip all but "
+            "resolution and colour profile.",
         ),
     ] = "keep"
     max_pixels: Annotated[
@@ -130,12 +114,28 @@ class Words:
             help="Refuse pictures with more pixels; by default 500 million.",
         ),
     ] = None
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel=FILES,
+            help="Write photo_TEXT.jpg, and name all other files likewise.",
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            rich_help_panel=FILES,
+            help="Replace existing results, but never inputs.",
+        ),
+    ] = False
     save_crops: Annotated[
         bool,
         typer.Option(
             "--save-crops",
             rich_help_panel=FILES,
-            help="Keep each face as the network saw it, in cropped_faces/ beside the result.",
+            help="Save each face as the network saw it, in cropped_faces/ beside the result.",
         ),
     ] = False
     save_restored: Annotated[
@@ -143,7 +143,7 @@ class Words:
         typer.Option(
             "--save-restored",
             rich_help_panel=FILES,
-            help="Keep each face as the network painted it, in restored_faces/ beside the result.",
+            help="Save each face as the network painted it, in restored_faces/ beside the result.",
         ),
     ] = False
     compare: Annotated[
@@ -151,7 +151,7 @@ class Words:
         typer.Option(
             "--compare",
             rich_help_panel=FILES,
-            help="Keep input and result side by side, in compared/ beside the result.",
+            help="Save input and result side by side, in compared/ beside the result.",
         ),
     ] = False
     samples: Annotated[
@@ -160,8 +160,8 @@ class Words:
             min=0,
             metavar="N",
             rich_help_panel=FILES,
-            help="Write N more results, in restored_samples/ beside the result: faces of codes "
-            "that were drawn from what the network holds for likely.",
+            help="Write N more results, in restored_samples/ beside the result, with codes drawn "
+            "from those that the network finds likely.",
         ),
     ] = DEFAULTS.samples
     jobs: Annotated[
@@ -170,8 +170,8 @@ class Words:
             min=1,
             metavar="N",
             rich_help_panel=MANY,
-            help="Pictures that are read, and as many that are written, at once; by default up to "
-            "4. Results do not depend on it.",
+            help="How many pictures to read, and how many to write, at once; by default up to 4. "
+            "Results do not depend on it.",
         ),
     ] = None
     shard: Annotated[
@@ -187,7 +187,7 @@ class Words:
         typer.Option(
             metavar="local|ray",
             rich_help_panel=MANY,
-            help="What does the work: this machine, or a Ray cluster whose machines share the "
+            help="Where to work: on this machine, or on a Ray cluster whose machines share the "
             "folders.",
         ),
     ] = "local"
@@ -196,8 +196,7 @@ class Words:
         typer.Option(
             metavar="auto|HOST:PORT",
             rich_help_panel=MANY,
-            help="The Ray cluster; by default one that is started on this machine and stopped "
-            "again.",
+            help="The Ray cluster; by default one is started on this machine and stopped again.",
         ),
     ] = None
     actors: Annotated[
@@ -206,8 +205,8 @@ class Words:
             min=1,
             metavar="N",
             rich_help_panel=MANY,
-            help="Copies of the networks in the Ray cluster; by default one for each GPU, or "
-            "without any, for every two cores.",
+            help="Copies of the networks in the Ray cluster; by default one per GPU or, without "
+            "GPUs, one per two cores.",
         ),
     ] = None
     gpus_per_actor: Annotated[
@@ -216,8 +215,8 @@ class Words:
             min=0.0,
             metavar="F",
             rich_help_panel=MANY,
-            help="GPUs, or part of one, for each copy of the networks; by default 1 where there "
-            "is any.",
+            help="GPUs, or part of one, for each copy of the networks; by default 1 if there are "
+            "any.",
         ),
     ] = None
     watch: Annotated[
@@ -225,7 +224,7 @@ class Words:
         typer.Option(
             "--watch",
             rich_help_panel=MANY,
-            help="Go on with pictures that come into the folders, until interrupted.",
+            help="Keep working on pictures that arrive in the folders, until interrupted.",
         ),
     ] = False
     aligned: Annotated[
@@ -251,7 +250,7 @@ class Words:
             min=0,
             metavar="PIXELS",
             rich_help_panel=FACES,
-            help="Leave faces alone whose box has a shorter side below this.",
+            help="Leave out faces whose box has a shorter side below this.",
         ),
     ] = DEFAULTS.min_face
     max_face: Annotated[
@@ -259,8 +258,9 @@ class Words:
         typer.Option(
             metavar="auto|PIXELS|none",
             rich_help_panel=FACES,
-            help="Leave faces alone whose box has a shorter side above this. auto: in restoration, "
-            "those that are larger than the network paints and sharper than it can.",
+            help="Leave out faces whose box has a shorter side above this. auto: restoration "
+            "leaves out faces that are larger and sharper than the network can paint; inpaint "
+            "and colorize leave out none.",
         ),
     ] = str(DEFAULTS.max_face)
     temperature: Annotated[
@@ -268,7 +268,7 @@ class Words:
         typer.Option(
             metavar="T",
             rich_help_panel=FACES,
-            help="Of --samples: below 1 they are more alike, above 1 less.",
+            help="For --samples: below 1 they are more alike, above 1 less.",
         ),
     ] = DEFAULTS.temperature
     seed: Annotated[
@@ -277,7 +277,7 @@ class Words:
             min=0,
             metavar="N",
             rich_help_panel=FACES,
-            help="Of --samples: other numbers, other samples.",
+            help="For --samples: other seeds give other samples.",
         ),
     ] = DEFAULTS.seed
     detector: Annotated[
@@ -295,8 +295,8 @@ class Words:
             min=0.0,
             max=1.0,
             rich_help_panel=FACES,
-            help="How sure the detector must be; by default 0.8, and for mtcnn 0.9, or 0.7 if the "
-            "face is large.",
+            help="How sure the detector must be; by default 0.8, for mtcnn 0.9, or 0.7 if the face "
+            "is large.",
         ),
     ] = None
     device: Device = "auto"
@@ -305,9 +305,9 @@ class Words:
         typer.Option(
             metavar="NAME",
             rich_help_panel=NETWORKS,
-            help="What faces are painted in: fp32 (also auto), bf16 or fp16, and on CUDA tf32. A "
-            "face that less than fp32 spoils is painted again. Unless it is fp32, a CPU that "
-            "multiplies bf16 computes masks of faces in it.",
+            help="Precision of painting: fp32 (also auto), bf16 or fp16, and on CUDA tf32. Faces "
+            "that less than fp32 spoils are painted again. Unless it is fp32, CPUs that multiply "
+            "bf16 compute masks of faces in it.",
         ),
     ] = "auto"
     code_precision: Annotated[
@@ -315,8 +315,8 @@ class Words:
         typer.Option(
             metavar="NAME",
             rich_help_panel=NETWORKS,
-            help="What the codes of a face are chosen in: fp32 (also auto), or on CUDA tf32, which "
-            "is faster and changes about one code in a thousand, each a patch of the face.",
+            help="Precision of choosing the codes of a face: fp32 (also auto), or on CUDA tf32, "
+            "which is faster and changes about one code in a thousand, each a patch of the face.",
         ),
     ] = "auto"
     compile: Annotated[
@@ -324,7 +324,7 @@ class Words:
         typer.Option(
             "--compile",
             rich_help_panel=NETWORKS,
-            help="Compile the network first, on CUDA only; meant for many faces.",
+            help="Compile the network first, on CUDA only; pays off for many faces.",
         ),
     ] = False
     backend: Annotated[
@@ -333,7 +333,7 @@ class Words:
             metavar="NAME",
             rich_help_panel=NETWORKS,
             help="What runs the network that paints faces: torch, or on the CPU onnx or openvino, "
-            "which come as extras and for which weights are exported once.",
+            "which are optional packages; weights are exported for them once.",
         ),
     ] = "torch"
     batch_size: Annotated[
@@ -341,8 +341,8 @@ class Words:
         typer.Option(
             metavar="auto|N",
             rich_help_panel=NETWORKS,
-            help="Faces in the network at once, of whatever pictures; halved where memory does "
-            "not suffice. On the CPU always 1.",
+            help="Faces in the network at once, from any pictures; halved if there is not enough "
+            "memory. On the CPU always 1.",
         ),
     ] = str(DEFAULTS.batch_size)
     weights_dir: WeightsDir = None
@@ -354,9 +354,9 @@ class Words:
             is_eager=True,
             callback=use_settings,
             rich_help_panel=TALK,
-            help="Settings, one `option = value` a line, for what is said neither here nor by "
-            "variables such as CFRESTORE_W; by default cfrestore.toml here, else in your folder "
-            "of settings.",
+            help="Settings, one `option = value` per line, for options set neither here nor by "
+            "variables such as CFRESTORE_W; by default cfrestore.toml here, else in your "
+            "settings folder.",
         ),
     ] = None
     dry_run: Annotated[
@@ -393,14 +393,14 @@ class Words:
             "--verbose",
             "-v",
             rich_help_panel=TALK,
-            help="Tell where the weights are, and how long each stage took.",
+            help="Also show where the weights are, and how long each stage took.",
         ),
     ] = False
 
     def options(
         self, *, fidelity: float = DEFAULTS.fidelity, upscale: int = 1, draw_box: bool = False
     ) -> Options:
-        """What is asked of the pipeline, with what only some commands understand.
+        """The options of the pipeline, including those that only some commands have.
 
         Raises:
             ConfigError: as Options.
@@ -421,7 +421,7 @@ class Words:
 
 
 def check(words: Words, parser: Path | None = None) -> None:
-    """Raises ConfigError if the words contradict each other; looks at nothing else."""
+    """Raises ConfigError if the arguments contradict each other; looks at nothing else."""
     searched = words.detector == "auto" and words.det_threshold is None and parser is None
     if words.aligned and not searched:
         raise ConfigError(
@@ -430,17 +430,17 @@ def check(words: Words, parser: Path | None = None) -> None:
         )
     inputs = words.inputs or []
     if not inputs and words.files_from is None:
-        raise ConfigError("there is no INPUT; `cfrestore --help` shows what can be said")
+        raise ConfigError("there is no INPUT; `cfrestore --help` shows the options")
     if words.metadata not in ("keep", "strip"):
         raise ConfigError(f"metadata must be keep or strip, found {words.metadata!r}")
     if words.null and words.files_from is None:
-        raise ConfigError("--null is said of the names in --files-from, and there is none")
+        raise ConfigError("--null is for the names in --files-from, which is not given")
     if words.files_from == "-" and "-" in inputs:
         raise ConfigError("stdin cannot be both a picture and a list of them")
     if words.output == "-" and words.json:
         raise ConfigError("stdout cannot have both the picture and JSON")
     if words.watch and ("-" in inputs or words.files_from is not None or words.dry_run):
-        raise ConfigError("--watch looks at folders and patterns, neither at stdin nor at a list")
+        raise ConfigError("--watch is for folders and patterns, not for stdin or a list")
     if words.engine not in ENGINES:
         raise ConfigError(f"engine must be local or ray, found {words.engine!r}")
     ray = {
@@ -449,9 +449,9 @@ def check(words: Words, parser: Path | None = None) -> None:
         "--gpus-per-actor": words.gpus_per_actor,
     }
     if words.engine != "ray" and (said := [k for k, v in ray.items() if v is not None]):
-        raise ConfigError(f"{' and '.join(said)} is said of --engine ray")
+        raise ConfigError(f"{' and '.join(said)} needs --engine ray")
     if words.engine == "ray" and ("-" in inputs or words.output == "-"):
-        raise ConfigError("a cluster reads and writes files, neither stdin nor stdout")
+        raise ConfigError("a cluster reads and writes files, not stdin or stdout")
     urls = [word for word in (*inputs, words.output or "") if "://" in word]
     if urls and words.engine != "ray":
         raise ConfigError(f"{urls[0]} is a URL, which --engine ray reads and writes")
@@ -459,7 +459,7 @@ def check(words: Words, parser: Path | None = None) -> None:
         raise ConfigError("with URLs -o is a file or folder, and nothing is watched or replaced")
     if words.samples and words.backend != "torch":
         raise ConfigError(
-            f"only the backend torch can draw samples: {words.backend} does not tell how likely "
+            f"only the backend torch can draw samples: {words.backend} does not say how likely "
             "codes are"
         )
     parse_quality(words.quality)

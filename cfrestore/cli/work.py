@@ -1,4 +1,4 @@
-"""The way of every command on pictures: plan, load, do, report."""
+"""The steps of every command on pictures: plan, load, work, report."""
 
 from __future__ import annotations
 
@@ -20,23 +20,16 @@ from cfrestore.cli.record import Facts, facts_of, provenance_of, record_of, reco
 from cfrestore.cli.words import Words, check
 from cfrestore.errors import ConfigError, ImageError, OutputError, WeightsError
 from cfrestore.options import parse_quality
+from cfrestore.task import Task
 
 if TYPE_CHECKING:
     from cfrestore.batch import Job, Outcome
-    from cfrestore.network import Task
     from cfrestore.pipeline import Pipeline
     from cfrestore.procedure import Procedure
 
-DONE: dict[Task, str] = {
-    "restoration": "restored",
-    "inpainting": "inpainted",
-    "colorization": "colorized",
-}
-"""What is said of the faces, and marks the names of results."""
-
 
 def set_up(weights_dir: Path | None, offline: bool) -> None:
-    """Tells the library, through the environment, where weights are and whether to fetch any."""
+    """Tells the library, through the environment, where weights are and whether to fetch them."""
     if weights_dir is not None:
         os.environ["CFRESTORE_HOME"] = str(weights_dir)
     if offline:
@@ -52,18 +45,18 @@ def work(
     parser: Path | None = None,
     fidelity: float | None = None,
 ) -> None:
-    """Plans, makes the pipeline, downloads included, does the jobs, and reports each.
+    """Plans, loads the pipeline, downloading weights if needed, does the jobs, and reports each.
 
     Args:
-        procedure_of: the pipeline to what is to be done to each photograph.
-        fidelity: what {w} stands for in a template.
+        procedure_of: makes the procedure from the pipeline.
+        fidelity: the value of {w} in a template.
     Raises:
         typer.Exit: code 1 if something failed, 130 if interrupted.
     """
     check(words, parser)
     stdout = sys.stdout
     if words.json and stdout is None:
-        raise ConfigError("stdout is closed, and --json is to be written there")
+        raise ConfigError("stdout is closed, but --json is to be written there")
     try:
         with redirect_stdout(sys.stderr), ExitStack() as stack:  # what packages print is for people
             places = stack.enter_context(_reached(words))
@@ -82,7 +75,7 @@ def work(
                     for line in about.lines:
                         report.make_console().print(line)
                 parts = _arriving(look) if words.watch else (jobs,)
-                done = DONE[task]
+                done = task.participle
                 fine = [_report(part, do(part), words, done, about.facts, stdout) for part in parts]
     except KeyboardInterrupt:
         report.make_console().print("interrupted")
@@ -109,7 +102,7 @@ class Places:
 
 @contextmanager
 def _reached(words: Words) -> Iterator[Places]:
-    """Where there are URLs, the current folder looks like what is there, see `batch.remote`.
+    """Mirrors remote files in a temporary current folder if there are URLs, see `batch.remote`.
 
     Raises:
         ConfigError, ImageError: as `mirror`.
@@ -141,7 +134,7 @@ def _reached(words: Words) -> Iterator[Places]:
 def _planner(
     words: Words, places: Places, task: Task, fidelity: float | None
 ) -> Callable[[], Sequence[Job]]:
-    """What finds the jobs that the words ask for, anew each time that it is called."""
+    """A function that finds the jobs that the arguments ask for, anew at each call."""
     from cfrestore.batch import COMPARED, CROPS, RESTORED, SAMPLES, parse_shard, plan
     from cfrestore.image.photo import printable
 
@@ -167,7 +160,7 @@ def _planner(
         places.inputs,
         output,
         overwrite=words.overwrite,
-        mark=f".{DONE[task]}",
+        mark=task.mark,
         suffix=words.suffix,
         kept=tuple(folder for folder, asked in wanted.items() if asked),
         recursive=words.recursive,
@@ -182,7 +175,7 @@ def _planner(
 
 
 def _check_there(jobs: Sequence[Job]) -> None:
-    """Raises ImageError if there is not one of the pictures; no weights are downloaded for that."""
+    """Raises ImageError if none of the pictures exists, before any weights are downloaded."""
     absent = [
         job.source for job in jobs if isinstance(job.source, Path) and not _exists(job.source)
     ]
@@ -201,12 +194,12 @@ def _exists(path: Path) -> bool:
 
 
 def _listed(file: str, *, null: bool) -> Sequence[Path]:
-    """The pictures that a list names, `-` being stdin."""
+    """The pictures named in a file, or on stdin for `-`."""
     from cfrestore.batch import read_list
 
     if file == "-":
         if sys.stdin is None:
-            raise ConfigError("stdin is closed, and --files-from is to read it")
+            raise ConfigError("stdin is closed, but --files-from is to read it")
         return read_list(sys.stdin.buffer, null=null)
     try:
         with Path(file).open("rb") as stream:
@@ -227,9 +220,9 @@ def _show(jobs: Sequence[Job], words: Words, stdout: TextIO) -> None:
 def _streams(
     jobs: Sequence[Job], stdout: TextIO | None
 ) -> Iterator[tuple[BinaryIO | None, BinaryIO | None]]:
-    """What jobs that read stdin or write stdout are to use; None where it is closed.
+    """Stdin and stdout for jobs that use them; None if closed.
 
-    Who stops reading a picture from stdout ends the process, as with any other filter.
+    A reader that closes the pipe ends the process, as with any other filter.
 
     Raises:
         OutputError: a picture would go to a terminal.
@@ -242,7 +235,7 @@ def _streams(
         return
     if stdout is not None and stdout.isatty():
         raise OutputError(
-            "a picture is not written to a terminal; -o names a file, or > or | lead elsewhere"
+            "a picture is not written to a terminal; name a file with -o, or redirect with > or |"
         )
     before = signal.signal(signal.SIGPIPE, signal.SIG_DFL) if hasattr(signal, "SIGPIPE") else None
     try:
@@ -254,12 +247,12 @@ def _streams(
 
 @dataclass(frozen=True)
 class About:
-    """What is to be known of a pipeline and a procedure, whichever machine has them.
+    """What is known about a pipeline and a procedure, which may be on another machine.
 
     Attributes:
         facts, provenance: see `facts_of` and `provenance_of`.
-        lines: what is said of them first.
-        settings: those of the procedure.
+        lines: introductory messages.
+        settings: the procedure's.
     """
 
     facts: Facts
@@ -275,7 +268,7 @@ def _prepare(
     parser: Path | None,
     procedure_of: Callable[[Pipeline], Procedure],
 ) -> tuple[Procedure, About]:
-    """What is to be done to each photograph, on this machine."""
+    """Loads the pipeline and makes the procedure, on this machine."""
     set_up(words.weights_dir, words.offline)
     pipeline = load(words, task, model, parser)
     procedure = procedure_of(pipeline)
@@ -296,7 +289,7 @@ Do = Callable[["Sequence[Job]"], "Generator[Outcome, None, None]"]
 def _here(
     words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
 ) -> Iterator[tuple[Do, About]]:
-    """What does jobs on this machine."""
+    """Does jobs on this machine."""
     from cfrestore.batch import WORKERS, run
 
     with _streams(jobs, stdout) as (source, sink):
@@ -318,10 +311,10 @@ def _here(
 def _on_cluster(
     words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
 ) -> Iterator[tuple[Do, About]]:
-    """What does jobs on a Ray cluster, where alone the networks are.
+    """Does jobs on a Ray cluster; only there are the networks loaded.
 
     Args:
-        home: the folder that the words were said in, if that is not the current one.
+        home: see Places.
     """
     from cfrestore.batch import cluster
 
@@ -336,7 +329,7 @@ def _on_cluster(
 
 
 def _ends(words: Words, about: About) -> dict[str, Any]:
-    """How pictures are read and written, as both engines take it."""
+    """How pictures are read and written, as arguments of both engines."""
     from cfrestore.image import MAX_PIXELS, read_photo, write_photo
 
     quality = parse_quality(words.quality)
@@ -367,7 +360,7 @@ def _report(
     facts: Facts,
     stdout: TextIO,
 ) -> bool:
-    """Says what becomes of jobs while it does; whether all is as it should be."""
+    """Reports each job as it ends; returns whether all went well."""
     console = report.make_console()
     outcomes: list[Outcome] = []
 
@@ -393,40 +386,42 @@ def _report(
 
 
 def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
-    """The pipeline of a task, its weights downloaded first where they are wanted and absent.
+    """The pipeline of a task; missing weights are downloaded first.
 
-    With published weights comes what they are published with, as far as nothing else is named.
+    With published weights come the detector and the parser that they are published with, unless
+    others are named.
 
     Raises:
-        WeightsError: what the user named, or what nothing can replace, cannot be had.
+        WeightsError: weights that the user named, or that nothing can replace, cannot be had.
         CheckpointError, ConfigError: as `load_pipeline`.
     """
     from cfrestore.cli.supply import supply
     from cfrestore.device import reuse_memory
-    from cfrestore.network import TASKS, choose_place
+    from cfrestore.network import choose_execution
     from cfrestore.pipeline import load_pipeline
     from cfrestore.weights import locate
 
     reuse_memory()
     console = report.make_console()
-    network, detector = TASKS[task], words.detector
+    detector = words.detector
     # Fails before a long download, not after.
-    choose_place(
+    choose_execution(
         words.backend, words.device, words.precision, words.code_precision, compile=words.compile
     )
     if detector in ("retinaface", "mobilenet"):
         supply([detector], console, required=True)
     if model in ("auto", "published"):
         try:
-            supply([network], console, required=model == "published" or task != "restoration")
+            supply([task.weights], console, required=model == "published" or not task.has_compact)
         except WeightsError as error:
-            if task == "restoration":
+            if task.has_compact:
                 raise
-            raise WeightsError(f"{error}; there are no compact weights for {task}") from error
-        if not words.aligned and locate(network):
-            wanted = {"retinaface": detector == "auto", "parsenet": parser is None}
-            if task == "inpainting":
-                del wanted["parsenet"]
+            raise WeightsError(f"{error}; there are no compact weights for {task.name}") from error
+        if not words.aligned and locate(task.weights):
+            wanted = {
+                "retinaface": detector == "auto",
+                "parsenet": task.parses and parser is None,
+            }
             supply([name for name, yes in wanted.items() if yes], console, required=False)
     return load_pipeline(
         model,
@@ -437,6 +432,7 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
         precision=words.precision,
         code_precision=words.code_precision,
         compile=words.compile,
-        task=task,
+        task=task.name,
         backend=words.backend,
+        aligned=words.aligned,
     )

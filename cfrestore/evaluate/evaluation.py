@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cfrestore.correction import keep_colours
 from cfrestore.device import inference
 from cfrestore.errors import ConfigError, ImageError
 from cfrestore.evaluate.damage import damage
@@ -20,7 +21,6 @@ from cfrestore.evaluate.pairs import read_face
 from cfrestore.image import Photo, from_tensor, to_tensor, to_uint8
 from cfrestore.models.codeformer import CodeFormer, adaptive_instance_norm
 from cfrestore.options import Options
-from cfrestore.restore import keep_colours
 
 if TYPE_CHECKING:
     from cfrestore.pipeline import Pipeline

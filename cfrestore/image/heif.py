@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, features
 
-EXTRA = "pip install 'cfrestore[heif]'"
+from cfrestore.extras import install
 
 
 def what_lacks(kind: str) -> str | None:
@@ -19,7 +19,7 @@ def what_lacks(kind: str) -> str | None:
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
-        return f"the extra cfrestore[heif] ({EXTRA})"
+        return f"the extra cfrestore[heif] ({install('heif')})"
     register_heif_opener()
     return None
 

@@ -45,15 +45,18 @@ class CodeFormerConfig:
         layers: transformer layers.
         mlp_width: hidden width of each layer's feed-forward part.
         connect: feature sides at which encoder features may be fused into the generator.
-        match_statistics: whether restoration is to use latent AdaIN, as the published model does;
-            the models trained here do without, see NOTES.md.
-        keep_colours: whether the pipeline is to give each result the low frequencies of its input,
+        match_statistics: whether restoration uses latent AdaIN, as the published model does; the
+            models trained here do not, see NOTES.md.
+        keep_colours: whether the pipeline gives each result the low frequencies of its input,
             which the models trained here, with fewer codes and pictures, do not reproduce well.
-        recycles: how often the transformer reads, once more, the latent and what it now expects.
-        consensus: temperature of the distribution whose mean decides each code, the nearest to it;
-            0 for the likeliest code, as the published model has it. See `CodeFormer.choose`.
-        second_look: mean certainty of its codes, in [0, 1], below which the pipeline has a face
-            looked at again, see `CodeFormer.reconsider`; 0 for never, as the published model.
+        back_projection: how much of the structure that a result fails to reproduce of its input
+            the pipeline puts back at w = 1, in [0, 1], in proportion to w; 0 for nothing, as the
+            published pipeline. See `correction.back_project`.
+        recycles: how often the transformer rereads the latent together with what it expects.
+        consensus: temperature of the distribution to whose mean the nearest code is chosen; 0: the
+            likeliest code is chosen, as in the published model. See `CodeFormer.choose`.
+        second_look: mean certainty of its codes, in [0, 1], below which the pipeline looks at a
+            face again, see `CodeFormer.reconsider`; 0: never, as with the published model.
 
     Raises:
         ConfigError: the values do not fit each other.
@@ -67,6 +70,7 @@ class CodeFormerConfig:
     connect: tuple[int, ...] = (32, 64, 128, 256)
     match_statistics: bool = True
     keep_colours: bool = False
+    back_projection: float = 0.0
     recycles: int = 0
     consensus: float = 0.0
     second_look: float = 0.0
@@ -74,8 +78,9 @@ class CodeFormerConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"heads must divide width {self.width}, found {self.heads}")
-        if not 0 <= self.second_look <= 1:
-            raise ConfigError(f"second_look must be in [0, 1], found {self.second_look}")
+        for name in ("back_projection", "second_look"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be in [0, 1], found {getattr(self, name)}")
         if self.recycles < 0 or not 0 <= self.consensus < math.inf:
             raise ConfigError(
                 "recycles and consensus must be 0 or more, "
@@ -115,6 +120,7 @@ class CodeFormerConfig:
             connect=(32, 64, 128),
             match_statistics=False,
             keep_colours=True,
+            back_projection=0.7,
             recycles=1,
             consensus=0.3,
             second_look=0.35,
@@ -199,7 +205,7 @@ class TransformerLayer(nn.Module):
 
 
 class ControllableFeatureTransform(nn.Module):
-    """Scales and shifts decoder features by what the encoder saw, as strongly as w says."""
+    """Scales and shifts decoder features by encoder features, with strength w."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -226,12 +232,12 @@ class ControllableFeatureTransform(nn.Module):
 
 
 class Features(NamedTuple):
-    """What is known of faces before they are painted; nothing of it depends on w.
+    """What is known about faces before they are painted; none of it depends on w.
 
     Attributes:
         quantized: (B,d,s,s), what is painted.
         skips: what fusion uses, {side: (B,C,side,side)}.
-        latent: (B,d,s,s), not quantised; None where a runtime does not tell.
+        latent: (B,d,s,s), not quantised; None if a runtime does not give it.
         logits: (B,T,K), by which the codes were chosen; None likewise.
     """
 
@@ -244,9 +250,8 @@ class Features(NamedTuple):
 class CodeFormer(nn.Module):
     """Restores aligned faces.
 
-    `net(x, w)` is encode, predict_codes, choose, lookup, match_statistics, which together are
-    predict_features, and decode. Features do not depend on w: several w of one face
-    cost one encoding.
+    `net(x, w)` is predict_features (encode, predict_codes, choose, lookup, match_statistics), then
+    decode. Features do not depend on w, so painting a face at several w encodes it once.
 
     Attributes:
         config: the shape of the network.
@@ -294,8 +299,8 @@ class CodeFormer(nn.Module):
     def predictions(self, latent: Tensor) -> list[Tensor]:
         """Logits (B,T,K) of each reading of the latent (B,d,s,s), the last being the best.
 
-        After the first, what is read is the mean of the latent and of the vectors that the reading
-        before expects, which are given no gradient.
+        After the first, each reading sees the mean of the latent and of the vectors that the
+        previous reading expects, which get no gradient.
         Source: recycling, Jumper et al., "Highly accurate protein structure prediction with
         AlphaFold" (2021).
         """
@@ -313,20 +318,20 @@ class CodeFormer(nn.Module):
     def choose(self, logits: Tensor) -> Tensor:
         """Codes (B,T) by logits (B,T,K).
 
-        Either the likeliest ones or, with `config.consensus`, the nearest to the expected vectors:
-        of all codes those with the least expected squared distance from the right one (minimum
-        Bayes risk). Where many codes are possible, the likeliest of each position do not fit
-        together, and one of them may be like none of the others.
+        They are the likeliest ones or, with `config.consensus`, those nearest to the expected
+        vectors, which have the least expected squared distance from the right codes (minimum Bayes
+        risk). Where many codes are possible, the likeliest ones at each position may not fit
+        together, and each may differ from all other likely ones.
         """
         if not self.config.consensus:
             return logits.argmax(-1)
         return self.quantize.nearest(self.expected(logits, self.config.consensus))
 
     def reconsider(self, logits: Tensor) -> Tensor:
-        """Logits (B,T,K) after another look at faces that logits (B,T,K) were predicted for.
+        """Logits (B,T,K) after a second look at faces with predicted logits (B,T,K).
 
-        The face that is expected, which is whole, is painted and read as if it were the input. A
-        code is as likely as both readings together make it: the product of their probabilities.
+        The expected face, whose parts fit together, is painted and read as if it were the input.
+        The probabilities of both readings are multiplied.
         Source: products of experts, Hinton (2002).
         """
         expected = self.quantize.nearest(self.expected(logits))
@@ -344,7 +349,7 @@ class CodeFormer(nn.Module):
         return self.quantize.lookup(codes, self.config.autoencoder.code_side)
 
     def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
-        """All that comes before painting.
+        """Everything before painting.
 
         Args:
             x: (B,3,S,S), RGB in [-1, 1].
@@ -356,7 +361,7 @@ class CodeFormer(nn.Module):
         return Features(quantized, skips, latent, logits)
 
     def quantized(self, codes: Tensor, latent: Tensor, match_statistics: bool) -> Tensor:
-        """What is painted of codes (B,T) for faces with the latent (B,d,s,s): (B,d,s,s)."""
+        """The features (B,d,s,s) to paint for codes (B,T) of faces with the latent (B,d,s,s)."""
         quantized = self.lookup(codes)
         return adaptive_instance_norm(quantized, latent) if match_statistics else quantized
 
@@ -367,7 +372,7 @@ class CodeFormer(nn.Module):
             quantized: (B,d,s,s).
             skips: encoder features by side, from `encode`; never read when w is 0.
             w: fidelity, usually in [0, 1]; training has used up to 1.3. As a tensor () it is an
-                input like the others, whose value decides nothing here: fusion always runs.
+                input like the others, and fusion runs whatever its value.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """
@@ -387,9 +392,9 @@ class CodeFormer(nn.Module):
         Args:
             x: (B,3,S,S), RGB in [-1, 1].
             w: fidelity; 0 trusts the codebook alone, 1 follows the input closely.
-            match_statistics: give the looked-up features the mean and deviation of the input's
+            match_statistics: give the features of the codes the mean and deviation of the input's
                 (latent AdaIN), as published restoration does; `config.match_statistics` says
-                whether this model wants it.
+                whether this model needs it.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """

@@ -14,14 +14,14 @@ def enlarge(
 ) -> Tensor:
     """Doubles the side by nearest neighbour, then convolves, with one pixel of padding.
 
-    Both at once are one transposed convolution, which needs 4 instead of 9 products a pixel and
+    Both steps are one transposed convolution, which needs 4 instead of 9 products per pixel and
     channel and never stores the enlarged input.
 
     Args:
         x: (B,C,h,w).
         weight, bias: of the convolution, (D,C,3,3) and (D,).
-        border: what lies beyond the enlarged input. Its edge repeated is also its reflection, as
-            its outermost two pixels are equal.
+        border: what lies beyond the enlarged input. Repeating its edge is the same as reflecting
+            it, because its outermost two pixels are equal.
     Returns:
         (B,D,2h,2w).
     """
@@ -32,15 +32,16 @@ def enlarge(
 
 
 def enlarging_kernel(weight: Tensor) -> Tensor:
-    """The convolution's weight (D,C,3,3) as that of the transposed convolution, (C,D,4,4)."""
+    """The convolution's weight (D,C,3,3) as the transposed convolution's, (C,D,4,4)."""
     return _spread(_spread(weight, 2), 3).transpose(0, 1)
 
 
 def _spread(weight: Tensor, axis: int) -> Tensor:
-    """Along one axis, three taps over doubled pixels as four over the pixels themselves.
+    """Converts, along one axis, three taps over doubled pixels to four over the pixels themselves.
 
     An even output pixel sees its neighbour through the first tap and its own pixel through the
-    other two, an odd one its own through the first two; transposed convolution turns this around.
+    other two, an odd one its own pixel through the first two; a transposed convolution reverses
+    this.
     """
     first, middle, last = weight.unbind(axis)
     return torch.stack((last, middle + last, first + middle, first), axis)

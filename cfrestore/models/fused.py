@@ -1,7 +1,7 @@
-"""Group normalisation with SiLU behind it, as CUDA kernels for maps in channels-last order.
+"""Group normalisation followed by SiLU, as CUDA kernels for maps in channels-last order.
 
-torch's own kernel brings such maps into another order and back, in float32, and activates them in a
-further pass: 46 bytes are moved for each number of 16 bits. Here it is 6, and 10 for the gradient.
+torch's own kernel reorders such maps and back, in float32, and applies SiLU in a further pass: it
+moves 46 bytes for each 16-bit number. Here it is 6 bytes, and 10 for the gradient.
 Written in Triton, which comes with torch for CUDA on Linux; imported only where it is used.
 
 The statistics of image b and group g, over the n numbers of its channels:
@@ -27,15 +27,15 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 4096
-"""Numbers that a program holds at a time."""
+"""Numbers that a program instance holds at a time."""
 
 PROGRAMS = 1024
-"""Programs among which sums over all rows are divided; enough for every processor of a card."""
+"""Program instances that share the sums over all rows; enough for every processor of a card."""
 
 
 @triton.jit
 def _tile(b, first, rows, C: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr):
-    """Where rows of an image lie, (HEIGHT, WIDTH), and which of those places exist."""
+    """Offsets of rows of an image, (HEIGHT, WIDTH), and which of them exist."""
     channel = tl.arange(0, WIDTH)
     row = first + tl.arange(0, HEIGHT)
     place = (b * rows + row).to(tl.int64)[:, None] * C + channel[None, :]
@@ -79,7 +79,7 @@ def _sums(
 
 @triton.jit
 def _added(partial, b, g, parts, C: tl.constexpr, K: tl.constexpr, KS: tl.constexpr):
-    """Both sums (KS,) of a group's channels over all parts; where they are, and which exist."""
+    """Both sums (KS,) of a group's channels over all parts; their offsets, and which exist."""
     STEP: tl.constexpr = 32
     within = tl.arange(0, KS)
     channel = g * K + within
@@ -99,7 +99,7 @@ def _coefficients(
     partial, weight, bias, scale, shift, mean, rstd, parts, n, eps,
     C: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KS: tl.constexpr,
 ):  # fmt: skip
-    """Of each group: scale and shift (B,C) of its channels, mean and 1/std (B,G)."""
+    """For each group: scale and shift (B,C) of its channels, mean and 1/std (B,G)."""
     b, g = tl.program_id(0), tl.program_id(1)
     one, two, channel, exists = _added(partial, b, g, parts, C, K, KS)
     m = tl.sum(one, 0) / n
@@ -130,7 +130,7 @@ def _gradient_coefficients(
     partial, weight, mean, rstd, slope, offset, to_weight, to_bias, parts, n,
     C: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KS: tl.constexpr,
 ):  # fmt: skip
-    """dL/dx = v scale + x slope + offset, both (B,C); each image's part of the parameters'."""
+    """dL/dx = v scale + x slope + offset, both (B,C); and the parameters' gradients by image."""
     b, g = tl.program_id(0), tl.program_id(1)
     one, two, channel, exists = _added(partial, b, g, parts, C, K, KS)
     m = tl.load(mean + b * G + g)
@@ -232,7 +232,7 @@ class _GroupNorm(torch.autograd.Function):
 def group_norm(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
 ) -> Tensor:
-    """Group normalisation, and SiLU behind it if asked for; can be differentiated once.
+    """Group normalisation, followed by SiLU if asked for; can be differentiated once.
 
     Args:
         x: (B,C,H,W) in channels-last order, float32 or of 16 bits, on a CUDA device.

@@ -1,7 +1,7 @@
-"""MTCNN's three networks, each of which looks closer at what the one before found likely.
+"""MTCNN's three networks, each of which looks closer at what the previous one found likely.
 
 Attribute names are the keys of the weights that come with facenet-pytorch. Pictures are RGB, scaled
-to [-1, 1); scores are probabilities; offsets are of a box's corners, in shares of its sides.
+to [-1, 1); scores are probabilities; offsets move a box's corners, as fractions of its sides.
 Source: Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional
 Networks" (2016); layers as in facenet-pytorch (MIT).
 """
@@ -18,7 +18,7 @@ def _pool(x: Tensor, size: int) -> Tensor:
 
 
 def _pool_pairs(x: Tensor) -> Tensor:
-    """_pool(x, 2), five times as fast on the CPU where channels are few and come last."""
+    """_pool(x, 2), five times as fast on the CPU for few channels in channels-last order."""
     odd_rows, odd_columns = x.shape[2] % 2, x.shape[3] % 2
     if odd_rows or odd_columns:
         x = F.pad(x, (0, odd_columns, 0, odd_rows), value=-torch.inf)
@@ -70,7 +70,7 @@ class RNet(nn.Module):
 
 
 class ONet(nn.Module):
-    """Decides, and finds the landmarks, from pictures of 48 px."""
+    """Judges boxes and finds landmarks, from pictures of 48 px."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ONet(nn.Module):
         self.dense6_3 = nn.Linear(256, 10)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B,3,48,48) to scores (B,), offsets (B,4), landmarks (B,5,2) in shares of the sides."""
+        """x (B,3,48,48) to scores (B,), offsets (B,4), landmarks (B,5,2) as fractions of sides."""
         x = _pool(self.prelu1(self.conv1(x)), 3)
         x = _pool(self.prelu2(self.conv2(x)), 3)
         x = _pool(self.prelu3(self.conv3(x)), 2)

@@ -1,7 +1,7 @@
 """ParseNet: which of 19 classes each pixel of a face crop belongs to.
 
-Attribute names are the published checkpoint's keys. Its second output, a picture of the face, is
-not computed; nothing uses it.
+Attribute names are the published checkpoint's keys. The second output, a picture of the face, is
+not computed, because nothing uses it.
 
 Shapes: B batch, S image side.
 Source: network and weights of facexlib (MIT), from PSFRGAN (Chen et al., CVPR 2021).
@@ -26,7 +26,7 @@ Mode = Literal["same", "down", "up"]
 
 
 class _Norm(nn.Module):
-    """Batch normalisation, one level deeper, where the checkpoint has it."""
+    """Batch normalisation, nested one level deeper to fit the checkpoint's keys."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class ConvUnit(nn.Module):
 
 
 class ParsingBlock(nn.Module):
-    """Two units beside an identity, or a unit, as shortcut; doubles first, or halves last."""
+    """Two units with a shortcut, an identity or another unit; doubles first, or halves last."""
 
     def __init__(self, in_channels: int, out_channels: int, mode: Mode = "same") -> None:
         super().__init__()

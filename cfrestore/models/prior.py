@@ -26,8 +26,8 @@ from cfrestore.errors import ConfigError
 Kind: TypeAlias = Literal["pixelcnn", "transformer"]
 
 Memory: TypeAlias = list[tuple[Tensor, ...]]
-"""What each layer remembers from one code to the next: a transformer's layer keys and values
-(B,heads,T,F/heads) of the tokens that it has seen, a PixelCNN's what is told to its row."""
+"""What each layer remembers from one code to the next: in a transformer, the keys and values
+(B,heads,T,F/heads) of the tokens so far; in a PixelCNN, what the vertical stack tells the row."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class PriorConfig:
         side: n.
         width: F, channels of each stack, or of each token.
         layers: gated layers, or transformer layers.
-        kernel: of the PixelCNN's masked convolutions, odd.
-        heads: of the transformer's attention; must divide the width.
-        dropout: in training.
-        symbols: number of different condition symbols; 0: nothing conditions.
-        prefix: how many of them condition one map; 1, a class, for a PixelCNN.
+        kernel: side of the PixelCNN's masked convolutions, odd.
+        heads: attention heads of the transformer; must divide the width.
+        dropout: dropout rate in training.
+        symbols: number of different condition symbols; 0: unconditional.
+        prefix: number of symbols that condition one map; 1, a class, for a PixelCNN.
 
     Raises:
         ConfigError: the values do not fit each other.
@@ -86,7 +86,7 @@ class PriorConfig:
         """The configuration stored by `to_json`.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: it is not one.
         """
         try:
             return cls(**json.loads(text))
@@ -95,11 +95,11 @@ class PriorConfig:
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution that sees no position from its own on, in raster order.
+    """A convolution that sees only earlier positions in raster order.
 
     Its k x k kernel W is masked, W * M: the vertical stack sees the rows above, the horizontal one
-    its own row on the left; with mask B (all layers but the first) also the row, or the position,
-    itself, which there holds nothing of its own code. Only the part that M leaves is kept.
+    the positions to the left; with mask B (all layers but the first) also the same row or position,
+    which there contains nothing of its own code. Only the part that M leaves is stored.
     """
 
     def __init__(
@@ -125,8 +125,8 @@ class MaskedConv2d(nn.Conv2d):
 class GatedLayer(nn.Module):
     """One layer of both stacks: y = tanh(W_f * x + V_f c) sigmoid(W_g * x + V_g c), and x + y.
 
-    The vertical stack knows nothing of its own row, and so may tell the horizontal one at the same
-    position all that it knows: together they have no blind spot.
+    The vertical stack knows nothing of its own row, so it may pass everything to the horizontal
+    one at the same position: together they have no blind spot.
     """
 
     def __init__(self, config: PriorConfig, first: bool) -> None:
@@ -142,7 +142,7 @@ class GatedLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def go_down(self, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The vertical stack (B,F,h,w) of the next layer, and what this one tells the other.
+        """The vertical stack (B,F,h,w) of the next layer, and what it passes to the horizontal one.
 
         Args:
             condition: (B,1), classes.
@@ -155,7 +155,7 @@ class GatedLayer(nn.Module):
         return self._onward(v, _gate(above)), told
 
     def go_along(self, h: Tensor, told: Tensor) -> Tensor:
-        """The horizontal stack (B,F,h,w) of the next layer; any rows, apart from each other."""
+        """The horizontal stack (B,F,h,w) of the next layer; rows are independent."""
         beside = self.horizontal(h) + told
         return self._onward(h, self.out(self.dropout(_gate(beside))))
 
@@ -169,7 +169,7 @@ def _gate(x: Tensor) -> Tensor:
 
 
 class PixelCNN(nn.Module):
-    """The convolutional prior; positions are learned, because faces are aligned."""
+    """The convolutional prior; it has learned positions, because faces are aligned."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class PixelCNN(nn.Module):
         )
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits of each code, given all before it and none after.
+        """Logits of each code, given all codes before it.
 
         Args:
             codes: (B,h,n) int64, the first h rows of maps.
@@ -201,12 +201,12 @@ class PixelCNN(nn.Module):
     def predict(
         self, codes: Tensor, t: int, condition: Tensor | None, memory: Memory | None
     ) -> tuple[Tensor, Memory | None]:
-        """Logits (B,K) of code t of maps (B,n,n), of which those before t are known.
+        """Logits (B,K) of code t of maps (B,n,n), whose codes before t are known.
 
         Args:
-            memory: what the same call returned for t - 1; None: all that is known is read anew.
+            memory: what the same call returned for t - 1; None: all known codes are read again.
         Returns:
-            the logits, and what the call for t + 1 takes: what is told to the row of t.
+            the logits, and the memory for t + 1: what the vertical stack passes to the row.
         """
         row, column = divmod(t, self.config.side)
         if memory is None or column == 0:
@@ -217,7 +217,7 @@ class PixelCNN(nn.Module):
         return logits[:, column], memory
 
     def _tell(self, codes: Tensor, condition: Tensor | None) -> list[Tensor]:
-        """What the vertical stack tells the horizontal one in each layer, (B,2F,h,n)."""
+        """What the vertical stack passes to the horizontal one in each layer, (B,2F,h,n)."""
         v, all_told = self._embed(codes), []
         for layer in self.layers:
             assert isinstance(layer, GatedLayer)
@@ -228,7 +228,7 @@ class PixelCNN(nn.Module):
         return all_told
 
     def _read(self, codes: Tensor, told: list[Tensor], position: Tensor) -> Tensor:
-        """Logits (B,h*n,K) of some rows of codes (B,h,n), given what is told to them."""
+        """Logits (B,h*n,K) of some rows of codes (B,h,n), given what the vertical stack passes."""
         h = self._embed(codes)
         for layer, own in zip(self.layers, told, strict=True):
             assert isinstance(layer, GatedLayer)
@@ -261,10 +261,10 @@ class CausalLayer(nn.Module):
     def forward(
         self, x: Tensor, past: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Tokens (B,T,F) to the same, and their keys and values.
+        """Transforms tokens (B,T,F); also returns their keys and values.
 
         Args:
-            past: keys and values of all tokens before, if x is the one token after them.
+            past: keys and values of all earlier tokens, if x is the one token after them.
         """
         q, k, v = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, F/heads)
@@ -299,7 +299,7 @@ class CodeTransformer(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits of each code, given all before it and none after.
+        """Logits of each code, given all codes before it.
 
         Args:
             codes: (B,n,n) int64.
@@ -315,12 +315,12 @@ class CodeTransformer(nn.Module):
     def predict(
         self, codes: Tensor, t: int, condition: Tensor | None, memory: Memory | None
     ) -> tuple[Tensor, Memory | None]:
-        """Logits (B,K) of code t of maps (B,n,n), of which those before t are known.
+        """Logits (B,K) of code t of maps (B,n,n), whose codes before t are known.
 
         Args:
-            memory: what the same call returned for t - 1; None: all that is known is read anew.
+            memory: what the same call returned for t - 1; None: all known codes are read again.
         Returns:
-            the logits, and what the call for t + 1 takes.
+            the logits, and the memory for t + 1.
         """
         known = codes.flatten(1)[:, :t]
         if memory is None:
@@ -364,7 +364,7 @@ def draw(
     Args:
         generator: of the CPU, so that all devices draw the same.
         temperature: logits are divided by it; below 1 likely codes become likelier.
-        top_k: all but so many of the likeliest codes are left out.
+        top_k: only that many of the likeliest codes are drawn from.
     """
     logits = logits.float().cpu() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -375,7 +375,7 @@ def draw(
 
 
 def window_start(position: int, length: int, side: int) -> int:
-    """Where the window of a side begins along one axis that has a position as centrally as it can.
+    """Start, along one axis, of the window in which a position is as central as possible.
 
     Source: Esser et al. (2021): local index i < n/2: i; H - i < n/2: n - (H - i); else n/2.
     """

@@ -1,8 +1,8 @@
-"""A recogniser of faces: pictures of one person get descriptors that lie near to each other.
+"""A recogniser of faces: pictures of one person get similar descriptors.
 
 Source: the residual network of dlib's `dnn_face_recognition_ex` (King, 2017; its weights are in the
-public domain), after He et al., "Deep Residual Learning" (2016). Here each normalisation, which is
-fixed, is a part of the convolution before it.
+public domain), after He et al., "Deep Residual Learning" (2016). The normalisations are fixed, and
+here merged into the convolutions before them.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE = 150
-"""Of the pictures that it sees, pixels."""
+"""Side of its input in pixels."""
 
 DEPTHS = ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1))
-"""(channels, blocks) of each level; the first block of a level but the first halves the side."""
+"""(channels, blocks) of each level; every level but the first begins by halving the side."""
 
 LENGTH = 128
-"""Of a descriptor."""
+"""Length of a descriptor."""
 
 
 class Block(nn.Module):
-    """Two convolutions of 3x3 around which the input is led.
+    """Two 3x3 convolutions with a shortcut.
 
-    Where the block halves, the input is averaged instead, and what is smaller, in side or channels,
-    is filled up with zeros.
+    If the block halves the side, the shortcut averages; whichever of both is smaller, in side or
+    channels, is padded with zeros.
     """
 
     def __init__(self, inner: int, outer: int, halves: bool) -> None:
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 class Recogniser(nn.Module):
-    """Faces to descriptors."""
+    """Maps faces to descriptors."""
 
     mean: Tensor
 
@@ -66,15 +66,15 @@ class Recogniser(nn.Module):
         self.register_buffer("mean", torch.empty(3, 1, 1))
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """x (B,3,150,150) RGB in [-1, 1] to a map for each level, from 35 px down to 2 px."""
+        """x (B,3,150,150) RGB in [-1, 1] to one map per level, from 35 px down to 2 px."""
         x = ((x + 1) * 127.5 - self.mean) / 256
         x = F.max_pool2d(F.relu(self.stem(x)), 3, 2)  # (B,32,35,35)
         return list(itertools.accumulate(self.levels, lambda x, level: level(x), initial=x))[1:]
 
     def descriptor(self, features: list[Tensor]) -> Tensor:
-        """What tells people apart (B,128), of a face's features.
+        """The descriptor (B,128) of a face's features.
 
-        The Euclidean distance of two is below 0.6 where dlib takes them for one person.
+        dlib takes two faces for one person if their Euclidean distance is below 0.6.
         """
         return torch.as_tensor(self.head(features[-1].mean((2, 3))))
 

@@ -84,12 +84,12 @@ class VQGANConfig:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation whose statistics keep their digits in channels-last memory too.
+    """Group normalisation whose statistics are exact in channels-last memory too.
 
-    There torch 2.14 sums a whole map one value after the other, which costs four digits at 512 px;
-    outside training, rows are averaged first, and then their averages. Other devices are spared two
-    reorderings of the map by this, in whatever type; for less than float32 the CPU has a kernel
-    that is ten times as fast.
+    There torch 2.14 adds up a whole map value by value, which costs four digits at 512 px; so
+    outside training rows are averaged first, and then their averages. On other devices this saves
+    two reorderings of the map, in any type. Below float32 the CPU uses torch's kernel, which is ten
+    times as fast.
     """
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -111,7 +111,7 @@ class GroupNorm(nn.GroupNorm):
 
     @staticmethod
     def is_fused(x: Tensor) -> bool:
-        """Whether x is where, and lies as, the kernels of `fused` want it."""
+        """Whether device and memory order of x suit the kernels of `fused`."""
         last = x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
         return last and not torch.compiler.is_compiling() and has_triton()
 
@@ -128,14 +128,14 @@ class GroupNorm(nn.GroupNorm):
 
 @cache
 def has_triton() -> bool:
-    """Whether kernels for CUDA can be written here in Triton."""
+    """Whether Triton is installed, in which the CUDA kernels are written."""
     return find_spec("triton") is not None
 
 
 def activated(norm: nn.Module, x: Tensor) -> Tensor:
     """SiLU of the normalised x.
 
-    Outside training in place, as nothing else there looks at what was normalised; on CUDA in one.
+    Outside training it works in place, as nothing else uses the normalised x; on CUDA, in one step.
     """
     if isinstance(norm, GroupNorm) and norm.is_fused(x):
         return norm.fused(x, silu=True)
@@ -143,12 +143,12 @@ def activated(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens (B,height*width,C), row-major, as a map (B,C,height,width) of the same memory."""
+    """Tokens (B,height*width,C), row-major, as a map (B,C,height,width) sharing their memory."""
     return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
-    """Two pre-activated 3x3 convolutions beside an identity, or 1x1, shortcut."""
+    """Two pre-activated 3x3 convolutions with an identity or 1x1 shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Upsample(nn.Module):
         return enlarge(x, self.conv.weight, self.conv.bias)
 
     def as_layer(self) -> nn.ConvTranspose2d:
-        """The same with a kernel that is a constant, as exported networks want it."""
+        """The same layer with a constant kernel, for exported networks."""
         kernel = enlarging_kernel(self.conv.weight).detach()
         layer = nn.ConvTranspose2d(len(kernel), len(kernel), 4, stride=2, padding=1)
         layer.load_state_dict({**self.conv.state_dict(), "weight": kernel})
@@ -270,14 +270,14 @@ class Encoder(nn.Module):
 
 
 class Quantized(NamedTuple):
-    """What the quantiser makes of a latent."""
+    """A quantised latent."""
 
     values: Tensor  # (B,d,s,s), gradients pass straight through to the latent
     codes: Tensor  # (B,s*s) int64, row-major
 
 
 class VectorQuantizer(nn.Module):
-    """The codebook: K vectors of d channels, and the nearest of them for each latent position."""
+    """The codebook: K vectors of d channels; finds the nearest for each latent position."""
 
     def __init__(self, codebook_size: int, channels: int) -> None:
         super().__init__()
@@ -416,7 +416,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def histogram(codes: Tensor, codebook_size: int) -> Tensor:
-    """How often each code is there, (K,) float32; unlike torch's bincount, no wait for a GPU."""
+    """How often each code occurs, (K,) float32; unlike bincount this does not wait for a GPU."""
     counts = torch.zeros(codebook_size, device=codes.device)
     return counts.index_add_(
         0, codes.flatten(), torch.ones_like(codes.flatten(), dtype=torch.float)

@@ -13,8 +13,6 @@ from cfrestore.weights.prior import load_prior
 from cfrestore.weights.store import locate, missing, remove, shipped, verify
 from cfrestore.weights.table import (
     APACHE,
-    BSD,
-    COMPACT,
     MIT,
     S_LAB,
     WEIGHT_FILES,
@@ -25,8 +23,6 @@ from cfrestore.weights.table import (
 
 __all__ = [
     "APACHE",
-    "BSD",
-    "COMPACT",
     "MIT",
     "S_LAB",
     "TERMS",

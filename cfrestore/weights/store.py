@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from cfrestore.errors import WeightsError
+from cfrestore.errors import ConfigError, WeightsError
 from cfrestore.weights.digests import expected_sha256, known_sha256, pin, pin_file, sha256_of
 from cfrestore.weights.environment import offline, search_folders, store_folder
 from cfrestore.weights.hub import hub_cached
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def locate(name: str) -> Path | None:
-    """The path of a published file that is on this machine, verified; None if it is not.
+    """The path of a weight file that is on this machine, verified; None if it is not.
 
     A file is read in full once, and again when its size or time have changed. Where no SHA-256 is
     on record, the first one seen is pinned. Last, the user's cache of the Hugging Face hub is
@@ -23,7 +23,8 @@ def locate(name: str) -> Path | None:
 
     Raises:
         ConfigError: the table has no such name.
-        WeightsError: the file differs from the SHA-256 on record or pinned, or cannot be read.
+        WeightsError: the file differs from the SHA-256 on record or pinned, or cannot be read; or
+            one that comes with cfrestore is missing.
     """
     return _checked(weight_file(name), known_sha256)
 
@@ -39,10 +40,12 @@ def remove(name: str) -> tuple[Path, ...]:
     Returns:
         what was removed; the other folders that are searched are not touched.
     Raises:
-        ConfigError: the table has no such name.
+        ConfigError: the table has no such name, or the file comes with cfrestore.
         WeightsError: it cannot be removed.
     """
     row, folder = weight_file(name), store_folder()
+    if row.shipped:
+        raise ConfigError(f"{row.file} comes with cfrestore and is not removed")
     paths = [folder / row.file, folder / f"{row.file}.part"]
     if row.sha256 is None:
         paths.append(pin_file(row))
@@ -82,7 +85,8 @@ def shipped(name: str = "compact") -> Path:
 
 
 def _checked(row: WeightFile, digest_of: Callable[[Path], str]) -> Path | None:
-    for path in (folder / row.file for folder in search_folders()):
+    places = [folder / row.file for folder in search_folders()]
+    for path in [shipped(row.name)] if row.shipped else places:
         if _is_file(path):
             _check(row, path, digest_of(path))
             return path

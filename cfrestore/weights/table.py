@@ -1,4 +1,4 @@
-"""Which weight files are published, where, and under which terms."""
+"""Which weight files there are, where they are published, and under which terms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from cfrestore.errors import ConfigError
 
 S_LAB = "S-Lab License 1.0, non-commercial use only"
 MIT = "MIT"
-BSD = "BSD-3-Clause"
 APACHE = "Apache-2.0"
 
 
@@ -32,19 +31,20 @@ class HubFile:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One published file; none is part of this package, each keeps its own licence.
+    """One published file, which keeps its own licence, or one that comes with cfrestore.
 
     Attributes:
         name: what the file is called here.
         file: what the file is called on disk.
-        urls: where it is published, best first; all give the same bytes.
+        urls: where it is published, best first; all give the same bytes. Empty: it comes with
+            cfrestore.
         bytes: size, None where none is on record.
         sha256: lower-case hex digest, None where none is on record.
         licence: terms of the file.
         purpose: what it is for.
         hub: the same bytes on the Hugging Face hub, asked when the urls fail.
 
-    Source: public records that agree; the inpainting and x4v3 digests rest on few of them.
+    Source: public records that agree; the inpainting digest rests on few of them.
     """
 
     name: str
@@ -55,6 +55,11 @@ class WeightFile:
     licence: str
     purpose: str
     hub: HubFile | None = None
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it comes with cfrestore, so that it is neither fetched nor removed."""
+        return not self.urls
 
 
 def _release(repository: str, tag: str, file: str) -> str:
@@ -129,35 +134,15 @@ WEIGHT_FILES = (
         "face parsing",
     ),
     WeightFile(
-        "realesrgan-x2",
-        "RealESRGAN_x2plus.pth",
-        (_release("xinntao/Real-ESRGAN", "v0.2.1", "RealESRGAN_x2plus.pth"),),
-        67_061_725,
-        "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
-        BSD,
-        "background enlargement",
-    ),
-    WeightFile(
-        "realesrgan-x4v3",
-        "realesr-general-x4v3.pth",
-        (_release("xinntao/Real-ESRGAN", "v0.2.5.0", "realesr-general-x4v3.pth"),),
-        4_885_111,
-        "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
-        BSD,
-        "background enlargement, small",
+        "compact",
+        "compact.safetensors",
+        (),
+        29_767_222,
+        "df9b0ea09a5a198d7b4d5489947af2a3dc1538760a0ec3cf6724d20dc8bfa74d",
+        APACHE,
+        "face restoration, small; comes with cfrestore",
     ),
 )
-
-COMPACT = WeightFile(
-    "compact",
-    "compact.safetensors",
-    (),
-    None,
-    None,
-    APACHE,
-    "face restoration, small; comes with cfrestore",
-)
-"""The weights trained by this project, which are never fetched."""
 
 
 def weight_file(name: str) -> WeightFile:

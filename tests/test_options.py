@@ -1,0 +1,52 @@
+"""What may be asked for, and what is refused before anything is done."""
+
+import pytest
+
+from cfrestore.errors import ConfigError
+from cfrestore.options import Options
+
+
+@pytest.mark.parametrize("value", ["foo", "", 900.5, 0, -1, True, b"auto", [9], float("nan")])
+@pytest.mark.parametrize("name", ["max_face", "batch_size"])
+def test_a_limit_is_a_whole_number_or_one_of_its_words(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} must be auto.* found ") as refused:
+        Options(**{name: value})  # type: ignore[arg-type]
+    assert repr(value) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["min_face", "samples", "seed"])
+@pytest.mark.parametrize("value", ["9", 1.5, True, None, -1])
+def test_a_count_is_a_whole_number(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must be a whole number from 0, found "):
+        Options(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["fidelity", "temperature"])
+@pytest.mark.parametrize("value", ["x", None, True, float("nan"), float("inf"), -0.1])
+def test_a_number_is_finite(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must "):
+        Options(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"faces": (True,)}, {"faces": (0.0,)}, {"faces": [0]}, {"upscale": 2.0}]
+)
+def test_other_types_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        Options(**wrong)  # type: ignore[arg-type]
+
+
+def test_what_fits_is_taken() -> None:
+    assert Options(max_face=None).max_face is None
+    assert Options(max_face=900, min_face=900).max_face == 900
+    assert Options(batch_size=1).batch_size == 1
+    assert Options() == Options(max_face="auto", batch_size="auto")
+    with pytest.raises(ConfigError, match="whole number from 901, found 900"):
+        Options(max_face=900, min_face=901)
+
+
+def test_an_unknown_task_is_one_sentence() -> None:
+    from cfrestore import load_pipeline
+
+    with pytest.raises(ConfigError, match="no task 'painting', only restoration, inpainting"):
+        load_pipeline("compact", task="painting")  # type: ignore[arg-type]
