@@ -70,7 +70,7 @@ def test_every_option_reaches_the_pipeline(
     words += " --draw-box --det-threshold 0.4 --precision bf16 --code-precision fp32"
     assert cfrestore_(*words.split(), "--strict").code == 1  # as there is no face 0, nor 1
     others = {"threshold": 0.4, "precision": "bf16", "code_precision": "fp32", "compile": False}
-    others |= {"task": "restoration", "backend": "torch"}
+    others |= {"task": "restoration", "backend": "torch", "aligned": False}
     assert seen["load"] == ("m", "d", "cpu", Path("p"), others)
     assert seen["home"] == "folder"
     assert seen["options"] == cfrestore.Options(
