@@ -376,7 +376,7 @@ def test_what_is_said_of_a_cluster_must_make_sense(capsys: pytest.CaptureFixture
         (["a.png", "--actors", "2"], "--actors needs --engine ray"),
         (["s3://b/a.png", "-o", "x/"], "s3://b/a.png is a URL, which --engine ray reads"),
         (["s3://b/a.png", "--engine", "ray"], "with URLs -o is a file or folder"),
-        (["-", "-o", "a.png", "--engine", "ray"], "neither stdin nor stdout"),
+        (["-", "-o", "a.png", "--engine", "ray"], "not stdin or stdout"),
     ):
         assert main(words) == 2
         assert sentence in capsys.readouterr().err
