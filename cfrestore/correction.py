@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from cfrestore.detail import signal_share
 from cfrestore.image import match_statistics, to_gray
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _LOW = 1 / 10  # of a crop's side: the Gaussian that leaves colours and light
 _KEPT = 0.9  # share of the original's low frequencies in a restored crop
+_OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: Gaussians that leave all coarser ones
 _BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: Gaussians that are tried
 
 
@@ -65,7 +67,7 @@ def back_project(
 
     The blur is estimated: it is the Gaussian that brings the crop nearest to the original. The
     remaining difference is structure that the network painted differently from what the original
-    shows. It is added, blurred once more to suppress noise. Only brightness is changed, since the
+    shows. It is added, denoised and blurred once more. Only brightness is changed, since the
     colours of degraded pictures are noisy, and no frequencies that `keep_colours` sets.
 
     Args:
@@ -74,13 +76,24 @@ def back_project(
     Returns:
         (S, S, 3) uint8; details finer than the blur are the crop's.
     Source: one step of iterative back-projection, Irani & Peleg, "Improving Resolution by Image
-    Registration" (1991), with the estimated blur and its adjoint.
+    Registration" (1991), with the estimated blur and its adjoint; denoised as `detail` does it.
     """
     painted, seen = (to_gray(each)[..., 0].astype(np.float32) for each in (crop, original))
     blur = min(_BLURS, key=lambda sigma: np.square(_blur(painted, sigma) - seen).mean())
     missed = seen - _blur(painted, blur)
     missed -= _blur(missed, _LOW)
-    return _to_levels(crop + strength * _blur(missed, blur)[..., None])
+    return _to_levels(crop + strength * _blur(_denoised(missed), blur)[..., None])
+
+
+def _denoised(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The two finest octaves of (S, S) shrunk where they are no stronger than their noise."""
+    result, finer = np.zeros_like(values), values
+    for sigma in _OCTAVES:
+        coarser = _blur(values, sigma)
+        octave = finer - coarser
+        result += signal_share(octave) * octave
+        finer = coarser
+    return result + finer
 
 
 def blank(face: AlignedFace, gap: NDArray[np.bool_]) -> AlignedFace:

@@ -44,7 +44,7 @@ SIGNAL_FROM = 0.3
 
 TOO_SHARP = "sharper than the network paints"
 
-_REACH = 3 / 128  # of the crop's side, deviation of the Gaussian that energy is averaged by
+_REACH = 3 / 256  # of an octave's side, deviation of the Gaussian that energy is averaged by
 _LEAST_PART = 0.5  # of the finer octave, however few pixels there are: filters let so much through
 _LEAST = 1e-6  # energy, so that nothing is divided by 0
 _NORMAL_MEDIAN = 0.6745  # of the magnitude of a normal variable of deviation 1
@@ -88,15 +88,13 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
     cut = cut_finely(pixels, rescale(aligned.to_crop, 2), 2 * size)
     octave = finest_octave(cut)
     finer, coarser = within_face(octave), within_face(finest_octave(_halve(cut)))
-    energy, noise = _energy(finer), (float(np.median(np.abs(finer))) / _NORMAL_MEDIAN) ** 2
+    energy, noise = _energy(finer), noise_energy(octave)
     detail = max(0.0, energy - noise)
     expected = _energy(coarser) * min(1.0, max(_LEAST_PART, octaves))
-    around = cv2.GaussianBlur(np.square(octave), (0, 0), _REACH * size)
-    kept = _halve((1 - noise / np.maximum(around, _LEAST)).clip(0, 1))
     return Detail(
         sharpness=detail / expected if expected > 0 else 0.0,
         share=detail / energy if energy > 0 else 0.0,
-        kept=kept,
+        kept=_halve(signal_share(octave)),
     )
 
 
@@ -126,6 +124,23 @@ def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
     image = crop.astype(np.float32)
     coarse = cv2.resize(_halve(image), (size, size), interpolation=cv2.INTER_CUBIC)
     return np.asarray(image - coarse, np.float32)
+
+
+def noise_energy(octave: NDArray[np.float32]) -> float:
+    """Energy of the noise in one octave (T, T) of an aligned face.
+
+    Source: Donoho and Johnstone (1994): the median is that of noise alone, since detail is sparse.
+    """
+    return (float(np.median(np.abs(within_face(octave)))) / _NORMAL_MEDIAN) ** 2
+
+
+def signal_share(octave: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The share of one octave (T, T) that is not noise, at each pixel: (T, T) in [0, 1].
+
+    Source: Lee (1980).
+    """
+    around = cv2.GaussianBlur(np.square(octave), (0, 0), _REACH * len(octave))
+    return (1 - noise_energy(octave) / np.maximum(around, _LEAST)).clip(0, 1)
 
 
 def within_face(image: NDArray[np.float32]) -> NDArray[np.float32]:
