@@ -1,7 +1,7 @@
 """What a painted face keeps of the crop that it was painted from. No torch.
 
-The network paints what is likely. Here the photograph is put right where it shows something else:
-colours and light, structure that its blur has left, gray, and the surroundings of a hole.
+The network paints what is likely. Where the photograph shows something else, the photograph wins:
+in colours and light, in structure that its blur has left, in having no colours, around holes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LOW = 1 / 10  # of a crop's side: the Gaussian that leaves colours and light
 _KEPT = 0.9  # share of the original's low frequencies in a restored crop
+_TONED = 2.0  # levels: least deviation from a tone that counts as colour; scans have 1, photos 10
 _OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: Gaussians that leave all coarser ones
 _BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: Gaussians that are tried
 
@@ -33,7 +34,8 @@ def correct(face: RestoredFace, *, config: CodeFormerConfig, gray: bool) -> Rest
 
     Args:
         config: of the network, see `keep_colours` and `back_projection` there.
-        gray: the picture is gray; the face then is too, with its crop's brightness and contrast.
+        gray: the picture is gray; the face then is too, with its crop's brightness, contrast and
+            tint. A face in a tone keeps that in any case, see `tone_of`.
     """
     crop, original = face.crop, face.aligned.crop
     if config.keep_colours:
@@ -42,7 +44,31 @@ def correct(face: RestoredFace, *, config: CodeFormerConfig, gray: bool) -> Rest
         crop = back_project(crop, original, strength)
     if gray:
         crop = _like_gray(crop, original)
+    elif (tone := tone_of(original)) is not None:
+        crop = _to_levels(_powers(to_gray(crop)[..., 0]) @ tone)
     return replace(face, crop=crop)
+
+
+def tone_of(crop: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+    """The tone that a crop has instead of colours, as sepia prints and yellowed paper have.
+
+    Each channel then is a function of brightness, here a parabola, but for noise, which is blurred
+    first.
+
+    Args:
+        crop: (S, S, 3).
+    Returns:
+        (3, 3), rows for the powers 0, 1 and 2 of brightness, columns for channels; None where the
+        crop has colours.
+    """
+    seen = _blur(crop.astype(np.float32), 1 / 64)[::4, ::4].reshape(-1, 3)
+    powers = _powers(to_gray(seen)[:, 0])
+    tone: NDArray[np.float64] = np.linalg.lstsq(powers, seen, rcond=None)[0]
+    return tone if np.square(seen - powers @ tone).mean() < _TONED**2 else None
+
+
+def _powers(brightness: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.stack([np.ones_like(brightness), brightness, np.square(brightness)], -1)
 
 
 def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,13 +1,15 @@
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from stubs import StubDetector, StubNetwork, face_at, picture
 
-from cfrestore.correction import back_project, keep_colours
-from cfrestore.image import Photo, to_gray
+from cfrestore.correction import back_project, keep_colours, tone_of
+from cfrestore.image import Photo, is_gray, read_photo, to_gray
 from cfrestore.options import Options
 from cfrestore.pipeline import Pipeline
 
@@ -25,6 +27,43 @@ def test_colours_are_kept_where_the_model_asks_for_it() -> None:
     assert np.abs(left - shift / 10).max() < 1  # a tenth is the network's
     assert np.corrcoef(kept[..., 1].ravel(), detail.ravel())[0, 1] > 0.95
     assert (keep_colours(original, original) == original).all()
+
+
+def sepia(side: int = 128, noise: float = 6) -> Levels:
+    """Detail in a tone that runs from brown to cream, with the noise of a scan."""
+    gray = to_gray(detailed(side))[..., :1] / 255
+    toned = 255 * np.concatenate([gray**0.6, gray, gray**1.8], 2)
+    grain = np.random.default_rng(2).normal(0, noise, toned.shape)
+    return np.asarray((toned + grain).clip(0, 255), np.uint8)
+
+
+def test_sepia_has_a_tone_and_colours_have_none(repository: Path) -> None:
+    assert tone_of(sepia()) is not None
+    assert tone_of(np.full((32, 32, 3), (200, 180, 120), np.uint8)) is not None
+    assert tone_of(detailed()) is None
+    spotted = sepia()
+    spotted[60:80, 50:90, 0] += 40  # lips
+    assert tone_of(spotted) is None
+    collins = read_photo(repository / "examples/collins.jpg").pixels
+    assert tone_of(np.asarray(collins[:128, :128], np.uint8)) is None
+
+
+def test_faces_in_sepia_stay_so_and_as_bright_as_they_are_painted() -> None:
+    photo = Photo(sepia(32, noise=1))
+    assert not is_gray(photo.pixels)
+    network = StubNetwork(lambda x: (x * torch.tensor([0.6, 1.0, 0.4]).view(3, 1, 1)).flip(-1))
+    result = Pipeline(network, StubDetector(face_at(0, 0, 32)))(photo, Options(aligned=True))
+    red, _, blue = (result.photo.pixels[..., n].astype(float) for n in range(3))
+    original = photo.pixels.astype(float)
+    brightness = to_gray(result.photo.pixels)[..., 0]
+    for channel, own in ((red, original[..., 0]), (blue, original[..., 2])):
+        painted = np.polyfit(brightness.ravel(), channel.ravel(), 2)
+        seen = np.polyfit(to_gray(original)[..., 0].ravel(), own.ravel(), 2)
+        difference = np.polyval(painted, brightness) - np.polyval(seen, brightness)
+        assert np.abs(difference).mean() < 1.5
+    ((x, _, _),) = network.calls
+    painted = network.paint(x)[0].permute(1, 2, 0).numpy() * 127.5 + 127.5
+    assert np.abs(brightness - to_gray(painted)[..., 0]).mean() < 1.5
 
 
 def blurred(crop: Levels, sigma: float) -> Levels:

@@ -93,6 +93,7 @@ def protocol_of(
             "image_size": config.image_size,
             "match_statistics": pipeline.matches,
             "keep_colours": config.keep_colours,
+            "back_projection": config.back_projection,
             "precision": pipeline.painted_in,
         }
     preset = PROTOCOLS[words.protocol] if words.protocol else None

@@ -149,8 +149,12 @@ def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None
     Args:
         stages: how many numbers of iterations there are; None: a single one.
     """
-    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="PATH")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="PATH", help="folders or tar shards"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="checkpoint, log and samples"
+    )
     each = ", one number a stage" if stages else ""
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -158,8 +162,8 @@ def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None
     )
     length.add_argument("--minutes", type=float, help="as many iterations as take this long")
     parser.add_argument("--batch-size", type=_positive, help="over all processes")
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
     parser.add_argument(
@@ -167,9 +171,9 @@ def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None
         action=argparse.BooleanOptionalAction,
         help="mixed precision; on CUDA the default",
     )
-    parser.add_argument("--log-every", type=_positive, default=50)
-    parser.add_argument("--save-every", type=_positive, default=1000)
-    parser.add_argument("--samples-every", type=_positive, default=1000)
+    parser.add_argument("--log-every", type=_positive, default=50, help="iterations")
+    parser.add_argument("--save-every", type=_positive, default=1000, help="iterations")
+    parser.add_argument("--samples-every", type=_positive, default=1000, help="iterations")
     parser.add_argument("--shard-mb", type=_positive, help="split checkpoints into files")
 
 
@@ -185,7 +189,9 @@ def _add_preset(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_perceptual(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--perceptual", choices=("lpips", "retinaface", "none"))
+    parser.add_argument(
+        "--perceptual", choices=("lpips", "retinaface", "none"), help="instead of the recipe's"
+    )
     parser.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
     parser.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
     parser.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
