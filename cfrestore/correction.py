@@ -1,12 +1,11 @@
 """What a painted face keeps of the crop that it was painted from. No torch.
 
 The network paints what is likely. Where the photograph shows something else, the photograph wins:
-in colours and light, in structure that its blur has left, in having no colours, around holes.
+in colours and light, in structure that its blur has left, in having no colours.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -18,9 +17,7 @@ from cfrestore.image import match_statistics, to_gray
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cfrestore.align import AlignedFace
     from cfrestore.models.codeformer import CodeFormerConfig
-    from cfrestore.restore import RestoredFace
 
 _LOW = 1 / 10  # of a crop's side: the Gaussian that leaves colours and light
 _KEPT = 0.9  # share of the original's low frequencies in a restored crop
@@ -29,24 +26,31 @@ _OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: Gaussians that leave all coar
 _BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: Gaussians that are tried
 
 
-def correct(face: RestoredFace, *, config: CodeFormerConfig, gray: bool) -> RestoredFace:
-    """The face with as much of its crop as the network's configuration asks for.
+def correct(
+    crop: NDArray[np.uint8],
+    original: NDArray[np.uint8],
+    *,
+    fidelity: float,
+    config: CodeFormerConfig,
+    gray: bool,
+) -> NDArray[np.uint8]:
+    """The painted crop with as much of the original as the network's configuration asks for.
 
     Args:
+        crop, original: (S, S, 3) uint8.
+        fidelity: the w that it was painted with.
         config: of the network, see `keep_colours` and `back_projection` there.
-        gray: the picture is gray; the face then is too, with its crop's brightness, contrast and
-            tint. A face in a tone keeps that in any case, see `tone_of`.
+        gray: the picture is gray; the result then is too, with the original's brightness, contrast
+            and tint. A tone is kept in any case, see `tone_of`.
     """
-    crop, original = face.crop, face.aligned.crop
     if config.keep_colours:
         crop = keep_colours(crop, original)
-    if strength := config.back_projection * face.fidelity:
+    if strength := config.back_projection * fidelity:
         crop = back_project(crop, original, strength)
     if gray:
-        crop = _like_gray(crop, original)
-    elif (tone := tone_of(original)) is not None:
-        crop = _to_levels(_powers(to_gray(crop)[..., 0]) @ tone)
-    return replace(face, crop=crop)
+        return _like_gray(crop, original)
+    tone = tone_of(original)
+    return crop if tone is None else _to_levels(_powers(to_gray(crop)[..., 0]) @ tone)
 
 
 def tone_of(crop: NDArray[np.uint8]) -> NDArray[np.float64] | None:
@@ -122,22 +126,9 @@ def _denoised(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return result + finer
 
 
-def blank(face: AlignedFace, gap: NDArray[np.bool_]) -> AlignedFace:
-    """The face with white in the gap (S, S), as inpainting networks expect it."""
-    return replace(face, crop=np.where(gap[..., None], np.uint8(255), face.crop))
-
-
-def fill(face: RestoredFace, gap: NDArray[np.bool_]) -> RestoredFace:
-    """The crop that the network was given, with what it painted in the gap (S, S) only.
-
-    Source: the published inpainting command.
-    """
-    return replace(face, crop=np.where(gap[..., None], face.crop, face.aligned.crop))
-
-
-def without_colours(face: RestoredFace) -> RestoredFace:
-    """The face in gray, with its brightness."""
-    return replace(face, crop=_to_levels(to_gray(face.crop)))
+def without_colours(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The crop (S, S, 3) in gray, with its brightness."""
+    return _to_levels(to_gray(crop))
 
 
 def _like_gray(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:

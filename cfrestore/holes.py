@@ -73,3 +73,16 @@ def share_holes(holes: Holes, faces: Sequence[AlignedFace], *, scale: int = 1) -
         owners[box][own] = index
         nearest[box][own] = distance[own]
     return owners
+
+
+def blank(crop: NDArray[np.uint8], gap: Holes) -> NDArray[np.uint8]:
+    """The crop (S, S, 3) with white in the gap (S, S), as inpainting networks expect it."""
+    return np.where(gap[..., None], np.uint8(255), crop)
+
+
+def fill(crop: NDArray[np.uint8], original: NDArray[np.uint8], gap: Holes) -> NDArray[np.uint8]:
+    """The original (S, S, 3) that the network was given, with the painted crop in the gap (S, S).
+
+    Source: the published inpainting command.
+    """
+    return np.where(gap[..., None], crop, original)

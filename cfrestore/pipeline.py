@@ -13,19 +13,19 @@ import numpy as np
 
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
 from cfrestore.backends import ExportedNetwork
-from cfrestore.correction import blank, correct, fill, without_colours
+from cfrestore.correction import without_colours
 from cfrestore.detail import weigh
 from cfrestore.detect import NAMES, Detector, Face, load_detector
 from cfrestore.device import ON_CPU, Execution, choose_parsing_precision, faces_at_once
 from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
-from cfrestore.holes import enlarge_holes, share_holes, white_holes
+from cfrestore.holes import blank, enlarge_holes, fill, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, keep_neutral, resize, to_depth, to_uint8
 from cfrestore.network import choose_execution, choose_model, open_network
 from cfrestore.options import Options
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
 from cfrestore.procedure import Painted, Prepared, Procedure, Restoration, Result
-from cfrestore.restore import FailedFace, Painter, RestoredFace
+from cfrestore.restore import FailedFace, Painter, RestoredFace, corrected
 from cfrestore.select import SkippedFace, missing_faces, select_faces
 from cfrestore.show import draw_frames
 from cfrestore.task import COLORIZATION, INPAINTING, RESTORATION, Task, TaskName, find_task
@@ -153,7 +153,7 @@ class Pipeline:
                 options,
                 paste=partial(self._paste, photo, options),
                 choose=tuple if options.aligned else partial(weigh, photo.pixels, options.max_face),
-                correct=partial(correct, config=config, gray=gray),
+                correct=partial(corrected, config=config, gray=gray),
             )
 
         own: dict[str, object] = {"fidelity": options.fidelity}
@@ -260,8 +260,8 @@ class Pipeline:
                 complete([correct(replace(face, crop=face.samples[n])) for face in new])
                 for n in range(options.samples)
             )
-            corrected = [correct(f) if isinstance(f, RestoredFace) else f for f in painted]
-            faces: tuple[Result, ...] = _each(chosen, lambda _: corrected)
+            done = [correct(f) if isinstance(f, RestoredFace) else f for f in painted]
+            faces: tuple[Result, ...] = _each(chosen, lambda _: done)
             restored = [face for face in faces if isinstance(face, RestoredFace)]
             missing = missing_faces(len(faces), options.faces)
             return Restoration(complete(restored), faces, missing, samples=samples)
@@ -285,7 +285,7 @@ class Pipeline:
         def choose(aligned: Sequence[AlignedFace]) -> Sequence[Found]:
             owners = set(np.unique(share_holes(holes, aligned)))
             return [
-                blank(face, gap_of(face))
+                replace(face, crop=blank(face.crop, gap_of(face)))
                 if k in owners
                 else SkippedFace(face.face, NOTHING_TO_FILL)
                 for k, face in enumerate(aligned)
@@ -293,8 +293,10 @@ class Pipeline:
 
         def correct(face: RestoredFace) -> RestoredFace:
             """In a photograph the holes decide what is pasted, so everything painted is kept."""
-            face = without_colours(face) if gray else face
-            return fill(face, gap_of(face.aligned)) if options.aligned else face
+            crop = without_colours(face.crop) if gray else face.crop
+            if options.aligned:
+                crop = fill(crop, face.aligned.crop, gap_of(face.aligned))
+            return replace(face, crop=crop)
 
         def paste(faces: Sequence[RestoredFace]) -> Pixels:
             larger, scale = enlarge_holes(holes, options.upscale), options.upscale

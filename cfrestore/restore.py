@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from cfrestore.align import AlignedFace
     from cfrestore.detect import Face
-    from cfrestore.models.codeformer import Features
+    from cfrestore.models.codeformer import CodeFormerConfig, Features
     from cfrestore.network import Network
 
 FLAWS = (
@@ -244,6 +244,12 @@ class Painter:
         return self._network.quantized(codes, features.latent, self._match_statistics)
 
 
+def corrected(face: RestoredFace, *, config: CodeFormerConfig, gray: bool) -> RestoredFace:
+    """The face as it is pasted, see `correction.correct`."""
+    crops = face.crop, face.aligned.crop
+    return replace(face, crop=correct(*crops, fidelity=face.fidelity, config=config, gray=gray))
+
+
 def restore_faces(
     network: Network,
     aligned: Sequence[AlignedFace],
@@ -268,7 +274,9 @@ def restore_faces(
         execution=execution,
     )
     return tuple(
-        correct(face, config=network.config, gray=gray) if isinstance(face, RestoredFace) else face
+        corrected(face, config=network.config, gray=gray)
+        if isinstance(face, RestoredFace)
+        else face
         for face in paint(aligned)
     )
 
