@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def plain(path: Path) -> Path:
+    """The path, without .. if its folder is missing, since making that would change its meaning."""
+    missing = ".." in path.parts and not path.parent.exists()
+    return Path(os.path.realpath(path)) if missing else path
+
+
 @contextmanager
 def drafted(target: Path) -> Iterator[Path]:
     """An empty file beside target, which replaces it at the end, or is removed after an error.

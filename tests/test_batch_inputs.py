@@ -65,13 +65,30 @@ def test_sub_folders_of_results_and_hidden_ones_are_not_searched() -> None:
 def test_folders_that_are_called_as_ours_are_skipped_aloud() -> None:
     touch("in/a.jpg", "in/compared/mine.jpg", "in/x/cropped_faces/b.jpg", "in/.git/compared/c.jpg")
     why = "folders of that name hold what earlier runs have kept; name one to have it searched"
-    assert sayings(["in"]) == [f"skipped in/compared and 1 more: {why}"]
-    assert sayings(["in/**/*.jpg"], "out") == [f"skipped in/compared and 1 more: {why}"]
+    both = f"skipped in/compared, in/x/cropped_faces: {why}"
+    assert sayings(["in"]) == sayings(["in/**/*.jpg"], "out") == [both]
+    assert sayings(["in", "in/compared"], "out") == [f"skipped in/x/cropped_faces: {why}"]
     assert sayings(["in/x/../compared/", "in/a.jpg"], "out") == []
     assert sayings(["in"], recursive=False) == []
     assert sayings(["in/**/a.jpg"], "out") == []
     assert f"skipped in/x/cropped_faces: {why}" in sayings(["in"], "in/compared")
     assert sources("in", "in/compared") == ["in/a.jpg", "in/compared/mine.jpg"]
+
+
+def test_missing_folders_and_points_hide_no_loss(here: Path) -> None:
+    touch("a.jpg", "out/b.restored.jpg", "b.jpg")
+    for output in ("new/../a.jpg", "new/../", "{dir}/{stem}/../{name}"):
+        with pytest.raises(OutputError, match="an input, and inputs are never overwritten"):
+            plan(["a.jpg"], output)
+    with pytest.raises(OutputError, match="exists"):
+        plan(["b.jpg"], "out/new/../b.restored.jpg")
+    (job,) = plan(["a.jpg"], "new/../c.jpg")
+    assert job.target == here / "c.jpg"
+
+
+def test_a_slash_makes_a_folder_of_any_name() -> None:
+    touch("a.jpg")
+    assert pairs(plan(["a.jpg"], "b.png/")) == [("a.jpg", "b.png/a.jpg")]
 
 
 def test_a_folder_whose_sub_folders_alone_have_pictures_says_so() -> None:

@@ -649,6 +649,7 @@ def test_wrong_weights_of_a_metric_are_refused(cfrestore_: Command) -> None:
         (["restored", "--reference", "other"], "is called like one in"),
         (["restored", "--vgg", "a"], "said together"),
         (["restored", "--json", "there.json"], "only --overwrite replaces it"),
+        (["restored", "--json", "new/../there.json"], "only --overwrite replaces it"),
         (["restored", "--json", "restored/0.png", "--overwrite"], "is an input"),
     ],
 )

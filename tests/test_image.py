@@ -459,6 +459,24 @@ def test_sixteen_bit_tiff_kinds_of_other_writers() -> None:
     assert np.array_equal(photo.alpha, alpha)
 
 
+def test_a_fourth_channel_that_nothing_names_is_alpha() -> None:
+    """OpenCV writes it so."""
+    samples = noise(5, 6, 4, dtype=np.uint16)
+    photo = read_photo(cv2.imencode(".tif", samples[..., [2, 1, 0, 3]])[1].tobytes())
+    assert np.array_equal(photo.pixels, samples[..., :3])
+    assert np.array_equal(photo.alpha, samples[..., 3])
+    assert photo.lost == ()
+
+
+def test_further_channels_of_a_tiff_count_as_lost() -> None:
+    samples = noise(5, 6, 4, dtype=np.uint16)
+    photo = read_photo(wide_tiff(samples, photometric="rgb", extrasamples=["unspecified"]))
+    assert photo.alpha is None
+    assert photo.lost == ("Its channels beside the colours were not read.",)
+    five = wide_tiff(noise(5, 6, 5, dtype=np.uint16), photometric="rgb", extrasamples=[2, 0])
+    assert read_photo(five).lost != ()
+
+
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("tile", [None, (16, 32)])
 @pytest.mark.parametrize("planarconfig", ["contig", "separate"])

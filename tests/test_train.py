@@ -141,6 +141,25 @@ def stage_two(stage_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "last.pt"
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--minutes", "0", "must be a number above 0, found '0'"),
+        ("--minutes", "nan", "must be a number above 0, found 'nan'"),
+        ("--max-minutes", "-1", "must be a number above 0, found '-1'"),
+        ("--learning-rate", "inf", "must be a number above 0, found 'inf'"),
+        ("--batch-size", "x", "must be a whole number from 1, found 'x'"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_at_once(
+    option: str, value: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["codes", "--data", "a", "--output", "b", "--autoencoder", "c", option, value])
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
 def test_every_reading_is_taught_alike() -> None:
     torch.manual_seed(0)
     network = CodeFormer(replace(MODEL, recycles=1))
@@ -342,6 +361,12 @@ def test_kmeans_finds_clusters_and_dead_codes_are_revived() -> None:
     for _ in range(20):
         book.follow(faces, torch.cdist(points, codes).argmin(1), generator)
     assert codes.abs().max() < 100
+
+
+def test_codes_begin_from_no_fewer_latents() -> None:
+    book = MovingCodebook(torch.zeros(16, 4), Codebook(update="ema"))
+    with pytest.raises(ConfigError, match="16 codes cannot begin from 15 latents"):
+        book.start(torch.randn(15, 1, 4), torch.Generator())
 
 
 def test_a_code_that_is_never_chosen_stays_finite() -> None:

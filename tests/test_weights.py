@@ -524,6 +524,8 @@ def test_converting_destroys_nothing(tmp_path: Path) -> None:
         convert(source, target)
     with pytest.raises(OutputError, match="is what is to be converted"):
         convert(source, source, overwrite=True)
+    with pytest.raises(OutputError, match="is what is to be converted"):
+        convert(source, tmp_path / "new/../a.safetensors", overwrite=True)
     with pytest.raises(ConfigError, match="should end in .safetensors"):
         convert(source, tmp_path / "b.pth")
     with pytest.raises(OutputError, match="cannot be written"):

@@ -15,6 +15,7 @@ from cfrestore.batch.job import MARK, Job, Place, Stream
 from cfrestore.batch.manifest import Manifest, manifest_in
 from cfrestore.batch.naming import Naming, fixed_folder, is_template
 from cfrestore.errors import ConfigError, ImageError, OutputError
+from cfrestore.files import plain
 from cfrestore.image import EXTENSIONS, FORMATS
 
 _NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
@@ -88,8 +89,9 @@ def plan(
             pictures = find_pictures(
                 word, naming, recursive=recursive, without=without, skipped=kept_folders.append
             )
-            if kept_folders:
-                say(_skipping(kept_folders))
+            named = {_identity(Path(each)) for each in (*inputs, *listed)}
+            if unnamed := [each for each in kept_folders if _identity(each) not in named]:
+                say(_skipping(unnamed))
             if not pictures and not isolate:
                 raise ImageError(_nothing_in(word, recursive))
             yield from pictures
@@ -102,6 +104,7 @@ def plan(
         several = len(inputs) + len(fresh) > 1
         for picture in found:
             target, folder = _target(picture, output, several, naming, in_place)
+            target = plain(target) if isinstance(target, Path) else target
             if kept and isinstance(target, Stream):
                 raise ConfigError(f"there is no folder beside {target} for {', '.join(kept)}")
             jobs.append(
@@ -112,7 +115,7 @@ def plan(
                     format=format,
                     in_place=in_place,
                     overwrite=overwrite,
-                    manifest=manifest_in(folder, shard) if folder is not None else None,
+                    manifest=manifest_in(plain(folder), shard) if folder is not None else None,
                 )
             )
         own = [shard is None or picture.belongs(*shard) for picture in found]
@@ -123,9 +126,11 @@ def plan(
 
 def _skipping(folders: Sequence[Path]) -> str:
     """Says that folders are not searched for what they are called."""
-    others = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+    names = ", ".join(map(str, folders[:5]))
+    more = len(folders) - 5
+    names += f" and {more} more" if more > 0 else ""
     what = "folders of that name hold what earlier runs have kept"
-    return f"skipped {folders[0]}{others}: {what}; name one to have it searched"
+    return f"skipped {names}: {what}; name one to have it searched"
 
 
 def _nothing_in(word: str | Path, recursive: bool) -> str:
@@ -240,7 +245,8 @@ def _is_folder(output: str | Path) -> bool:
 def _folder(output: str | Path) -> Path:
     """The output as a folder, which need not exist yet."""
     path = Path(output)
-    if path.is_file() or (path.suffix.lower() in EXTENSIONS and not path.exists()):
+    named = path.suffix.lower() in EXTENSIONS and not _is_folder(output)
+    if path.is_file() or named:
         raise OutputError(f"{path} names one file, but what is to be written needs a folder")
     return path
 

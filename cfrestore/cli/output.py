@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cfrestore.errors import OutputError
-from cfrestore.files import drafted
+from cfrestore.files import drafted, plain
 
 
 def prepare_output(file: Path | None, inputs: Sequence[object], *, overwrite: bool) -> None:
@@ -20,6 +20,7 @@ def prepare_output(file: Path | None, inputs: Sequence[object], *, overwrite: bo
     """
     if file is None:
         return
+    file = plain(file)
     if file.exists():
         if not overwrite:
             raise OutputError(f"{file} exists; only --overwrite replaces it")

@@ -9,6 +9,7 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from cfrestore.image.directory import count_pages
 from cfrestore.image.heif import bits_of
 
+_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation, where not one
 _PARTS = {"TIFF": "pages", "JPEG": "pictures", "HEIF": "pictures"}
 
 
@@ -21,7 +22,7 @@ def remarks_on(image: Image.Image, data: bytes, kind: str, *, transparent: bool)
     bits = _bits_of(image, data)
     if bits > 8:
         yield f"Its {bits} bits a channel were read as 8."
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and 338 in image.tag_v2 and not transparent:
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _has_more_channels(image, transparent):
         yield "Its channels beside the colours were not read."
     count = count_pages(data) if kind == "TIFF" else _count_frames(image)
     if count is None:
@@ -30,6 +31,13 @@ def remarks_on(image: Image.Image, data: bytes, kind: str, *, transparent: bool)
         yield f"Only the first of its {count} {_PARTS.get(kind, 'frames')} was read."
     elif _has_companions(image):
         yield "Only its main picture was read, without a gain map or others in the file."
+
+
+def _has_more_channels(image: TiffImagePlugin.TiffImageFile, transparent: bool) -> bool:
+    """Whether a TIFF has channels beside colours and alpha."""
+    tags = image.tag_v2
+    colours = _COLOURS.get(tags.get(262, 1), 1)
+    return (338 in tags and not transparent) or tags.get(277, 1) > colours + transparent
 
 
 def _has_companions(image: Image.Image) -> bool:

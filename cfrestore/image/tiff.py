@@ -106,8 +106,9 @@ def deep_samples(data: bytes, tags: dict[int, Any]) -> Stored:
     if not colours <= channels <= 16:
         raise ValueError(f"{channels} channels are not supported")
     planes = [None] if tags.get(284, 1) == 1 else [*range(channels)]
-    kinds = tags.get(338, ())
-    transparent = channels > colours and kinds[:1] in ((1,), (2,))
+    kinds = tags.get(EXTRA_SAMPLES)
+    unnamed = kinds is None and channels == colours + 1  # as OpenCV writes alpha
+    transparent = unnamed or (channels > colours and kinds is not None and kinds[0] in (1, 2))
     return Stored(
         size=(tags[257], tags[256]),
         dtype=np.dtype(np.uint16),
@@ -135,7 +136,7 @@ def _deep_bands(
         samples = samples[..., :wanted]
         if tags[262] == 0:
             samples[..., 0] ^= 0xFFFF
-        if wanted in (2, 4) and tags[338][0] == 1:
+        if wanted in (2, 4) and tags.get(EXTRA_SAMPLES, (2,))[0] == 1:
             samples = _divided(samples)
         yield samples
 

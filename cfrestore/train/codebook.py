@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cfrestore.errors import ConfigError
 from cfrestore.models.vqgan import histogram
 from cfrestore.train.config import Codebook
 from cfrestore.train.distributed import all_sum, place, take
@@ -53,6 +54,11 @@ class MovingCodebook:
         faces = self._directions(latents)
         points = faces.flatten(0, 1)
         count = len(points) * place()[1]
+        if count < len(self.codes):
+            raise ConfigError(
+                f"{len(self.codes)} codes cannot begin from {count} latents; "
+                "more iterations or larger batches give more"
+            )
         first = torch.randperm(count, generator=generator, device=points.device)
         centres = take(faces, first[: len(self.codes)])
         for _ in range(KMEANS_ROUNDS):

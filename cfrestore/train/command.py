@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -160,9 +161,9 @@ def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None
     length.add_argument(
         "--iterations", type=_positive, nargs=stages, help=f"instead of the recipe's{each}"
     )
-    length.add_argument("--minutes", type=float, help="as many iterations as take this long")
+    length.add_argument("--minutes", type=_above_zero, help="as many iterations as take this long")
     parser.add_argument("--batch-size", type=_positive, help="over all processes")
-    parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
+    parser.add_argument("--learning-rate", type=_above_zero, help="instead of the recipe's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
@@ -178,7 +179,7 @@ def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None
 
 
 def _add_limit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-minutes", type=float, help="stop, with a checkpoint, then")
+    parser.add_argument("--max-minutes", type=_above_zero, help="stop, with a checkpoint, then")
 
 
 def _add_preset(parser: argparse.ArgumentParser) -> None:
@@ -212,9 +213,22 @@ def _add_licence(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, found {text!r}")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, found {text!r}")
     return value
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cfrestore.checkpoint import read_checkpoint, write_tensors
 from cfrestore.errors import CheckpointError, ConfigError, OutputError
+from cfrestore.files import plain
 from cfrestore.weights import table
 from cfrestore.weights.digests import sha256_of
 
@@ -26,7 +27,7 @@ def convert(source: str | Path, target: str | Path, *, overwrite: bool = False) 
         ConfigError: the target is called something else.
         OutputError: the target exists, or cannot be written.
     """
-    source, target = Path(source), Path(target)
+    source, target = Path(source), plain(Path(target))
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target} should end in .safetensors")
     if target.exists():
