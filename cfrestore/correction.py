@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from cfrestore.detail import signal_share
+from cfrestore.detail import noise_energy, signal_share
 from cfrestore.image import match_statistics, to_gray
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _denoised(values: NDArray[np.float32]) -> NDArray[np.float32]:
     for sigma in _OCTAVES:
         coarser = _blur(values, sigma)
         octave = finer - coarser
-        result += signal_share(octave) * octave
+        result += signal_share(octave, noise_energy(octave)) * octave
         finer = coarser
     return result + finer
 

@@ -94,7 +94,7 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
     return Detail(
         sharpness=detail / expected if expected > 0 else 0.0,
         share=detail / energy if energy > 0 else 0.0,
-        kept=_halve(signal_share(octave)),
+        kept=_halve(signal_share(octave, noise)),
     )
 
 
@@ -134,13 +134,15 @@ def noise_energy(octave: NDArray[np.float32]) -> float:
     return (float(np.median(np.abs(within_face(octave)))) / _NORMAL_MEDIAN) ** 2
 
 
-def signal_share(octave: NDArray[np.float32]) -> NDArray[np.float32]:
+def signal_share(octave: NDArray[np.float32], noise: float) -> NDArray[np.float32]:
     """The share of one octave (T, T) that is not noise, at each pixel: (T, T) in [0, 1].
 
+    Args:
+        noise: its energy, see `noise_energy`.
     Source: Lee (1980).
     """
     around = cv2.GaussianBlur(np.square(octave), (0, 0), _REACH * len(octave))
-    return (1 - noise_energy(octave) / np.maximum(around, _LEAST)).clip(0, 1)
+    return (1 - noise / np.maximum(around, _LEAST)).clip(0, 1)
 
 
 def within_face(image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -84,13 +84,8 @@ def open_network(path: Path, task: Task, execution: Execution) -> Network:
         return load_codeformer(path, execution.device)
     graph = path if ready else exported(path, match_statistics=task.matched)
     network = ExportedNetwork(graph, execution.backend)
-    network.check(matches(task, network.config))
+    network.check(task.matches(network.config.match_statistics))
     return network
-
-
-def matches(task: Task, config: CodeFormerConfig) -> bool:
-    """Whether codes get the statistics of the input's features, latent AdaIN."""
-    return config.match_statistics if task.matched is None else task.matched
 
 
 def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:

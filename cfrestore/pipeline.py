@@ -205,7 +205,7 @@ class Pipeline:
         paint = Painter(
             self.network,
             fidelity=options.fidelity if task.fidelity is None else task.fidelity,
-            match_statistics=self.matches if task.matched is None else task.matched,
+            match_statistics=task.matches(self.matches),
             batch_size=batch_size,
             execution=self.execution,
             samples=options.samples,

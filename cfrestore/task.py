@@ -40,6 +40,10 @@ class Task:
         """What the names of results end with, before the extension."""
         return f".{self.participle}"
 
+    def matches(self, otherwise: bool) -> bool:
+        """Whether codes get the input's statistics; otherwise is for tasks that leave it open."""
+        return otherwise if self.matched is None else self.matched
+
 
 RESTORATION = Task(
     "restoration",
