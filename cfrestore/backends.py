@@ -149,8 +149,7 @@ class ExportedNetwork:
 def _compile_onnx(
     model: Path | bytes, batch: int, threads: int | None
 ) -> Callable[[Mapping[str, Any]], Painted]:
-    import onnxruntime
-
+    onnxruntime = load_package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.use_deterministic_compute = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,10 +29,14 @@ def install(extra: str) -> str:
 
 
 def load_package(name: str) -> ModuleType:
-    """Imports a package; openvino without telemetry.
+    """Imports a package; openvino and onnxruntime without telemetry.
 
     openvino reports each import to its makers unless its package for that cannot be imported.
+    onnxruntime, from 1.32, keeps an identifier and a database in the user's cache and uploads from
+    threads of its own, unless it is told not to; who wants that sets ORT_DISABLE_TELEMETRY=0.
     """
+    if name == "onnxruntime":
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     if name == "openvino":
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return importlib.import_module(name)

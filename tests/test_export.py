@@ -513,6 +513,18 @@ def test_a_graph_for_another_task_is_refused(folder: Path) -> None:
         load_pipeline(folder / "small.onnx", "mtcnn", task="inpainting", backend="onnx")
 
 
+@needs("onnx")
+def test_onnxruntime_leaves_nothing_in_the_cache_to_be_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    code = "from cfrestore.backends import check_backend; check_backend('onnx')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_openvino_reports_nothing_to_its_makers() -> None:
     pytest.importorskip("openvino")
     code = (
