@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -166,7 +167,7 @@ def _compile_openvino(
     model: Path | bytes, batch: int, threads: int | None
 ) -> Callable[[Mapping[str, Any]], Painted]:
     """Compiles for fixed shapes, because OpenVINO then fuses more."""
-    core = load_package("openvino").Core()
+    core = _openvino_core()
     graph = core.read_model(model)
     shape = list(graph.input(IMAGE).partial_shape)[1:]
     graph.reshape({IMAGE: [batch, *shape]})
@@ -182,6 +183,18 @@ def _compile_openvino(
         return Painted(results[RESTORED].copy(), results[CODES].copy())
 
     return run
+
+
+@cache
+def _openvino_core() -> Any:
+    """The one Core of this process, which is never freed.
+
+    At its first network a Core gives the calling thread a stack for signal handlers. When Cores are
+    freed in another order than that of their networks, the thread is left with a stack that has
+    been unmapped, and the next signal, such as an interruption, is a segmentation fault
+    (seen in 2026.4).
+    """
+    return load_package("openvino").Core()
 
 
 def exported(weights: Path, *, match_statistics: bool | None = None) -> Path:

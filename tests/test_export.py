@@ -525,6 +525,29 @@ def test_onnxruntime_leaves_nothing_in_the_cache_to_be_reported(
     assert not list(tmp_path.iterdir())
 
 
+@needs("openvino")
+def test_an_interruption_is_survived_after_openvino_networks_are_freed(folder: Path) -> None:
+    code = (
+        "import gc, signal, sys\n"
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        "from cfrestore.backends import ExportedNetwork\n"
+        "network = ExportedNetwork(Path(sys.argv[1]), 'openvino')\n"
+        "side = network.config.image_size\n"
+        "for batch in (1, 2, 1):\n"
+        "    network(np.zeros((batch, 3, side, side), np.float32), 1.0)\n"
+        "del network\n"
+        "gc.collect()\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('alive')\n"
+    )
+    command = [sys.executable, "-c", code, str(folder / "small.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 def test_openvino_reports_nothing_to_its_makers() -> None:
     pytest.importorskip("openvino")
     code = (
