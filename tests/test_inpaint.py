@@ -335,6 +335,18 @@ def test_a_mask_that_is_no_picture_is_one_sentence(
         assert lines[0].startswith(f"error: {name} ")
 
 
+@pytest.mark.parametrize(
+    "words", ["photo.png -o mask.png", "photo.png -o mask.png --overwrite", ". --in-place"]
+)
+def test_the_mask_is_never_overwritten(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    before = Path("mask.png").read_bytes()
+    code, lines = run(capsys, *words.split(), "--mask", "mask.png", *NET)
+    assert (code, lines) == (2, ["error: mask.png is an input, and inputs are never overwritten"])
+    assert Path("mask.png").read_bytes() == before
+
+
 @pytest.mark.slow
 def test_published_layout_gives_the_published_formula(
     shared: Path, folder: Path, capsys: pytest.CaptureFixture[str]
