@@ -219,6 +219,12 @@ def test_holes_of_another_size_are_refused() -> None:
         Pipeline(teal(), StubDetector()).inpaint(Photo(picture(30, 40)), hole(31, 32))
 
 
+@pytest.mark.parametrize("wrong", [np.zeros((40, 50)), np.ones((40, 50, 1), bool)])
+def test_holes_are_truth_values_of_two_dimensions(wrong: NDArray) -> None:
+    with pytest.raises(ValueError, match=r"^holes must be \(H, W\) bool, found \(40, 50"):
+        Pipeline(StubNetwork(), StubDetector()).inpaint(Photo(picture(40, 50)), wrong)
+
+
 # The command
 
 

@@ -15,10 +15,10 @@ from cfrestore.batch.job import MARK, Job, Place, Stream
 from cfrestore.batch.manifest import Manifest, manifest_in
 from cfrestore.batch.naming import Naming, fixed_folder, is_template
 from cfrestore.errors import ConfigError, ImageError, OutputError
-from cfrestore.files import plain
+from cfrestore.files import is_there, plain
 from cfrestore.image import EXTENSIONS, FORMATS
 
-_NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
+_NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG)
 _NUMBERED = re.compile(r"(.*)_\d{2,}\.png", re.DOTALL)
 
 
@@ -328,7 +328,7 @@ def _losses(
             yield job, f"{path} is an input, and inputs are never overwritten"
         elif job.overwrite or (job.in_place and path == job.target):
             continue
-        elif path.exists() and not manifests.know(path, job):
+        elif is_there(path) and not manifests.know(path, job):
             yield job, f"{path} exists; only --overwrite replaces it"
 
 
