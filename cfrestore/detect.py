@@ -258,7 +258,9 @@ def _load_retinaface(path: str | Path, device: torch.device) -> tuple[str, Any]:
     elif "body.stage1.0.0.weight" in state:
         name, backbone = "retinaface-mobilenet0.25", "mobile0.25"
     else:
-        raise CheckpointError(f"{path} holds no RetinaFace; it begins with {list(state)[:5]}")
+        raise CheckpointError(
+            f"{path} holds no RetinaFace; it begins with {', '.join(list(state)[:5])}"
+        )
     with warnings.catch_warnings(), unfilled():
         warnings.simplefilter("ignore", UserWarning)  # facexlib calls torchvision the old way
         network = RetinaFace(network_name=backbone, device="meta")

@@ -19,6 +19,16 @@ def plain(path: Path) -> Path:
     return Path(os.path.realpath(path)) if missing else path
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path names something; one that is too long for the system names nothing."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
 @contextmanager
 def drafted(target: Path) -> Iterator[Path]:
     """An empty file beside target, which replaces it at the end, or is removed after an error.

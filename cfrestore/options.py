@@ -70,7 +70,7 @@ class Options:
         if not (_is_finite(self.fidelity) and 0 <= self.fidelity <= MAX_FIDELITY):
             raise ConfigError(f"fidelity must lie in [0, {MAX_FIDELITY}], found {self.fidelity!r}")
         if not _is_count(self.upscale) or self.upscale not in UPSCALES:
-            raise ConfigError(f"upscale must be one of {UPSCALES}, found {self.upscale!r}")
+            raise ConfigError(f"upscale must be 1, 2 or 4, found {self.upscale!r}")
         if self.aligned and self.upscale != 1:
             raise ConfigError("an aligned face always gets the network's size, without upscale")
         if self.batch_size != "auto" and not _is_count(self.batch_size, 1):
@@ -78,19 +78,24 @@ class Options:
                 f"batch_size must be auto or a whole number from 1, found {self.batch_size!r}"
             )
         if self.faces not in CHOICES and not _are_indices(self.faces):
-            raise ConfigError(f"faces must be one of {CHOICES} or indices, found {self.faces!r}")
+            raise ConfigError(
+                "faces must be all, center, largest or a tuple of whole numbers from 0, "
+                f"found {self.faces!r}"
+            )
         if not _is_count(self.min_face):
             raise ConfigError(f"min_face must be a whole number from 0, found {self.min_face!r}")
-        least = max(1, self.min_face)
-        if self.max_face not in ("auto", None) and not _is_count(self.max_face, least):
+        if self.max_face not in ("auto", None) and not _is_count(self.max_face, 1):
             raise ConfigError(
-                f"max_face must be auto, none or a whole number from {least}, "
-                f"found {self.max_face!r}"
+                f"max_face must be auto, None or a whole number from 1, found {self.max_face!r}"
+            )
+        if isinstance(self.max_face, int) and self.max_face < self.min_face:
+            raise ConfigError(
+                f"no face is at least {self.min_face} and at most {self.max_face} pixels large"
             )
         if not _is_count(self.samples):
             raise ConfigError(f"samples must be a whole number from 0, found {self.samples!r}")
         if not (_is_finite(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"temperature must be above 0, found {self.temperature!r}")
+            raise ConfigError(f"temperature must be above 0 and finite, found {self.temperature!r}")
         if not _is_count(self.seed):
             raise ConfigError(f"seed must be a whole number from 0, found {self.seed!r}")
         chosen = self.faces != "all" or self.min_face or self.max_face != "auto"
@@ -109,9 +114,11 @@ def parse_batch_size(text: str) -> BatchSize:
     if text == "auto":
         return "auto"
     try:
-        return int(text)
+        return _whole(text, 1)
     except ValueError:
-        raise ConfigError(f"batch_size must be auto or a number, found {text!r}") from None
+        raise ConfigError(
+            f"--batch-size must be auto or a whole number from 1, found {text!r}"
+        ) from None
 
 
 def parse_max_face(text: str) -> MaxFace:
@@ -125,9 +132,11 @@ def parse_max_face(text: str) -> MaxFace:
     if text == "none":
         return None
     try:
-        return int(text)
+        return _whole(text, 1)
     except ValueError:
-        raise ConfigError(f"max_face must be auto, none or a number, found {text!r}") from None
+        raise ConfigError(
+            f"--max-face must be auto, none or a whole number from 1, found {text!r}"
+        ) from None
 
 
 def parse_faces(text: str) -> Choice | tuple[int, ...]:
@@ -140,10 +149,10 @@ def parse_faces(text: str) -> Choice | tuple[int, ...]:
         if text == choice:
             return choice
     try:
-        return tuple(int(index) for index in text.split(","))
+        return tuple(_whole(index, 0) for index in text.split(","))
     except ValueError:
         raise ConfigError(
-            f"faces must be all, center, largest or indices like 0,2, found {text!r}"
+            f"--faces must be all, center, largest or numbers such as 0,2, found {text!r}"
         ) from None
 
 
@@ -160,6 +169,14 @@ def parse_quality(text: str | None) -> Quality | None:
     if text.isascii() and text.isdigit() and 1 <= int(text) <= 100:
         return int(text)
     raise ConfigError(f"quality must be a number from 1 to 100, or keep, found {text!r}")
+
+
+def _whole(text: str, least: int) -> int:
+    """The whole number that a text means; raises ValueError if it is none or below the least."""
+    number = int(text)
+    if number < least:
+        raise ValueError
+    return number
 
 
 def _is_finite(value: object) -> bool:

@@ -128,6 +128,7 @@ class Pipeline:
             options: as in restoration; `fidelity` is not used.
         Raises:
             ImageError: the holes are not of the photograph's size.
+            ValueError: the holes are not (H, W) bool.
         Source: the published command, which takes aligned faces only: w = 1, no AdaIN.
         """
         return self.inpainting(holes, options)(photo)
@@ -167,6 +168,8 @@ class Pipeline:
         options: Options = Options(),  # noqa: B008
     ) -> Procedure:
         """Inpainting in steps that several photographs can share; see `inpaint`."""
+        if holes is not None and (holes.ndim != 2 or holes.dtype != np.bool_):
+            raise ValueError(f"holes must be (H, W) bool, found {holes.shape} {holes.dtype}")
 
         def prepare(photo: Photo) -> Prepared:
             own = white_holes(photo.pixels) if holes is None else holes

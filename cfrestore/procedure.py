@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from cfrestore.image import Photo
 from cfrestore.restore import FailedFace, RestoredFace
 from cfrestore.select import SkippedFace
 
 if TYPE_CHECKING:
     from cfrestore.align import AlignedFace
-    from cfrestore.image import Photo
 
 Painted: TypeAlias = RestoredFace | FailedFace
 """What the network makes of one aligned face."""
@@ -92,5 +92,8 @@ class Procedure:
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def __call__(self, photo: Photo) -> Restoration:
+        if not isinstance(photo, Photo):  # a path or an array, easily
+            found = type(photo).__name__
+            raise TypeError(f"photo must be a Photo, as read_photo gives it, found {found}")
         prepared = self.prepare(photo)
         return prepared.finish(self.paint(prepared.faces))

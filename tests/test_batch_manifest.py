@@ -372,8 +372,18 @@ def test_a_manifest_that_cannot_be_written_fails_the_picture(
     MANIFEST.mkdir(parents=True)
     outcomes = list(run(jobs, Shop().procedure))
     assert [outcome.code for outcome in outcomes] == ["unwritable"] * 3
+    assert all(f"its record in {MANIFEST} cannot be: " in str(each.error) for each in outcomes)
     assert contents() == {}
     assert list(Path("out").iterdir()) == [MANIFEST]
+
+
+def test_a_name_that_is_too_long_fails_alone() -> None:
+    Path("in/a.png").rename(Path("in") / f"{'x' * 251}.png")
+    outcomes = list(run(plan(sorted(Path("in").iterdir())), Shop().procedure))
+    assert sorted(statuses(outcomes)) == ["done", "done", "failed"]
+    (failed,) = [outcome for outcome in outcomes if outcome.status == "failed"]
+    assert failed.code == "unwritable"
+    assert str(failed.error).endswith(".restored.png cannot be written: File name too long")
 
 
 def test_drafts_of_a_run_that_was_killed_are_removed_and_never_taken_for_pictures() -> None:

@@ -232,6 +232,19 @@ def test_words_that_contradict_each_other(cfrestore_: Command, words: str, said:
     assert not Path("a.restored.png").exists()
 
 
+@pytest.mark.parametrize("words", [("", "--in-place"), ("a.png", ""), ("a.png", "-o", "")])
+def test_an_empty_name_is_not_the_current_folder(
+    cfrestore_: Command, words: tuple[str, ...]
+) -> None:
+    make("a.png")
+    before = Path("a.png").read_bytes()
+    result = cfrestore_(*words)
+    assert result.code == 2
+    assert result.err.startswith("error: an input or output has an empty name")
+    assert [path.name for path in Path().glob("*.png")] == ["a.png"]
+    assert Path("a.png").read_bytes() == before
+
+
 # What is written
 
 
@@ -366,6 +379,15 @@ def test_a_pipeline_through_a_shell(shell: Path) -> None:
     assert np.array_equal(new.pixels, file.pixels)
     assert not np.array_equal(new.pixels, old.pixels)
     assert new.size == old.size
+
+
+@posix
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("words", ["old.jpg --json -q", "weights list", "--version"])
+def test_a_full_stdout_is_one_sentence(shell: Path, words: str) -> None:
+    done = run(f"cfrestore {words} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == b"error: stdout cannot be written: No space left on device\n"
 
 
 @posix

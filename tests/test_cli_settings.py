@@ -86,6 +86,9 @@ def test_a_variable_that_makes_no_sense_is_refused(
     assert result.code == 2
     assert re.search(r"'--w'.*; it is set by CFRESTORE_W", result.err)
     assert "set by" not in cfrestore_("a.png", "--w", "much", "--min-face", "1").err
+    monkeypatch.setenv("CFRESTORE_HOME", "cfrestore.toml")
+    result = cfrestore_("a.png", "--min-face", "1", "--w", "1")
+    assert "'cfrestore.toml' is a file; it is set by CFRESTORE_HOME" in result.err
     assert seen == []
 
 

@@ -496,6 +496,16 @@ def test_faces_restored_elsewhere_are_measured(cfrestore_: Command) -> None:
 
 
 @pytest.mark.usefixtures("blind")
+def test_without_any_face_nothing_is_said_of_faces(cfrestore_: Command) -> None:
+    write_photo(Photo(np.zeros((48, 64, 3), np.uint8)), "wide.png")
+    shutil.copy("wide.png", "clean.png")
+    result = cfrestore_("eval", "wide.png", "--reference", "clean.png")
+    assert result.code == 1
+    reasons = {name: m["reason"] for name, m in json.loads(result.out)["metrics"].items()}
+    assert {reasons["psnr"], reasons["lmd"]} == {"there was no face that could be measured"}
+
+
+@pytest.mark.usefixtures("blind")
 def test_swapped_faces_are_noticed(cfrestore_: Command) -> None:
     pairs()
     right = measured(cfrestore_, "restored", "--reference", "clean")

@@ -219,6 +219,12 @@ def test_holes_of_another_size_are_refused() -> None:
         Pipeline(teal(), StubDetector()).inpaint(Photo(picture(30, 40)), hole(31, 32))
 
 
+@pytest.mark.parametrize("wrong", [np.zeros((40, 50)), np.ones((40, 50, 1), bool)])
+def test_holes_are_truth_values_of_two_dimensions(wrong: NDArray) -> None:
+    with pytest.raises(ValueError, match=r"^holes must be \(H, W\) bool, found \(40, 50"):
+        Pipeline(StubNetwork(), StubDetector()).inpaint(Photo(picture(40, 50)), wrong)
+
+
 # The command
 
 
@@ -333,6 +339,18 @@ def test_a_mask_that_is_no_picture_is_one_sentence(
         assert code == 1
         assert len(lines) == 1
         assert lines[0].startswith(f"error: {name} ")
+
+
+@pytest.mark.parametrize(
+    "words", ["photo.png -o mask.png", "photo.png -o mask.png --overwrite", ". --in-place"]
+)
+def test_the_mask_is_never_overwritten(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    before = Path("mask.png").read_bytes()
+    code, lines = run(capsys, *words.split(), "--mask", "mask.png", *NET)
+    assert (code, lines) == (2, ["error: mask.png is an input, and inputs are never overwritten"])
+    assert Path("mask.png").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -36,12 +36,19 @@ def test_other_types_are_refused(wrong: dict[str, object]) -> None:
         Options(**wrong)  # type: ignore[arg-type]
 
 
+def test_what_is_refused_is_told_in_words() -> None:
+    with pytest.raises(ConfigError, match="^upscale must be 1, 2 or 4, found 3$"):
+        Options(upscale=3)
+    with pytest.raises(ConfigError, match="^temperature must be above 0 and finite, found inf$"):
+        Options(temperature=float("inf"))
+
+
 def test_what_fits_is_taken() -> None:
     assert Options(max_face=None).max_face is None
     assert Options(max_face=900, min_face=900).max_face == 900
     assert Options(batch_size=1).batch_size == 1
     assert Options() == Options(max_face="auto", batch_size="auto")
-    with pytest.raises(ConfigError, match="whole number from 901, found 900"):
+    with pytest.raises(ConfigError, match="^no face is at least 901 and at most 900 pixels large$"):
         Options(max_face=900, min_face=901)
 
 

@@ -393,6 +393,14 @@ def test_the_precision_reaches_the_painting(
     assert asked == [loaded.execution.code_precision, loaded.execution.precision] * 3
 
 
+@pytest.mark.parametrize("photo", ["photo.png", Path("photo.png"), picture(40, 50), None])
+def test_what_is_no_photograph_is_refused_by_name(photo: object) -> None:
+    restore = Pipeline(StubNetwork(), StubDetector())
+    for method in (restore, restore.inpaint, restore.colorize):
+        with pytest.raises(TypeError, match=f"must be a Photo, .* found {type(photo).__name__}$"):
+            method(photo)
+
+
 @pytest.mark.parametrize("name", ["auto", "fp32", "fp16"])
 def test_masks_are_exact_if_fp32_is_asked_for(
     machine: Path, monkeypatch: pytest.MonkeyPatch, name: str

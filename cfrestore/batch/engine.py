@@ -28,7 +28,8 @@ from cfrestore.batch.drafts import Writer, put, sweep
 from cfrestore.batch.job import COMPARED, CROPS, RESTORED, SAMPLES, Job, Place, Stream
 from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_outcome
 from cfrestore.batch.outcome import Outcome, outcome_of
-from cfrestore.errors import CFRestoreError, ConfigError, ImageError
+from cfrestore.errors import CFRestoreError, ConfigError, ImageError, OutputError
+from cfrestore.files import is_there
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.show import side_by_side
 
@@ -296,7 +297,7 @@ class Desk:
         manifest = self.manifests[job.manifest.parent] if job.manifest else None
         for path in paths:
             own = job.in_place and path == job.target
-            if path.exists() and not (job.overwrite or own):
+            if is_there(path) and not (job.overwrite or own):
                 if manifest is None or not manifest.knows(path, job):
                     text = f"{path} exists; only --overwrite replaces it"
                     raise FailureError("exists", text)
@@ -308,7 +309,9 @@ class Desk:
         """The outcome of a job that cannot be done, recorded."""
         outcome = Outcome(job, "failed", failure.code, failure.sentence)
         if failure.code != "refused":
-            with suppress(OSError):  # then it stands in no manifest, as if it had not been tried
+            with suppress(
+                OutputError
+            ):  # then it stands in no manifest, as if it had not been tried
                 record_outcome(outcome, self.digest(job))
         return outcome
 
@@ -319,7 +322,7 @@ class Desk:
 
     def _given(self, stream: BinaryIO | None, place: Place) -> BinaryIO:
         if stream is None:
-            raise ConfigError(f"there is no {place} for the jobs that need one")
+            raise ConfigError(f"{place} is closed or was not given, but a picture needs it")
         return stream
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from cfrestore.batch.job import Job
 from cfrestore.batch.outcome import SCHEMA, Outcome
+from cfrestore.errors import OutputError
 
 _APPENDING = threading.Lock()
 
@@ -233,7 +234,7 @@ def record_outcome(
     """Appends a line to the manifest of the outcome's job and brings it to the disk; or nothing.
 
     Raises:
-        OSError: it cannot be written.
+        OutputError: it cannot be written.
     """
     path, source = outcome.job.manifest, outcome.job.source
     if path is None:
@@ -247,8 +248,14 @@ def record_outcome(
             relative(name, folder): value.to_json() for name, value in (outputs or {}).items()
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    _append(path, json.dumps(values, ensure_ascii=True).encode() + b"\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _append(path, json.dumps(values, ensure_ascii=True).encode() + b"\n")
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(
+            f"{outcome.job.target} is not written, because its record in {path} cannot be: {reason}"
+        ) from error
 
 
 def collect(path: Path, pattern: str) -> None:

@@ -15,10 +15,10 @@ from cfrestore.batch.job import MARK, Job, Place, Stream
 from cfrestore.batch.manifest import Manifest, manifest_in
 from cfrestore.batch.naming import Naming, fixed_folder, is_template
 from cfrestore.errors import ConfigError, ImageError, OutputError
-from cfrestore.files import plain
+from cfrestore.files import is_there, plain
 from cfrestore.image import EXTENSIONS, FORMATS
 
-_NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
+_NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG)
 _NUMBERED = re.compile(r"(.*)_\d{2,}\.png", re.DOTALL)
 
 
@@ -37,6 +37,7 @@ def plan(
     shard: tuple[int, int] | None = None,
     isolate: bool = False,
     listed: Sequence[Path] = (),
+    spared: Sequence[Path] = (),
     say: Callable[[str], object] = lambda sentence: None,
 ) -> tuple[Job, ...]:
     """Decides what is read and what is written; looks at the disk, changes nothing.
@@ -67,6 +68,7 @@ def plan(
         listed: more files and folders, of a list such as find writes. In a folder of results their
             files keep their folders, below the one that all have in common; and those that lie in
             it themselves are earlier results, unless all do.
+        spared: files that are read beside the pictures, and so are never overwritten either.
         say: called with sentences on what was asked for and is left out.
     Raises:
         ImageError: a folder or pattern holds no pictures, or a path cannot be looked at.
@@ -119,7 +121,7 @@ def plan(
                 )
             )
         own = [shard is None or picture.belongs(*shard) for picture in found]
-        return _checked(_named(jobs, naming), own, isolate)
+        return _checked(_named(jobs, naming), own, isolate, spared)
     except OSError as error:
         raise ImageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
@@ -275,7 +277,9 @@ def _stem(source: Place) -> str:
     return source.stem if isinstance(source, Path) else "stdin"
 
 
-def _checked(jobs: Sequence[Job], own: Sequence[bool], isolate: bool) -> tuple[Job, ...]:
+def _checked(
+    jobs: Sequence[Job], own: Sequence[bool], isolate: bool, spared: Sequence[Path]
+) -> tuple[Job, ...]:
     """The own jobs, once it is known that doing them would destroy nothing.
 
     Targets are compared with those of all jobs, but files that exist concern the own ones only:
@@ -283,7 +287,7 @@ def _checked(jobs: Sequence[Job], own: Sequence[bool], isolate: bool) -> tuple[J
     """
     mine = [job for job, yes in zip(jobs, own, strict=True) if yes]
     refusals: dict[int, str] = {}
-    for job, sentence in (*_collisions(jobs), *_losses(jobs, mine)):
+    for job, sentence in (*_collisions(jobs), *_losses(jobs, mine, spared)):
         if not isolate:
             raise OutputError(sentence)
         refusals.setdefault(id(job), sentence)
@@ -309,17 +313,22 @@ def _collisions(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
             yield job, f"{stream} is for one picture, and there are several for it"
 
 
-def _losses(jobs: Sequence[Job], mine: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+def _losses(
+    jobs: Sequence[Job], mine: Sequence[Job], spared: Sequence[Path]
+) -> Iterator[tuple[Job, str]]:
     """Jobs that would write over something, and over what."""
     inputs = {_identity(job.source): job for job in jobs if isinstance(job.source, Path)}
+    others = set(map(_identity, spared))
     manifests = _Manifests()
     for job, path in _files(mine):
-        owner = inputs.get(_identity(path))
-        if owner is not None and not (owner is job and job.in_place and path == job.target):
+        identity = _identity(path)
+        owner = inputs.get(identity)
+        itself = owner is job and job.in_place and path == job.target
+        if identity in others or (owner is not None and not itself):
             yield job, f"{path} is an input, and inputs are never overwritten"
         elif job.overwrite or (job.in_place and path == job.target):
             continue
-        elif path.exists() and not manifests.know(path, job):
+        elif is_there(path) and not manifests.know(path, job):
             yield job, f"{path} exists; only --overwrite replaces it"
 
 

@@ -1,8 +1,8 @@
 """The command line: turns arguments into calls, and errors into exit codes.
 
 0: every picture was written. 1: a picture failed, or under --strict one of its faces, or there is
-not enough memory. 2: the arguments make no sense, or results would destroy something. 4: weights
-are missing or wrong. 130: interrupted.
+not enough memory, or stdout cannot be written. 2: the arguments make no sense, or results would
+destroy something. 4: weights are missing or wrong. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -53,7 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = str(error).partition("\n")[0]
         sys.stderr.write(f"error: there is not enough memory{reason and f': {reason}'}\n")
         return 1
+    except OSError as error:
+        if error.filename is not None:  # of a file, then, and no fault of whoever reads stdout
+            raise
+        _give_up_stdout()
+        sys.stderr.write(f"error: stdout cannot be written: {error.strerror or error}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def _give_up_stdout() -> None:
+    """Lets what stdout still holds go nowhere, else leaving the process would fail once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

@@ -42,4 +42,10 @@ def inpaint(
 
     limit = words.max_pixels or MAX_PIXELS
     holes = None if mask is None else mask_holes(read_photo(mask, max_pixels=limit))
-    work(words, INPAINTING, model, lambda pipeline: pipeline.inpainting(holes, options))
+    work(
+        words,
+        INPAINTING,
+        model,
+        lambda pipeline: pipeline.inpainting(holes, options),
+        spared=() if mask is None else (mask.absolute(),),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -30,11 +31,16 @@ class PictureCommand(TyperCommand):
             name = error.param.name if error.param else None
             source = getattr(ctx.get_parameter_source(name or ""), "name", None)
             if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not in the command line, so say where
-                variable = f"CFRESTORE_{str(name).upper()}"
-                error.message += (
-                    f"; it is set by {variable if source == 'ENVIRONMENT' else ctx.meta[FILE]}"
-                )
+                place = _variable(error.param) if source == "ENVIRONMENT" else ctx.meta[FILE]
+                error.message = f"{error.message.rstrip('.')}; it is set by {place}"
             raise
+
+
+def _variable(parameter: Any) -> str:
+    """The variable that a parameter took its value from."""
+    names = parameter.envvar or f"CFRESTORE_{parameter.name.upper()}"
+    names = [names] if isinstance(names, str) else names
+    return next(name for name in names if os.environ.get(name))
 
 
 def with_words(command: Callable[..., None]) -> Callable[..., None]:

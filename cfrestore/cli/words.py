@@ -431,6 +431,8 @@ def check(words: Words, parser: Path | None = None) -> None:
     inputs = words.inputs or []
     if not inputs and words.files_from is None:
         raise ConfigError("there is no INPUT; `cfrestore --help` shows the options")
+    if "" in (*inputs, words.output):
+        raise ConfigError("an input or output has an empty name, as an unset variable gives it")
     if words.metadata not in ("keep", "strip"):
         raise ConfigError(f"metadata must be keep or strip, found {words.metadata!r}")
     if words.null and words.files_from is None:

@@ -44,12 +44,14 @@ def work(
     *,
     parser: Path | None = None,
     fidelity: float | None = None,
+    spared: Sequence[Path] = (),
 ) -> None:
     """Plans, loads the pipeline, downloading weights if needed, does the jobs, and reports each.
 
     Args:
         procedure_of: makes the procedure from the pipeline.
         fidelity: the value of {w} in a template.
+        spared: absolute paths of files that are read beside the pictures.
     Raises:
         typer.Exit: code 1 if something failed, 130 if interrupted.
     """
@@ -60,7 +62,7 @@ def work(
     try:
         with redirect_stdout(sys.stderr), ExitStack() as stack:  # what packages print is for people
             places = stack.enter_context(_reached(words))
-            look = _planner(words, places, task, fidelity)
+            look = _planner(words, places, task, fidelity, spared)
             jobs = look()
             if words.dry_run:
                 return _show(jobs, words, stdout)
@@ -132,7 +134,11 @@ def _reached(words: Words) -> Iterator[Places]:
 
 
 def _planner(
-    words: Words, places: Places, task: Task, fidelity: float | None
+    words: Words,
+    places: Places,
+    task: Task,
+    fidelity: float | None,
+    spared: Sequence[Path],
 ) -> Callable[[], Sequence[Job]]:
     """A function that finds the jobs that the arguments ask for, anew at each call."""
     from cfrestore.batch import COMPARED, CROPS, RESTORED, SAMPLES, parse_shard, plan
@@ -170,6 +176,7 @@ def _planner(
         shard=None if words.shard is None else parse_shard(words.shard),
         isolate=words.watch,
         listed=places.listed,
+        spared=spared,
         say=say,
     )
 

@@ -16,7 +16,7 @@ from cfrestore.errors import ConfigError, ImageError
 from cfrestore.evaluate.damage import damage
 from cfrestore.evaluate.figures import Face
 from cfrestore.evaluate.frechet import Statistics, frechet_distance
-from cfrestore.evaluate.judge import METRICS, UNMET, Judge, Value
+from cfrestore.evaluate.judge import METRICS, NO_FACE, UNMET, Judge, Value
 from cfrestore.evaluate.pairs import read_face
 from cfrestore.image import Photo, from_tensor, to_tensor, to_uint8
 from cfrestore.models.codeformer import CodeFormer, adaptive_instance_norm
@@ -268,7 +268,8 @@ def as_record(
     facts = {name: dict(fact) for name, fact in metrics.items()}
     for name, fact in facts.items():
         if fact["computed"] and not any(row.counts[name] for row in rows):
-            fact |= {"computed": False, "reason": UNMET.get(name, "no face allowed it")}
+            reason = UNMET.get(name, "no face allowed it") if rows else NO_FACE
+            fact |= {"computed": False, "reason": reason}
     return {
         "schema": SCHEMA,
         "protocol": dict(protocol),

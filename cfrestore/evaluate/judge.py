@@ -138,6 +138,8 @@ UNMET = {
 
 NO_PAIR = "there are no clean faces to compare with"
 
+NO_FACE = "there was no face that could be measured"
+
 
 @dataclass(frozen=True)
 class MetricFiles:
