@@ -309,9 +309,7 @@ class Desk:
         """The outcome of a job that cannot be done, recorded."""
         outcome = Outcome(job, "failed", failure.code, failure.sentence)
         if failure.code != "refused":
-            with suppress(
-                OutputError
-            ):  # then it stands in no manifest, as if it had not been tried
+            with suppress(OutputError):  # without a record the picture is tried again
                 record_outcome(outcome, self.digest(job))
         return outcome
 
