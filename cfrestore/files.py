@@ -13,9 +13,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def exists(path: Path) -> bool:
+    """Whether a file or folder is there; unlike pathlib, false if the system does not say."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there, likewise."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, likewise."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def plain(path: Path) -> Path:
     """The path, without .. if its folder is missing, since making that would change its meaning."""
-    missing = ".." in path.parts and not path.parent.exists()
+    missing = ".." in path.parts and not exists(path.parent)
     return Path(os.path.realpath(path)) if missing else path
 
 

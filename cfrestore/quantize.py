@@ -24,6 +24,7 @@ from cfrestore.backends import ExportedNetwork
 from cfrestore.errors import CheckpointError, ConfigError, ImageError
 from cfrestore.export import FIDELITY, IMAGE, PAINTING
 from cfrestore.extras import require
+from cfrestore.files import is_folder
 from cfrestore.image import pictures_in, read_photo, resize, to_uint8
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.train.config import LARGE, SMALL
@@ -86,7 +87,7 @@ def read_faces(folder: Path, side: int, most: int = MOST_FACES) -> NDArray[np.fl
 
 
 def _read(folder: Path) -> Iterator[NDArray[np.uint8]]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConfigError(f"{folder} is no folder of faces")
     for path in pictures_in(folder, below=False):
         try:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from cfrestore.batch.job import KEPT, MARKS, Place, Stream
 from cfrestore.batch.naming import Naming
 from cfrestore.errors import ConfigError, ImageError
+from cfrestore.files import is_folder
 from cfrestore.image import EXTENSIONS
 
 
@@ -179,7 +180,7 @@ def _walk(
             continue
         yield [path for path in entries if _is_picture(path)]
         for path in entries if recursive else ():
-            if not _is_folder(path) or _identity(path) in seen:
+            if not is_folder(path) or _identity(path) in seen:
                 continue
             if _is_searched(path.name):
                 seen.add(_identity(path))
@@ -196,13 +197,6 @@ def _is_picture(path: Path) -> bool:
         return path.is_file() or (path.is_symlink() and not path.exists())
     except OSError:
         return True
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 def _is_searched(name: str) -> bool:

@@ -20,6 +20,7 @@ from cfrestore.cli.parameters import Device, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console, progress
 from cfrestore.cli.work import set_up
 from cfrestore.errors import ConfigError
+from cfrestore.files import is_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -305,7 +306,7 @@ def _maker(restore: Restorer, words: Words, found: Found) -> Callable[[str], Sam
 
     def make(name: str) -> Sample:
         path, clean = found.pairs[name]
-        inner = path.relative_to(root).as_posix() if root.is_dir() else path.name
+        inner = path.relative_to(root).as_posix() if is_folder(root) else path.name
         return restore(path, clean, inner)
 
     return make

@@ -11,6 +11,7 @@ import cv2
 from cfrestore.batch import MARKS
 from cfrestore.errors import ConfigError, ImageError
 from cfrestore.evaluate.figures import LEAST_SIDE, Face
+from cfrestore.files import is_file, is_folder
 from cfrestore.image import pictures_in, read_photo, resize, to_uint8
 
 
@@ -40,9 +41,9 @@ def find_faces(place: Path) -> dict[str, Path]:
         ImageError: it is not there, cannot be read, or holds no picture.
         ConfigError: two pictures have one name.
     """
-    if place.is_file():
+    if is_file(place):
         return {_name(Path(place.name)): place}
-    if not place.is_dir():
+    if not is_folder(place):
         raise ImageError(f"{place} does not exist")
     faces: dict[str, Path] = {}
     for path in pictures_in(place):
@@ -68,7 +69,7 @@ def match_faces(restored: Path, reference: Path) -> Matched:
         ImageError, ConfigError: as `find_faces`; or not one name is in both.
     """
     ours, clean = find_faces(restored), find_faces(reference)
-    if restored.is_file() and reference.is_file():
+    if is_file(restored) and is_file(reference):
         clean = dict(zip(ours, clean.values(), strict=True))
     pairs = {name: (path, clean[name]) for name, path in ours.items() if name in clean}
     if not pairs:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfrestore import files
 from cfrestore.checkpoint import DAMAGE
 from cfrestore.errors import CheckpointError, OutputError
-from cfrestore.files import drafted
 
 
 def exists(path: Path) -> bool:
     """Whether a checkpoint is there, whole or in shards."""
-    return path.exists() or _shard(path, 0).exists()
+    return files.exists(path) or files.exists(_shard(path, 0))
 
 
 def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> None:
@@ -74,10 +74,10 @@ def averaged(path: Path) -> dict[str, Tensor]:
 
 
 def _bytes_of(path: Path) -> bytes:
-    if path.exists():
+    if files.exists(path):
         return _read(path)
     parts: list[bytes] = []
-    while (part := _shard(path, len(parts))).exists():
+    while files.exists(part := _shard(path, len(parts))):
         parts.append(_read(part))
     if not parts:
         raise CheckpointError(f"{path} does not exist")
@@ -93,7 +93,7 @@ def _read(path: Path) -> bytes:
 
 def _replace(path: Path, data: bytes) -> None:
     try:
-        with drafted(path) as draft:
+        with files.drafted(path) as draft:
             draft.write_bytes(data)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error

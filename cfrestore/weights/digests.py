@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cfrestore.errors import WeightsError
-from cfrestore.files import drafted
+from cfrestore.files import drafted, exists
 from cfrestore.weights.environment import cache_folder, store_folder
 from cfrestore.weights.table import WeightFile
 
@@ -48,7 +48,7 @@ def known_sha256(path: Path) -> str:
 def remember(path: Path, digest: str) -> None:
     """Spares reading a file again; where nothing can be written, nothing is remembered."""
     with contextlib.suppress(OSError):
-        ledger = {key: entry for key, entry in _ledger().items() if Path(key).exists()}
+        ledger = {key: entry for key, entry in _ledger().items() if exists(Path(key))}
         ledger[str(path.resolve())] = [*_stamp(path), digest]
         _write(cache_folder() / "verified.json", json.dumps(ledger, indent=1))
 
