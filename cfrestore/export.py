@@ -158,7 +158,7 @@ def config_of(facts: Mapping[str, str], path: Path) -> CodeFormerConfig:
         if int(facts["layout"]) > LAYOUT:
             raise CheckpointError(f"{path} was exported by a later cfrestore, {facts['cfrestore']}")
         return CodeFormerConfig.from_json(facts["config"])
-    except (KeyError, ValueError, TypeError, ConfigError) as error:
+    except (KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} was not exported by cfrestore: {error!r}") from error
 
 

@@ -44,8 +44,8 @@ from cfrestore.evaluate.networks import (
     DROPPED,
     Landmarks,
     load_arcface,
+    load_distance,
     load_inception,
-    load_lpips,
     load_niqe,
 )
 from cfrestore.image import Photo, from_tensor, read_photo, to_tensor, write_photo
@@ -228,7 +228,7 @@ def vgg(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_lpips_sums_calibrated_differences_once_normalised(tmp_path: Path) -> None:
     features, calibration = vgg(tmp_path)
-    distance = load_lpips(features, calibration, CPU)
+    distance = load_distance(features, calibration, CPU)
     clean = picture(32, 32)
     face = noisy(clean, 20)
     assert distance(clean, clean) == 0
@@ -250,7 +250,7 @@ def test_lpips_sums_calibrated_differences_once_normalised(tmp_path: Path) -> No
         expected += ((a - b).square() * lines[f"lin{stage}.model.1.weight"][0]).sum(0).mean().item()
     assert distance(face, clean) == pytest.approx(expected, rel=1e-4)
     with pytest.raises(CheckpointError, match="not VGG-16"):
-        load_lpips(calibration, features, CPU)
+        load_distance(calibration, features, CPU)
 
 
 def arcface(tmp_path: Path) -> Path:

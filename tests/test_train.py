@@ -9,7 +9,7 @@ import zlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -342,6 +342,16 @@ def test_a_missing_perceptual_file_is_said() -> None:
         build_perceptual(Perceptual("retinaface"), None, None, None)
     with pytest.raises(WeightsError, match="nowhere"):
         build_perceptual(Perceptual("retinaface"), Path("nowhere.pth"), None, None)
+
+
+@pytest.mark.parametrize("kind", ["retinaface", "lpips"])
+def test_another_file_than_the_perceptual_one_is_refused(
+    kind: Literal["retinaface", "lpips"], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pth"
+    torch.save({"body.stage1.0.0.weight": torch.zeros(8, 3, 5, 5)}, other)
+    with pytest.raises(CheckpointError, match=r"other\.pth"):
+        build_perceptual(Perceptual(kind), other, other, other)
 
 
 # --- codebook ------------------------------------------------------------------------------------
@@ -791,6 +801,20 @@ def test_a_run_leaves_log_samples_and_checkpoint(tmp_path: Path) -> None:
     assert sheet.shape == (8 * 32, 2 * 32, 3)
 
 
+def test_a_log_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"log\.jsonl cannot be written: "):
+        train(autoencoder(), sampler(), tmp_path, Schedule(log_every=1), print)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"last\.pt cannot be written: "):
+        save_state(tmp_path / "file/last.pt", autoencoder(), 1)
+    save_state(tmp_path / "new/folder/last.pt", autoencoder(), 1)
+    assert read_state(tmp_path / "new/folder/last.pt")["iteration"] == 1
+
+
 def test_shards_of_a_checkpoint_resume_like_the_whole(tmp_path: Path) -> None:
     stage = autoencoder()
     save_state(tmp_path / "last.pt", stage, 4, shard_mb=1)
@@ -843,6 +867,9 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: P
         load_state(path, autoencoder())
     with pytest.raises(CheckpointError, match="stage codes"):
         load_state(stage_two, autoencoder())
+    torch.save({"iteration": 4, "params_ema": {}}, path)  # of other software
+    with pytest.raises(CheckpointError, match="no training checkpoint"):
+        load_state(path, autoencoder())
     other = replace(MODEL, layers=3)
     with pytest.raises(CheckpointError, match="not the CodeFormer"):
         Fusion(FusionRecipe(other, HOW, (Phase(6),)), stage_two, stage_two, None, CPU)

@@ -223,7 +223,7 @@ class Judge:
             self._describe = networks.load_descriptor(weights, device)
             self.files["descriptor"] = {"recogniser": weights}
         if files.vgg and files.lpips:
-            self._pairs["lpips"] = networks.load_lpips(files.vgg, files.lpips, device)
+            self._pairs["lpips"] = networks.load_distance(files.vgg, files.lpips, device)
             self._opened("lpips", vgg=files.vgg, calibration=files.lpips)
         if files.arcface:
             self._embed = networks.load_arcface(files.arcface, device)

@@ -29,6 +29,9 @@ from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
 SAMPLES = 8
 
+STATE = {"stage", "iteration", "config", "recipe", "params_ema"}
+"""What every training checkpoint holds."""
+
 Stage = Autoencoder | CodePrediction | Fusion | Polish | CodePrior
 
 Source = Sampler | CodeSampler
@@ -204,7 +207,7 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, damaged or no training checkpoint.
     """
     content = checkpoint.read(path)
-    if "iteration" not in content:
+    if not content.keys() >= STATE:
         raise CheckpointError(f"{path} is no training checkpoint")
     return content
 
@@ -246,8 +249,12 @@ def _log(
     name: str,
     say: Callable[[str], None],
 ) -> None:
-    with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"iteration": t, "images_per_second": speed} | values) + "\n")
+    path = folder / "log.jsonl"
+    try:
+        with path.open("a") as log:
+            log.write(json.dumps({"iteration": t, "images_per_second": speed} | values) + "\n")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     numbers = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
     say(f"{name} {t}/{total}  {speed:.1f} images/s  {numbers}")
 
