@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from cfrestore.align import AlignedFace
     from cfrestore.image import Photo
 
-Painted: TypeAlias = RestoredFace | FailedFace
+PaintedFace: TypeAlias = RestoredFace | FailedFace
 """What the network makes of one aligned face."""
 
-Result: TypeAlias = Painted | SkippedFace
+Result: TypeAlias = PaintedFace | SkippedFace
 """What becomes of one detected face."""
 
 
@@ -70,7 +70,7 @@ class Prepared:
     """
 
     faces: tuple[AlignedFace, ...]
-    finish: Callable[[Sequence[Painted]], Restoration]
+    finish: Callable[[Sequence[PaintedFace]], Restoration]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Procedure:
     """
 
     prepare: Callable[[Photo], Prepared]
-    paint: Callable[[Sequence[AlignedFace]], Sequence[Painted]]
+    paint: Callable[[Sequence[AlignedFace]], Sequence[PaintedFace]]
     batch_size: int = 1
     upscale: int = 1
     settings: Mapping[str, object] = field(default_factory=dict)

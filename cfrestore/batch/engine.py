@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cfrestore.align import AlignedFace
-    from cfrestore.procedure import Painted, Prepared, Procedure, Restoration
+    from cfrestore.procedure import PaintedFace, Prepared, Procedure, Restoration
 
 Reader: TypeAlias = Callable[[Path | BinaryIO], Photo]
 
@@ -145,11 +145,11 @@ class _Begun:
 
 
 @dataclass(frozen=True, eq=False)
-class _Painted:
+class _PaintedPicture:
     """A picture whose faces have been painted."""
 
     begun: _Begun
-    faces: Sequence[Painted]
+    faces: Sequence[PaintedFace]
 
 
 @dataclass(frozen=True, eq=False)
@@ -355,7 +355,7 @@ class Workshop:
         parcel, pixels = [(photo, prepared)], math.prod(photo.size)
         return _Begun(job, picture.fingerprint, parcel, prepared.faces, pixels, picture.seconds)
 
-    def paint(self, pictures: Sequence[_Begun | Outcome]) -> Iterator[_Painted | Outcome]:
+    def paint(self, pictures: Sequence[_Begun | Outcome]) -> Iterator[_PaintedPicture | Outcome]:
         """Has the faces of several pictures painted together, or if that fails, each alone."""
         try:
             painted = iter(self._paint([p for p in pictures if isinstance(p, _Begun)]))
@@ -369,10 +369,10 @@ class Workshop:
         for picture in pictures:
             yield next(painted) if isinstance(picture, _Begun) else picture
 
-    def _paint(self, pictures: Sequence[_Begun]) -> list[_Painted]:
+    def _paint(self, pictures: Sequence[_Begun]) -> list[_PaintedPicture]:
         faces = [face for picture in pictures for face in picture.faces]
         if not faces:
-            return [_Painted(picture, ()) for picture in pictures]
+            return [_PaintedPicture(picture, ()) for picture in pictures]
         seconds: dict[str, float] = {}
         with _timed(seconds, "paint"), _failing(pictures[0].job, "unsuitable"):
             painted = iter(self.procedure.paint(faces))
@@ -380,10 +380,10 @@ class Workshop:
         for picture in pictures:
             own = tuple(islice(painted, len(picture.faces)))
             picture.seconds["paint"] = seconds["paint"] * len(own) / len(faces)
-            results.append(_Painted(picture, own))
+            results.append(_PaintedPicture(picture, own))
         return results
 
-    def paste(self, picture: _Painted | Outcome) -> Pasted | Outcome:
+    def paste(self, picture: _PaintedPicture | Outcome) -> Pasted | Outcome:
         """Pastes the faces of a picture."""
         if isinstance(picture, Outcome):
             return picture
@@ -393,7 +393,7 @@ class Workshop:
         except FailureError as failure:
             return self.desk.failed(picture.begun.job, failure)
 
-    def _paste(self, begun: _Begun, faces: Sequence[Painted]) -> Pasted:
+    def _paste(self, begun: _Begun, faces: Sequence[PaintedFace]) -> Pasted:
         job, seconds = begun.job, begun.seconds
         photo, prepared = begun.parcel.pop()
         with _timed(seconds, "paste"):
@@ -403,11 +403,11 @@ class Workshop:
         outcome = outcome_of(job, restoration, photo.notes, seconds)
         return Pasted(job, begun.fingerprint, files, outcome)
 
-    def finish(self, picture: _Painted | Outcome) -> Outcome:
+    def finish(self, picture: _PaintedPicture | Outcome) -> Outcome:
         """Pastes faces, writes the result and records it."""
         return self.desk.close(self.paste(picture))
 
-    def pixels_to_write(self, picture: _Painted | Outcome) -> int:
+    def pixels_to_write(self, picture: _PaintedPicture | Outcome) -> int:
         """How many pixels the result has."""
         if isinstance(picture, Outcome):
             return 0

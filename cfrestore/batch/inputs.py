@@ -18,7 +18,7 @@ from cfrestore.image import EXTENSIONS
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPicture:
     """One picture that was found.
 
     Attributes:
@@ -75,7 +75,7 @@ def find_pictures(
     recursive: bool = False,
     without: Path | None = None,
     skipped: Callable[[Path], object] = lambda folder: None,
-) -> tuple[Found, ...]:
+) -> tuple[FoundPicture, ...]:
     """The pictures that one input stands for, sorted; none is a value and no error.
 
     Of a folder or a pattern, pictures are what is called so by its extension, without hidden ones
@@ -94,15 +94,15 @@ def find_pictures(
         ConfigError: the pattern is none.
     """
     if word == "-":
-        return (Found(Stream.STDIN),)
+        return (FoundPicture(Stream.STDIN),)
     path = Path(word)
     if path.is_dir():
         found = [picture for part in _walk(path, recursive, without, skipped) for picture in part]
         found = sorted(_without_results(found, naming))
-        return tuple(Found(picture, path, named=True) for picture in found)
+        return tuple(FoundPicture(picture, path, named=True) for picture in found)
     if isinstance(word, str) and _has_sign(word) and not path.exists():
         return _matching(path, naming, skipped)
-    return (Found(path),)
+    return (FoundPicture(path),)
 
 
 def has_deeper(folder: Path) -> bool:
@@ -111,7 +111,7 @@ def has_deeper(folder: Path) -> bool:
     return any(not path.stem.endswith(MARKS) for part in parts for path in part)
 
 
-def rooted(pictures: Sequence[Found]) -> tuple[Found, ...]:
+def rooted(pictures: Sequence[FoundPicture]) -> tuple[FoundPicture, ...]:
     """The same, those that were named themselves below the folder that they have in common.
 
     There is none for relative names among absolute ones, or where .. leads out of it again.
@@ -132,7 +132,7 @@ def _has_sign(text: str) -> bool:
 
 def _matching(
     pattern: Path, naming: Naming, skipped: Callable[[Path], object]
-) -> tuple[Found, ...]:
+) -> tuple[FoundPicture, ...]:
     """The pictures that a pattern stands for."""
     parts = (*pattern.parts, *(["*"] if pattern.name == "**" else []))
     fixed = next(index for index, part in enumerate(parts) if _has_sign(part))
@@ -152,7 +152,7 @@ def _matching(
             kept[root.joinpath(*folders[: index + 1])] = None
     for folder in kept:
         skipped(folder)
-    return tuple(Found(path, root) for path in _without_results(found, naming))
+    return tuple(FoundPicture(path, root) for path in _without_results(found, naming))
 
 
 def _walk(

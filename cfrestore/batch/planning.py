@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cfrestore.batch.inputs import Found, find_pictures, has_deeper, rooted
+from cfrestore.batch.inputs import FoundPicture, find_pictures, has_deeper, rooted
 from cfrestore.batch.job import MARK, Job, Place, Stream
 from cfrestore.batch.manifest import Manifest, manifest_in
 from cfrestore.batch.naming import Naming, fixed_folder, is_template
@@ -83,7 +83,7 @@ def plan(
     jobs = list[Job]()
     without = Path(output) if output is not None else None
 
-    def find(words: Sequence[str | Path]) -> Iterator[Found]:
+    def find(words: Sequence[str | Path]) -> Iterator[FoundPicture]:
         for word in words:
             kept_folders = list[Path]()
             pictures = find_pictures(
@@ -188,7 +188,7 @@ def _ending(format: str | None) -> str:
 
 
 def _target(
-    picture: Found, output: str | Path | None, several: bool, naming: Naming, in_place: bool
+    picture: FoundPicture, output: str | Path | None, several: bool, naming: Naming, in_place: bool
 ) -> tuple[Place, Path | None]:
     """Where a result goes, and the folder whose manifest records it, if one does."""
     source = picture.source

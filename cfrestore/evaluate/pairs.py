@@ -16,17 +16,17 @@ from cfrestore.image import pictures_in, read_photo, resize, to_uint8
 
 
 @dataclass(frozen=True)
-class Matched:
-    """Restored and clean faces that have one name.
+class PairedFaces:
+    """Restored faces, each with the clean one of the same name, if clean ones are given.
 
     Attributes:
         pairs: restored and clean file by name, in the order of the names.
         without_reference, without_restored: names that only the restored, or only the clean have.
     """
 
-    pairs: Mapping[str, tuple[Path, Path]]
-    without_reference: tuple[str, ...]
-    without_restored: tuple[str, ...]
+    pairs: Mapping[str, tuple[Path, Path | None]]
+    without_reference: tuple[str, ...] = ()
+    without_restored: tuple[str, ...] = ()
 
 
 def find_faces(place: Path) -> dict[str, Path]:
@@ -62,7 +62,7 @@ def _name(path: Path) -> str:
     return path.with_name(stem).as_posix()
 
 
-def match_faces(restored: Path, reference: Path) -> Matched:
+def match_faces(restored: Path, reference: Path) -> PairedFaces:
     """Restored faces and their clean ones, matched by name; two files match whatever their names.
 
     Raises:
@@ -74,7 +74,7 @@ def match_faces(restored: Path, reference: Path) -> Matched:
     pairs = {name: (path, clean[name]) for name, path in ours.items() if name in clean}
     if not pairs:
         raise ConfigError(f"no picture in {restored} is called like one in {reference}")
-    return Matched(
+    return PairedFaces(
         pairs,
         tuple(name for name in ours if name not in clean),
         tuple(name for name in clean if name not in ours),
