@@ -115,11 +115,11 @@ def quantize(
     require("onnxruntime", extra="onnx")
     facts = export.facts_of(model)
     seen, held_out = faces[0::2], faces[1::2]
-    exact_ones = choose_exact(look_at(network, seen, facts["match_statistics"] == "true"))
+    convolutions = watch_convolutions(network, seen, facts["match_statistics"] == "true")
     with tempfile.TemporaryDirectory() as folder:
         exact, rounded = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         export.write(model, exact)
-        _quantize(model, exact, rounded, seen, exact_ones)
+        _quantize(model, exact, rounded, seen, choose_exact(convolutions))
         agreement = _compare(exact, rounded, held_out, backend)
         result = export.read(rounded)
     facts |= {"precision": "int8", "psnr": f"{agreement.psnr:.2f}", "faces": str(agreement.faces)}
@@ -152,7 +152,7 @@ class Convolution:
         return ((self.most - self.least) / 255) ** 2 / 12 * self.squared_slope
 
 
-def look_at(
+def watch_convolutions(
     network: CodeFormer, faces: NDArray[np.float32], match_statistics: bool
 ) -> dict[str, Convolution]:
     """The convolutions that paint, by the names of their weights in the exported graph.
@@ -211,7 +211,7 @@ def choose_exact(
     """The names of those that stay in float32: those that save most error per multiply-add.
 
     Args:
-        convolutions: from `look_at`.
+        convolutions: from `watch_convolutions`.
         share: largest share of all multiply-adds that they may have.
     """
     left = share * sum(convolution.operations for convolution in convolutions.values())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cfrestore import recognise
 from cfrestore.errors import (
+    CFRestoreError,
     CheckpointError,
     ConfigError,
     ImageError,
@@ -36,11 +37,7 @@ from cfrestore.train import losses
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.command import _parser, _recipe, main
 from cfrestore.train.config import (
-    AUTOENCODER,
-    CODES,
-    FUSION,
     LARGE,
-    PRESETS,
     SMALL,
     Adversary,
     Augmentation,
@@ -55,7 +52,6 @@ from cfrestore.train.config import (
     Phase,
     PolishRecipe,
     Sharpening,
-    recipe,
     with_iterations,
 )
 from cfrestore.train.critic import Critic
@@ -73,6 +69,7 @@ from cfrestore.train.loop import (
 )
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, IdentityDistance, build_perceptual
 from cfrestore.train.polish import Polish, eye_map
+from cfrestore.train.presets import AUTOENCODER, CODES, FUSION, PRESETS, recipe
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
 
 CPU = torch.device("cpu")
@@ -813,6 +810,22 @@ def test_a_checkpoint_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path
         save_state(tmp_path / "file/last.pt", autoencoder(), 1)
     save_state(tmp_path / "new/folder/last.pt", autoencoder(), 1)
     assert read_state(tmp_path / "new/folder/last.pt")["iteration"] == 1
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_loss_that_is_not_finite_ends_training_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    stage = autoencoder()
+    own = stage.step
+
+    def step(t: int, clean: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return own(t, clean, generator) | ({"pixel": torch.tensor(math.nan)} if t == 4 else {})
+
+    monkeypatch.setattr(stage, "step", step)
+    with pytest.raises(CFRestoreError, match="not finite at iteration 4"):
+        train(stage, sampler(), tmp_path, Schedule(log_every, save_every=2), print)
+    assert read_state(tmp_path / "last.pt")["iteration"] == 2
 
 
 def test_shards_of_a_checkpoint_resume_like_the_whole(tmp_path: Path) -> None:
