@@ -1,4 +1,4 @@
-"""What is asked for, word by word, to the pictures that it stands for."""
+"""Finds the pictures that each input stands for."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def find_pictures(
 
     Args:
         word: a file, which may be absent, or a folder; if it is a str, also `-`, or a pattern
-            with *, ? or [ that names nothing itself; ** goes through folders.
+            with *, ? or [ that names no existing file; ** goes through folders.
         recursive: folders with their sub-folders, each once, links among them followed.
         without: a folder of results, not to be searched.
-        skipped: called with each other folder that is not searched because it is called as one of
-            KEPT, which somebody may have called so who never ran this.
+        skipped: called with each other folder that is not searched because it is named like one
+            of KEPT; a user may have chosen that name independently.
     Raises:
-        OSError: the folder cannot be looked at. A sub-folder of which that is true stands among
-            the pictures, so that it fails alone.
-        ConfigError: the pattern is none.
+        OSError: the folder is unreadable. An unreadable sub-folder is listed among the pictures,
+            so that it alone fails.
+        ConfigError: the pattern is invalid.
     """
     if word == "-":
         return (FoundPicture(Stream.STDIN),)
@@ -112,9 +112,9 @@ def has_deeper(folder: Path) -> bool:
 
 
 def rooted(pictures: Sequence[FoundPicture]) -> tuple[FoundPicture, ...]:
-    """The same, those that were named themselves below the folder that they have in common.
+    """The same pictures; those named directly get the folder that they have in common as root.
 
-    There is none for relative names among absolute ones, or where .. leads out of it again.
+    There is none if relative names are mixed with absolute ones, or if .. leads out of it again.
     """
     parents = [p.source.parent for p in pictures if p.root is None and isinstance(p.source, Path)]
     try:
@@ -161,7 +161,7 @@ def _walk(
     without: Path | None = None,
     skipped: Callable[[Path], object] = lambda folder: None,
 ) -> Iterator[list[Path]]:
-    """The pictures of a folder, then of each one below it, or that one if it cannot be looked at.
+    """The pictures of a folder, then of each folder below it, or that folder if it is unreadable.
 
     Each folder comes once, however many links lead there.
     """

@@ -20,7 +20,7 @@ def locate(name: str) -> Path | None:
 
     A file is read in full once, and again when its size or time have changed. Where no SHA-256 is
     on record, the first one seen is pinned. Last, the user's cache of the Hugging Face hub is
-    looked into; what has another SHA-256 there is none of ours.
+    searched; files there with another SHA-256 are ignored.
 
     Raises:
         ConfigError: the table has no such name.
