@@ -133,7 +133,9 @@ def test_sharpness_falls_with_blur(judge: Judge) -> None:
     ]
     assert 1 > shares[0] > shares[1] > shares[2] > 0  # type: ignore[operator]
     assert judge.measure(clean, look)["sharpness"] == 1
-    assert gradient(np.full((64, 64, 3), 9, np.uint8)) == 0
+    flat = np.full((64, 64, 3), 9, np.uint8)
+    assert gradient(flat) == 0
+    assert judge.measure(clean, judge.look(flat))["sharpness"] is None
     ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
     assert gradient(ramp) == pytest.approx(8)  # Sobel's weights of a slope of 1
 
@@ -152,6 +154,12 @@ def test_frechet_distance_has_its_closed_form_for_axes_in_common() -> None:
     assert frechet_distance(a, b) == pytest.approx(expected)
     assert frechet_distance(b, a) == pytest.approx(expected)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_statistics_are_the_mean_and_the_unbiased_covariance() -> None:
+    statistics = Statistics.of([np.array([0.0, 1.0]), np.array([2.0, 5.0])])
+    np.testing.assert_allclose(statistics.mean, [1, 3])
+    np.testing.assert_allclose(statistics.covariance, [[2, 4], [4, 8]])
 
 
 def test_frechet_distance_is_that_of_scipy_for_any_axes() -> None:

@@ -199,6 +199,21 @@ def step(stage: Stage, t: int) -> dict[str, Tensor]:
 # --- recipes -------------------------------------------------------------------------------------
 
 
+def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    how = Optimisation(iterations=100, batch_size=1, learning_rate=1.0, final_learning_rate=0.2)
+    assert [how.rate(t) for t in (1, 51, 101, 200)] == pytest.approx([1, 0.6, 0.2, 0.2])
+    warm = replace(how, final_learning_rate=None, warm_up=10)
+    assert [warm.rate(t) for t in (1, 5, 10, 11)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert warm.pace(5) == pytest.approx(0.5)
+
+
+def test_averaged_weights_follow_faster_at_first() -> None:
+    how = Optimisation(100, 1, 1.0, ema_decay=0.9)
+    assert [how.decay(t) for t in (1, 1000)] == [0.9, 0.9]
+    warm = replace(how, ema_warm_up=True)
+    assert [warm.decay(t) for t in (1, 1000)] == pytest.approx([2 / 11, 0.9])
+
+
 def test_published_recipes_hold_the_published_numbers() -> None:
     one, two, three = AUTOENCODER["published"], CODES["published"], FUSION["published"]
     assert one.optimisation.rate(1) == 7e-5
