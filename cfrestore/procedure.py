@@ -1,4 +1,4 @@
-"""A task in three steps, so that faces of several photographs can be painted together."""
+"""A task in three steps, so that faces of several photographs can share a batch."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from cfrestore.image import Photo
 
 PaintedFace: TypeAlias = RestoredFace | FailedFace
-"""What the network makes of one aligned face."""
+"""The result for one aligned face."""
 
 Result: TypeAlias = PaintedFace | SkippedFace
-"""What becomes of one detected face."""
+"""The result for one detected face."""
 
 
 @dataclass(frozen=True, eq=False)
 class Restoration:
-    """What became of one photograph.
+    """The result for one photograph.
 
     Attributes:
         photo: the result, with the input's metadata, alpha and bit depth.
         faces: one value per detected face, in the detector's order; empty if there was none.
         missing: indices of Options.faces that no detected face has.
-        remarks: what else was asked for but not done, each half a sentence.
+        remarks: what else was requested but not done, each half a sentence.
         samples: the additional results, see Options.samples.
     """
 

@@ -1,4 +1,4 @@
-"""What an evaluation was asked, and what is said of it: a record, a table, faces side by side."""
+"""The arguments of an evaluation, and its output: a record, a table, faces side by side."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow")
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """What decides the figures, as it was said."""
+    """The arguments that decide the figures."""
 
     restored: Path | None
     reference: Path | None
@@ -139,7 +139,7 @@ def show(record: Mapping[str, Any], console: Console) -> None:
     side = f" of {protocol['side']} px" if protocol["side"] else ""
     seed = "" if protocol["seed"] is None else f", seed {protocol['seed']}"
     console.print(f"{protocol['faces']} faces{side}{seed}, {protocol['device']}")
-    console.width = TABLE_WIDTH  # lines are broken by nobody
+    console.width = TABLE_WIDTH  # no line is wrapped
     console.print(table)
     for metric in METRICS:
         if not facts[metric.name]["computed"]:
