@@ -37,7 +37,7 @@ PACKAGES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 """The package of each backend."""
 
 
-class Painted(NamedTuple):
+class ExportedOutputs(NamedTuple):
     """The outputs of an exported network."""
 
     restored: NDArray[np.float32]  # (B,3,S,S), nominally in [-1, 1]
@@ -91,7 +91,7 @@ class ExportedNetwork:
         self.facts = facts_of(model)
         self.config: CodeFormerConfig = config_of(self.facts, path)
         self._path, self._backend, self._threads = path, backend, threads
-        self._compiled: dict[tuple[bool, int], Callable[[Mapping[str, Any]], Painted]] = {}
+        self._compiled: dict[tuple[bool, int], Callable[[Mapping[str, Any]], ExportedOutputs]] = {}
 
     def check(self, match_statistics: bool) -> None:
         """Raises ConfigError if latent AdaIN is wanted but not part of the graph, or vice versa."""
@@ -111,7 +111,7 @@ class ExportedNetwork:
         """What the graph paints in: fp32 or int8."""
         return self.facts["precision"]
 
-    def __call__(self, images: NDArray[np.float32], w: float) -> Painted:
+    def __call__(self, images: NDArray[np.float32], w: float) -> ExportedOutputs:
         """Restores faces (B,3,S,S), RGB in [-1, 1]; at w = 0 nothing is fused, as in torch."""
         inputs = {IMAGE: np.ascontiguousarray(images)} | (
             {FIDELITY: np.array(w, np.float32)} if w > 0 else {}
@@ -134,7 +134,7 @@ class ExportedNetwork:
         """Restored images (B,3,S,S) from what `predict_features` returned."""
         return torch.from_numpy(self(quantized.numpy(), w).restored)
 
-    def _compile(self, fuses: bool, batch: int) -> Callable[[Mapping[str, Any]], Painted]:
+    def _compile(self, fuses: bool, batch: int) -> Callable[[Mapping[str, Any]], ExportedOutputs]:
         model: Path | bytes = self._path
         if not fuses:
             graph = export.read(self._path)
@@ -149,7 +149,7 @@ class ExportedNetwork:
 
 def _compile_onnx(
     model: Path | bytes, batch: int, threads: int | None
-) -> Callable[[Mapping[str, Any]], Painted]:
+) -> Callable[[Mapping[str, Any]], ExportedOutputs]:
     onnxruntime = load_package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
@@ -160,12 +160,12 @@ def _compile_onnx(
         options,
         providers=["CPUExecutionProvider"],
     )
-    return lambda inputs: Painted(*session.run([RESTORED, CODES], dict(inputs)))
+    return lambda inputs: ExportedOutputs(*session.run([RESTORED, CODES], dict(inputs)))
 
 
 def _compile_openvino(
     model: Path | bytes, batch: int, threads: int | None
-) -> Callable[[Mapping[str, Any]], Painted]:
+) -> Callable[[Mapping[str, Any]], ExportedOutputs]:
     """Compiles for fixed shapes, because OpenVINO then fuses more."""
     core = _openvino_core()
     graph = core.read_model(model)
@@ -178,9 +178,9 @@ def _compile_openvino(
     }
     compiled = core.compile_model(graph, "CPU", settings)
 
-    def run(inputs: Mapping[str, Any]) -> Painted:
+    def run(inputs: Mapping[str, Any]) -> ExportedOutputs:
         results = compiled(dict(inputs))
-        return Painted(results[RESTORED].copy(), results[CODES].copy())
+        return ExportedOutputs(results[RESTORED].copy(), results[CODES].copy())
 
     return run
 

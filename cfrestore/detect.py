@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
+from cfrestore.files import is_file
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +91,7 @@ def load_detector(
     if name == "auto":
         path = locate("retinaface") or locate("mobilenet")
     elif name not in NAMES:
-        if not Path(name).is_file():
+        if not is_file(Path(name)):
             raise WeightsError(f"detector {name!r} is neither a file nor one of {', '.join(NAMES)}")
         path = name
     elif name != "mtcnn":

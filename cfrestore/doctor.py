@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cfrestore import __version__
 from cfrestore.errors import CFRestoreError, CheckpointError, WeightsError
 from cfrestore.extras import load_package
+from cfrestore.files import exists, is_folder
 from cfrestore.weights import (
     WEIGHT_FILES,
     WeightFile,
@@ -385,20 +386,13 @@ def _folders() -> Iterator[Folder]:
 
 def _folder(purpose: str, path: Path) -> Folder:
     path = path.absolute()
-    there = next(place for place in (path, *path.parents) if _is_there(place))
+    there = next(place for place in (path, *path.parents) if exists(place))
     try:
         free = shutil.disk_usage(there).free
     except OSError:
         free = None
-    writable = there.is_dir() and os.access(there, os.W_OK)
-    return Folder(purpose, str(path), there == path and path.is_dir(), writable, free)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # in a folder that may not be looked into
-        return False
+    writable = is_folder(there) and os.access(there, os.W_OK)
+    return Folder(purpose, str(path), there == path and is_folder(path), writable, free)
 
 
 def _environment() -> dict[str, str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cfrestore import __version__, files
 from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from cfrestore.extras import require
-from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig, adaptive_instance_norm
+from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 from cfrestore.models.vqgan import GroupNorm, Upsample
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ class _Graph(nn.Module):
         """image (B,3,S,S) in [-1, 1] and w () to restored (B,3,S,S) and codes (B,T) int64."""
         latent, skips = self.network.encode(image)
         codes = self.network.choose(self.network.predict_codes(latent))
-        quantized = self.network.lookup(codes)
-        if self.match_statistics:
-            quantized = adaptive_instance_norm(quantized, latent)
+        quantized = self.network.quantized(codes, latent, self.match_statistics)
         return self.network.decode(quantized, skips, w), codes
 
 
@@ -158,7 +156,7 @@ def config_of(facts: Mapping[str, str], path: Path) -> CodeFormerConfig:
         if int(facts["layout"]) > LAYOUT:
             raise CheckpointError(f"{path} was exported by a later cfrestore, {facts['cfrestore']}")
         return CodeFormerConfig.from_json(facts["config"])
-    except (KeyError, ValueError, TypeError, ConfigError) as error:
+    except (KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} was not exported by cfrestore: {error!r}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -13,20 +14,34 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def exists(path: Path) -> bool:
+    """Whether a file or folder is there; unlike pathlib, false if the system does not say."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there, likewise."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, likewise."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, hexadecimal; raises OSError if it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def plain(path: Path) -> Path:
     """The path, without .. if its folder is missing, since making that would change its meaning."""
-    missing = ".." in path.parts and not path.parent.exists()
+    missing = ".." in path.parts and not exists(path.parent)
     return Path(os.path.realpath(path)) if missing else path
-
-
-def is_there(path: Path) -> bool:
-    """Whether a path names something; one that is too long for the system names nothing."""
-    try:
-        return path.exists()
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return False
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from cfrestore.network import choose_execution, choose_model, open_network
 from cfrestore.options import Options
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
-from cfrestore.procedure import Painted, Prepared, Procedure, Restoration, Result
+from cfrestore.procedure import PaintedFace, Prepared, Procedure, Restoration, Result
 from cfrestore.restore import FailedFace, Painter, RestoredFace, corrected
 from cfrestore.select import SkippedFace, missing_faces, select_faces
 from cfrestore.show import draw_frames
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from cfrestore.image import Photo, Pixels
     from cfrestore.network import Network
 
-Found: TypeAlias = AlignedFace | FailedFace | SkippedFace
+Candidate: TypeAlias = AlignedFace | FailedFace | SkippedFace
 """One detected face before anything is painted."""
 
 NOTHING_TO_FILL = "with nothing to fill"
 
-Outcome = TypeVar("Outcome", bound=Found | Painted)
+Value = TypeVar("Value", bound=Candidate | PaintedFace)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +228,7 @@ class Pipeline:
         options: Options,
         *,
         paste: Callable[[Sequence[RestoredFace]], Pixels],
-        choose: Callable[[Sequence[AlignedFace]], Sequence[Found]] = tuple,
+        choose: Callable[[Sequence[AlignedFace]], Sequence[Candidate]] = tuple,
         correct: Callable[[RestoredFace], RestoredFace] = lambda face: face,
         gray_stays: bool = True,
     ) -> Prepared:
@@ -257,7 +257,7 @@ class Pipeline:
                 result = draw_frames(result, drawn, scale=options.upscale)
             return photo.with_pixels(result)
 
-        def finish(painted: Sequence[Painted]) -> Restoration:
+        def finish(painted: Sequence[PaintedFace]) -> Restoration:
             new = [face for face in painted if isinstance(face, RestoredFace)]
             samples = tuple(
                 complete([correct(replace(face, crop=face.samples[n])) for face in new])
@@ -285,7 +285,7 @@ class Pipeline:
                 return resize(shown, self.crop_size, self.crop_size) > 0
             return cut_crop(shown, face.to_crop, self.crop_size, border=(0,)) > 0
 
-        def choose(aligned: Sequence[AlignedFace]) -> Sequence[Found]:
+        def choose(aligned: Sequence[AlignedFace]) -> Sequence[Candidate]:
             owners = set(np.unique(share_holes(holes, aligned)))
             return [
                 replace(face, crop=blank(face.crop, gap_of(face)))
@@ -308,7 +308,7 @@ class Pipeline:
 
         prepared = self._prepare(photo, options, paste=paste, choose=choose, correct=correct)
 
-        def finish(painted: Sequence[Painted]) -> Restoration:
+        def finish(painted: Sequence[PaintedFace]) -> Restoration:
             result = prepared.finish(painted)
             filled = share_holes(holes, [face.aligned for face in result.restored]) >= 0
             return replace(result, remarks=_unfilled(int(holes.sum()), int(filled.sum())))
@@ -423,8 +423,8 @@ def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
 
 
 def _each(
-    faces: Sequence[Found], apply: Callable[[Sequence[AlignedFace]], Sequence[Outcome]]
-) -> tuple[Outcome | FailedFace | SkippedFace, ...]:
+    faces: Sequence[Candidate], apply: Callable[[Sequence[AlignedFace]], Sequence[Value]]
+) -> tuple[Value | FailedFace | SkippedFace, ...]:
     """Applies a function to the aligned faces; the others stay in their places as they are."""
     outcomes = iter(apply([face for face in faces if isinstance(face, AlignedFace)]))
     return tuple(next(outcomes) if isinstance(face, AlignedFace) else face for face in faces)
@@ -442,8 +442,8 @@ def _unfilled(wanted: int, filled: int) -> tuple[str, ...]:
 
 def _align(
     pixels: NDArray[np.uint8], faces: Sequence[Face | SkippedFace], size: int
-) -> list[Found]:
-    aligned: list[Found] = []
+) -> list[Candidate]:
+    aligned: list[Candidate] = []
     for face in faces:
         if isinstance(face, SkippedFace):
             aligned.append(face)

@@ -1,4 +1,4 @@
-"""A task in three steps, so that faces of several photographs can be painted together."""
+"""A task in three steps, so that faces of several photographs can share a batch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from cfrestore.select import SkippedFace
 if TYPE_CHECKING:
     from cfrestore.align import AlignedFace
 
-Painted: TypeAlias = RestoredFace | FailedFace
-"""What the network makes of one aligned face."""
+PaintedFace: TypeAlias = RestoredFace | FailedFace
+"""The result for one aligned face."""
 
-Result: TypeAlias = Painted | SkippedFace
-"""What becomes of one detected face."""
+Result: TypeAlias = PaintedFace | SkippedFace
+"""The result for one detected face."""
 
 
 @dataclass(frozen=True, eq=False)
 class Restoration:
-    """What became of one photograph.
+    """The result for one photograph.
 
     Attributes:
         photo: the result, with the input's metadata, alpha and bit depth.
         faces: one value per detected face, in the detector's order; empty if there was none.
         missing: indices of Options.faces that no detected face has.
-        remarks: what else was asked for but not done, each half a sentence.
+        remarks: what else was requested but not done, each half a sentence.
         samples: the additional results, see Options.samples.
     """
 
@@ -70,7 +70,7 @@ class Prepared:
     """
 
     faces: tuple[AlignedFace, ...]
-    finish: Callable[[Sequence[Painted]], Restoration]
+    finish: Callable[[Sequence[PaintedFace]], Restoration]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Procedure:
     """
 
     prepare: Callable[[Photo], Prepared]
-    paint: Callable[[Sequence[AlignedFace]], Sequence[Painted]]
+    paint: Callable[[Sequence[AlignedFace]], Sequence[PaintedFace]]
     batch_size: int = 1
     upscale: int = 1
     settings: Mapping[str, object] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from cfrestore.backends import ExportedNetwork
 from cfrestore.errors import CheckpointError, ConfigError, ImageError
 from cfrestore.export import FIDELITY, IMAGE, PAINTING
 from cfrestore.extras import require
+from cfrestore.files import is_folder
 from cfrestore.image import pictures_in, read_photo, resize, to_uint8
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.train.config import LARGE, SMALL
@@ -86,7 +87,7 @@ def read_faces(folder: Path, side: int, most: int = MOST_FACES) -> NDArray[np.fl
 
 
 def _read(folder: Path) -> Iterator[NDArray[np.uint8]]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConfigError(f"{folder} is no folder of faces")
     for path in pictures_in(folder, below=False):
         try:
@@ -114,11 +115,11 @@ def quantize(
     require("onnxruntime", extra="onnx")
     facts = export.facts_of(model)
     seen, held_out = faces[0::2], faces[1::2]
-    exact_ones = choose_exact(look_at(network, seen, facts["match_statistics"] == "true"))
+    convolutions = watch_convolutions(network, seen, facts["match_statistics"] == "true")
     with tempfile.TemporaryDirectory() as folder:
         exact, rounded = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         export.write(model, exact)
-        _quantize(model, exact, rounded, seen, exact_ones)
+        _quantize(model, exact, rounded, seen, choose_exact(convolutions))
         agreement = _compare(exact, rounded, held_out, backend)
         result = export.read(rounded)
     facts |= {"precision": "int8", "psnr": f"{agreement.psnr:.2f}", "faces": str(agreement.faces)}
@@ -151,7 +152,7 @@ class Convolution:
         return ((self.most - self.least) / 255) ** 2 / 12 * self.squared_slope
 
 
-def look_at(
+def watch_convolutions(
     network: CodeFormer, faces: NDArray[np.float32], match_statistics: bool
 ) -> dict[str, Convolution]:
     """The convolutions that paint, by the names of their weights in the exported graph.
@@ -210,7 +211,7 @@ def choose_exact(
     """The names of those that stay in float32: those that save most error per multiply-add.
 
     Args:
-        convolutions: from `look_at`.
+        convolutions: from `watch_convolutions`.
         share: largest share of all multiply-adds that they may have.
     """
     left = share * sum(convolution.operations for convolution in convolutions.values())

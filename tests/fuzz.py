@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cfrestore.errors import ImageError
 from cfrestore.image import FORMATS, Photo, read_photo, write_photo
-from cfrestore.image.heif import what_lacks
+from cfrestore.image.heif import missing_codec
 
 PIXELS = 1_000_000
 SECONDS = 20
@@ -76,7 +76,7 @@ def kinds() -> list[bytes]:
     files += [save(image.convert("RGB"), "GIF", save_all=True, append_images=[second()])]
     files += [save(image.convert(mode), "PPM") for mode in ("1", "L", "RGB")]
     files += [b"P3 2 2 255 1 2 3 4 5 6 7 8 9 10 11 12\n", b"P1\n3 2\n1 0 1\n0 1 0\n"]
-    if what_lacks("AVIF") is None:
+    if missing_codec("AVIF") is None:
         files += [save(image, "AVIF", **settings) for settings in ({}, extras)]
     deep = colours.astype(np.uint16) * 257
     gray = np.repeat(deep[..., :1], 3, axis=2)
@@ -85,7 +85,7 @@ def kinds() -> list[bytes]:
         Photo(gray, gray=True, dpi=(300, 300), photoshop=b"8BIM\4\4\0\0\0\0\0\4Oma "),
     ):
         for format in FORMATS:
-            if what_lacks(format) is None:
+            if missing_codec(format) is None:
                 buffer = io.BytesIO()
                 write_photo(photo, buffer, format=format)
                 files.append(buffer.getvalue())

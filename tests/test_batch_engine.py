@@ -27,7 +27,7 @@ from cfrestore.errors import ConfigError, ImageError
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.options import Options, parse_batch_size
 from cfrestore.pipeline import Pipeline
-from cfrestore.procedure import Painted, Prepared, Procedure, Restoration
+from cfrestore.procedure import PaintedFace, Prepared, Procedure, Restoration
 from cfrestore.restore import Painter, RestoredFace
 from cfrestore.weights import load_codeformer, shipped
 
@@ -69,7 +69,7 @@ class Painting:
                 own = aligned(next(counts))
             return Prepared(own, lambda painted: Restoration(photo, tuple(painted)))
 
-        def painted(faces: Sequence[AlignedFace]) -> Sequence[Painted]:
+        def painted(faces: Sequence[AlignedFace]) -> Sequence[PaintedFace]:
             self.batches.append(len(faces))
             paint(faces)
             return [RestoredFace(face.crop, face, 0.5) for face in faces]

@@ -436,6 +436,48 @@ def test_words_that_make_no_sense_are_refused_before_work(cfrestore_: Command, w
     assert sorted(Path().iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("LONG", 1),
+        ("a.png -o LONG", 1),
+        ("a.png --model LONG", 4),
+        ("a.png --config LONG", 2),
+        ("--files-from LONG", 2),
+        ("degrade LONG out.png", 1),
+        ("degrade a.png LONG", 1),
+        ("degrade a.png out.png --json LONG", 2),
+        ("eval LONG", 1),
+        ("eval a.png --reference LONG", 1),
+        ("eval a.png --json LONG", 2),
+        ("export LONG.onnx --model compact", 2),
+        ("sample --prior LONG -o out.png", 4),
+        ("sample --prior a.png -o LONG", 2),
+        ("weights convert LONG out.safetensors", 4),
+        ("weights convert compact.safetensors LONG.safetensors", 2),
+        ("train autoencoder --output out --data LONG", 1),
+        ("train codes --output out --data . --autoencoder LONG", 4),
+        ("train export LONG out.safetensors", 4),
+    ],
+)
+def test_names_longer_than_the_system_allows_are_one_sentence(
+    cfrestore_: Command, words: str, code: int
+) -> None:
+    make("a.png")
+    result = cfrestore_(*words.replace("LONG", "x" * 300).split())
+    assert result.code == code
+    assert "error: " in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_settings_folder_that_cannot_be_looked_into_holds_no_settings(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a.png")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "x" * 300)
+    assert cfrestore_("a.png", "--dry-run").code == 0
+
+
 def test_results_are_replaced_only_on_demand(cfrestore_: Command) -> None:
     make("a.png")
     Path("a.restored.png").write_text("precious")

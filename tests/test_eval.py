@@ -44,8 +44,8 @@ from cfrestore.evaluate.networks import (
     DROPPED,
     Landmarks,
     load_arcface,
+    load_distance,
     load_inception,
-    load_lpips,
     load_niqe,
 )
 from cfrestore.image import Photo, from_tensor, read_photo, to_tensor, write_photo
@@ -133,7 +133,9 @@ def test_sharpness_falls_with_blur(judge: Judge) -> None:
     ]
     assert 1 > shares[0] > shares[1] > shares[2] > 0  # type: ignore[operator]
     assert judge.measure(clean, look)["sharpness"] == 1
-    assert gradient(np.full((64, 64, 3), 9, np.uint8)) == 0
+    flat = np.full((64, 64, 3), 9, np.uint8)
+    assert gradient(flat) == 0
+    assert judge.measure(clean, judge.look(flat))["sharpness"] is None
     ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
     assert gradient(ramp) == pytest.approx(8)  # Sobel's weights of a slope of 1
 
@@ -152,6 +154,12 @@ def test_frechet_distance_has_its_closed_form_for_axes_in_common() -> None:
     assert frechet_distance(a, b) == pytest.approx(expected)
     assert frechet_distance(b, a) == pytest.approx(expected)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_statistics_are_the_mean_and_the_unbiased_covariance() -> None:
+    statistics = Statistics.of([np.array([0.0, 1.0]), np.array([2.0, 5.0])])
+    np.testing.assert_allclose(statistics.mean, [1, 3])
+    np.testing.assert_allclose(statistics.covariance, [[2, 4], [4, 8]])
 
 
 def test_frechet_distance_is_that_of_scipy_for_any_axes() -> None:
@@ -228,7 +236,7 @@ def vgg(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_lpips_sums_calibrated_differences_once_normalised(tmp_path: Path) -> None:
     features, calibration = vgg(tmp_path)
-    distance = load_lpips(features, calibration, CPU)
+    distance = load_distance(features, calibration, CPU)
     clean = picture(32, 32)
     face = noisy(clean, 20)
     assert distance(clean, clean) == 0
@@ -250,7 +258,7 @@ def test_lpips_sums_calibrated_differences_once_normalised(tmp_path: Path) -> No
         expected += ((a - b).square() * lines[f"lin{stage}.model.1.weight"][0]).sum(0).mean().item()
     assert distance(face, clean) == pytest.approx(expected, rel=1e-4)
     with pytest.raises(CheckpointError, match="not VGG-16"):
-        load_lpips(calibration, features, CPU)
+        load_distance(calibration, features, CPU)
 
 
 def arcface(tmp_path: Path) -> Path:

@@ -250,7 +250,7 @@ def test_int8_changes_what_paints_and_no_codes(folder: Path, network: CodeFormer
     assert kernels
     assert all(name.startswith(export.PAINTING) for name in kernels)
     assert export.facts_of(graph)["precision"] == "fp32"
-    looked_at = quantize.look_at(network, faces(network, 8)[0::2], True)
+    looked_at = quantize.watch_convolutions(network, faces(network, 8)[0::2], True)
     exact = quantize.choose_exact(looked_at)
     assert exact
     assert {name.removesuffix("_quantized") for name in kernels} == set(looked_at) - exact
@@ -258,7 +258,7 @@ def test_int8_changes_what_paints_and_no_codes(folder: Path, network: CodeFormer
 
 def test_the_error_of_rounding_an_input_is_foreseen(network: CodeFormer) -> None:
     images = faces(network, 3)
-    found = quantize.look_at(network, images, True)
+    found = quantize.watch_convolutions(network, images, True)
     network = export.for_runtimes(network)
     last = f"generator.blocks.{len(network.generator.blocks) - 1}"
     for name in (last, "generator.blocks.1.conv2", "fuse_convs_dict.16.shift.2"):
@@ -281,7 +281,7 @@ def test_the_error_of_rounding_an_input_is_foreseen(network: CodeFormer) -> None
 
 def test_looking_at_a_network_leaves_it_as_it_is(network: CodeFormer) -> None:
     before = [len(module._forward_pre_hooks) for module in network.modules()]
-    quantize.look_at(network, faces(network, 1), True)
+    quantize.watch_convolutions(network, faces(network, 1), True)
     assert [len(module._forward_pre_hooks) for module in network.modules()] == before
     assert all(value.grad is None for value in network.parameters())
 

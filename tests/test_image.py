@@ -39,7 +39,7 @@ from cfrestore.image import (
     to_uint8,
     write_photo,
 )
-from cfrestore.image.heif import what_lacks
+from cfrestore.image.heif import missing_codec
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = (
@@ -48,7 +48,7 @@ XMP = (
 )
 UPRIGHT = XMP.replace(b'"6"', b'"1"')
 LOSSLESS = ("PNG", "TIFF", "BMP", "PPM", "WEBP")
-READABLE = tuple(format for format in FORMATS if what_lacks(format) is None)
+READABLE = tuple(format for format in FORMATS if missing_codec(format) is None)
 PLAIN = tuple(format for format in FORMATS if format not in ("AVIF", "HEIF"))
 needs_avif = pytest.mark.skipif("AVIF" not in READABLE, reason="this Pillow has no AVIF")
 needs_heif = pytest.mark.skipif("HEIF" not in READABLE, reason="pillow-heif is not installed")
@@ -304,8 +304,8 @@ def test_gif_holds_only_full_transparency() -> None:
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].alpha])
 def test_gray_keeps_its_transparency(format: str) -> None:
-    if what_lacks(format):
-        pytest.skip(f"{format} needs {what_lacks(format)}")
+    if missing_codec(format):
+        pytest.skip(f"{format} needs {missing_codec(format)}")
     gray = np.arange(32 * 64).reshape(32, 64).astype(np.uint8)  # all there are
     alpha = np.full(gray.shape, 255, np.uint8)
     alpha[:3] = 0

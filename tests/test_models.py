@@ -355,6 +355,9 @@ def test_config_survives_json_and_names_unknown_keys() -> None:
         CodeFormerConfig.from_json('{"layer": 3}')
     with pytest.raises(ConfigError, match="not JSON"):
         CodeFormerConfig.from_json("{")
+    for text in ('{"width": "wide"}', '{"heads": 0}', '{"autoencoder": 5}'):
+        with pytest.raises(ConfigError, match="does not fit"):
+            CodeFormerConfig.from_json(text)
 
 
 def test_config_refuses_what_does_not_fit() -> None:

@@ -185,7 +185,7 @@ def test_the_published_order_of_columns_is_shifted_by_one() -> None:
     assert len(detect._to_faces(boxes, scores, tilted[None].astype(np.float32))) == 1
 
 
-@pytest.mark.parametrize("name", ["YOLOv5l", "YOLOv5n", "dlib"])
+@pytest.mark.parametrize("name", ["YOLOv5l", "YOLOv5n", "dlib", "x" * 300])
 def test_detectors_that_are_not_offered_are_refused(name: str) -> None:
     with pytest.raises(WeightsError, match=f"'{name}' is neither a file nor one of auto, "):
         load_detector(name)

@@ -202,8 +202,17 @@ def test_temperature_and_top_k() -> None:
     assert shares(top_k=1) == [1, 0, 0, 0]
 
 
+NO_HEADS = '{"kind": "transformer", "heads": 0}'
+
+
 def test_configurations_survive_storing() -> None:
     assert PriorConfig.from_json(PIXELCNN.to_json()) == PIXELCNN
-    for text in ("no json", '{"kind": "nonsense"}', '{"kind": "pixelcnn", "depth": 3}', "[1]"):
+    for text in (
+        "no json",
+        '{"kind": "nonsense"}',
+        '{"kind": "pixelcnn", "depth": 3}',
+        "[1]",
+        NO_HEADS,
+    ):
         with pytest.raises(ConfigError):
             PriorConfig.from_json(text)

@@ -70,9 +70,10 @@ def test_a_file_that_is_no_prior_of_this_network_is_refused(tmp_path: Path) -> N
     network = save_network(tmp_path / "b", small_network())
     with pytest.raises(CheckpointError, match="no prior"):
         load_prior(network, codebook)
-    save_prior(tmp_path / "c", prior="{}")
-    with pytest.raises(CheckpointError, match="describes no prior"):
-        load_prior(tmp_path / "c", codebook)
+    for broken in ("{}", '{"kind": "pixelcnn", "width": "wide"}'):
+        save_prior(tmp_path / "c", prior=broken)
+        with pytest.raises(CheckpointError, match="describes no prior"):
+            load_prior(tmp_path / "c", codebook)
 
 
 def test_the_command(cfrestore_: Command) -> None:

@@ -9,7 +9,7 @@ import zlib
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cfrestore import recognise
 from cfrestore.errors import (
+    CFRestoreError,
     CheckpointError,
     ConfigError,
     ImageError,
@@ -36,11 +37,7 @@ from cfrestore.train import losses
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.command import _parser, _recipe, main
 from cfrestore.train.config import (
-    AUTOENCODER,
-    CODES,
-    FUSION,
     LARGE,
-    PRESETS,
     SMALL,
     Adversary,
     Augmentation,
@@ -55,7 +52,6 @@ from cfrestore.train.config import (
     Phase,
     PolishRecipe,
     Sharpening,
-    recipe,
     with_iterations,
 )
 from cfrestore.train.critic import Critic
@@ -73,6 +69,7 @@ from cfrestore.train.loop import (
 )
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, IdentityDistance, build_perceptual
 from cfrestore.train.polish import Polish, eye_map
+from cfrestore.train.presets import AUTOENCODER, CODES, FUSION, PRESETS, recipe
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
 
 CPU = torch.device("cpu")
@@ -200,6 +197,21 @@ def step(stage: Stage, t: int) -> dict[str, Tensor]:
 
 
 # --- recipes -------------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    how = Optimisation(iterations=100, batch_size=1, learning_rate=1.0, final_learning_rate=0.2)
+    assert [how.rate(t) for t in (1, 51, 101, 200)] == pytest.approx([1, 0.6, 0.2, 0.2])
+    warm = replace(how, final_learning_rate=None, warm_up=10)
+    assert [warm.rate(t) for t in (1, 5, 10, 11)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert warm.pace(5) == pytest.approx(0.5)
+
+
+def test_averaged_weights_follow_faster_at_first() -> None:
+    how = Optimisation(100, 1, 1.0, ema_decay=0.9)
+    assert [how.decay(t) for t in (1, 1000)] == [0.9, 0.9]
+    warm = replace(how, ema_warm_up=True)
+    assert [warm.decay(t) for t in (1, 1000)] == pytest.approx([2 / 11, 0.9])
 
 
 def test_published_recipes_hold_the_published_numbers() -> None:
@@ -344,6 +356,16 @@ def test_a_missing_perceptual_file_is_said() -> None:
         build_perceptual(Perceptual("retinaface"), Path("nowhere.pth"), None, None)
 
 
+@pytest.mark.parametrize("kind", ["retinaface", "lpips"])
+def test_another_file_than_the_perceptual_one_is_refused(
+    kind: Literal["retinaface", "lpips"], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pth"
+    torch.save({"body.stage1.0.0.weight": torch.zeros(8, 3, 5, 5)}, other)
+    with pytest.raises(CheckpointError, match=r"other\.pth"):
+        build_perceptual(Perceptual(kind), other, other, other)
+
+
 # --- codebook ------------------------------------------------------------------------------------
 
 
@@ -401,7 +423,7 @@ def test_faces_come_from_folders(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no pictures"):
         load_faces([tmp_path / "empty"], 32, CPU)
     (tmp_path / "bad.tar").write_bytes(b"not a tar file")
-    with pytest.raises(ImageError, match="bad.tar"):
+    with pytest.raises(ImageError, match=r"bad\.tar is neither a folder nor a tar file$"):
         load_faces([tmp_path / "bad.tar"], 32, CPU)
     (tmp_path / "sub/y.png").write_bytes(png.tobytes()[:40])
     with pytest.raises(ImageError, match="y.png"):
@@ -791,6 +813,36 @@ def test_a_run_leaves_log_samples_and_checkpoint(tmp_path: Path) -> None:
     assert sheet.shape == (8 * 32, 2 * 32, 3)
 
 
+def test_a_log_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"log\.jsonl cannot be written: "):
+        train(autoencoder(), sampler(), tmp_path, Schedule(log_every=1), print)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"last\.pt cannot be written: "):
+        save_state(tmp_path / "file/last.pt", autoencoder(), 1)
+    save_state(tmp_path / "new/folder/last.pt", autoencoder(), 1)
+    assert read_state(tmp_path / "new/folder/last.pt")["iteration"] == 1
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_loss_that_is_not_finite_ends_training_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    stage = autoencoder()
+    own = stage.step
+
+    def step(t: int, clean: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return own(t, clean, generator) | ({"pixel": torch.tensor(math.nan)} if t == 4 else {})
+
+    monkeypatch.setattr(stage, "step", step)
+    with pytest.raises(CFRestoreError, match="not finite at iteration 4"):
+        train(stage, sampler(), tmp_path, Schedule(log_every, save_every=2), print)
+    assert read_state(tmp_path / "last.pt")["iteration"] == 2
+
+
 def test_shards_of_a_checkpoint_resume_like_the_whole(tmp_path: Path) -> None:
     stage = autoencoder()
     save_state(tmp_path / "last.pt", stage, 4, shard_mb=1)
@@ -843,6 +895,9 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: P
         load_state(path, autoencoder())
     with pytest.raises(CheckpointError, match="stage codes"):
         load_state(stage_two, autoencoder())
+    torch.save({"iteration": 4, "params_ema": {}}, path)  # of other software
+    with pytest.raises(CheckpointError, match="no training checkpoint"):
+        load_state(path, autoencoder())
     other = replace(MODEL, layers=3)
     with pytest.raises(CheckpointError, match="not the CodeFormer"):
         Fusion(FusionRecipe(other, HOW, (Phase(6),)), stage_two, stage_two, None, CPU)

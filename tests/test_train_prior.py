@@ -17,8 +17,9 @@ from cfrestore.models.prior import PriorConfig
 from cfrestore.train import checkpoint
 from cfrestore.train.codes import CodeMaps, CodeSampler, load_codes
 from cfrestore.train.command import main
-from cfrestore.train.config import PRIOR, Augmentation, Optimisation, PriorRecipe, with_iterations
+from cfrestore.train.config import Augmentation, Optimisation, PriorRecipe, with_iterations
 from cfrestore.train.loop import End, Schedule, read_state, save_state, train
+from cfrestore.train.presets import PRIOR
 from cfrestore.train.prior import CodePrior, unigram_bits
 from cfrestore.train.teacher import Teacher
 

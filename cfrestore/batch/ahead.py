@@ -1,4 +1,4 @@
-"""Work done in threads ahead of the one who waits for it, in order and within bounds."""
+"""Work done in threads ahead of its consumer, in order and within bounds."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def ahead(
     weight: int,
     prompt: bool = False,
 ) -> Iterator[Done]:
-    """What work makes of the items, in their order.
+    """Maps work over the items, in order.
 
-    Items are taken, in the caller's thread, while no more than count of them, and no more than
-    that weight, are being worked on or wait to be taken over. One that alone is too heavy is worked
-    on alone.
+    Items are taken in the caller's thread, as long as at most `count` of them, with at most that
+    total weight, are in progress or wait to be consumed. An item heavier than that is processed on
+    its own.
 
     Args:
-        pool: does the work; None: the caller's thread does it, one item at a time.
-        work: whatever it raises ends everything.
-        items: where they take long to come, results should be prompt.
+        pool: runs the work; None: the caller's thread does, one item at a time.
+        work: anything it raises ends the iteration.
         weigh: weight of an item.
         count, weight: the bounds.
-        prompt: results are handed over once they are known, not only when no more items fit.
+        prompt: yield results as soon as they are known, not only when no more items fit; for items
+            that arrive slowly.
     """
     if pool is None:
         yield from map(work, items)

@@ -1,13 +1,13 @@
-"""Jobs done on a Ray cluster, by the same desk and workshop as on one machine.
+"""Runs jobs on a Ray cluster, with the same PictureIO and FaceProcessor as on one machine.
 
     driver: what earlier runs have done   tasks: open   actors: find, paint, paste   tasks: close
 
-Ray Data moves pictures from one to the next, in blocks, and holds back those who are too fast. It
-retries nothing. A block whose worker dies is lost, and its pictures are done again in a second
-pass, each alone, so that the one that kills its worker twice is known, and the others are done.
+Ray Data moves pictures between the stages in blocks and applies back-pressure. It retries nothing.
+If a worker dies, its block is lost; a second pass repeats the pictures one at a time, so that the
+one that kills its worker again is identified and the others succeed.
 
-A result is recorded before it appears, as always, by the worker that writes it, in a file of its
-own, because machines cannot be relied on to append to one; in the end they are made one.
+As always, a result is recorded before it appears. Each worker records in a file of its own, because
+machines cannot be relied on to append to a shared one; at the end these files are merged.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from cfrestore.batch.ahead import ahead
 from cfrestore.batch.drafts import Writer, sweep
 from cfrestore.batch.engine import (
     PIXELS_AHEAD,
-    Desk,
+    FaceProcessor,
     FailureError,
     Opened,
     Pasted,
+    PictureIO,
     Reader,
-    Workshop,
     gathered,
     manifests_of,
 )
@@ -61,22 +61,22 @@ TASK_CORES = 0.5
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """The process is a driver of a cluster.
+    """The context in which this process is the driver of a cluster.
 
     Args:
-        address: auto, host:port or ray://..., of a cluster that runs; None: one is started here,
-            and stopped in the end.
+        address: auto, host:port or ray://..., of a running cluster; None: one is started here and
+            stopped at the end.
     Raises:
         ConfigError: there is no Ray, or no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it remarks on our actors
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it comments on our actors
     require("ray.data", extra="ray")
     import ray
 
     variables = {k: v for k, v in os.environ.items() if k.startswith("CFRESTORE_")}
     local = {} if address else {"include_dashboard": False}
-    address = address or "local"  # without one Ray would look for one that runs
+    address = address or "local"  # else Ray would look for a running cluster
     try:
         ray.init(
             address,
@@ -87,7 +87,7 @@ def connected(address: str | None) -> Iterator[None]:
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"there is no Ray cluster at {address}: {error}") from error
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # lost blocks are told as outcomes
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # lost blocks are reported as outcomes
     try:
         yield
     finally:
@@ -111,9 +111,9 @@ class Staff:
 
 
 def hire(actors: int | None, gpus: float | None, threads: int | None) -> Staff:
-    """The actors that are asked for, or that the cluster has room for.
+    """As many actors as were requested, or as the cluster has room for.
 
-    Half of the cores are theirs, the others are left to the tasks.
+    They get half of the cores; the other half is left to the tasks.
 
     Args:
         actors: None: one for every `gpus` of a GPU there are, or without any, for every two cores.
@@ -176,7 +176,7 @@ def run(
 
     Paths are the same on all machines of the cluster, relative ones from the current folder. Where
     there are URLs among them, see `remote`, what is not is absolute.
-    Close the iterator, or interrupt it, and pictures that are being worked on are given up.
+    If the iterator is closed or interrupted, pictures in progress are given up.
 
     Args:
         jobs: of `plan`, without streams.
@@ -185,9 +185,9 @@ def run(
             and write.
         home: where load is called, if that is another folder than the current one.
     Yields:
-        an outcome per job, in the order in which they come to their ends.
+        an outcome per job, in the order in which they finish.
     Raises:
-        CFRestoreError: what was asked for fits no picture, or an actor has not what it needs.
+        CFRestoreError: the settings suit no picture, or an actor lacks something it needs.
     """
     mark = secrets.token_hex(8)
     apart = any(is_remote(place) for job in jobs for place in (job.source, job.target))
@@ -195,34 +195,34 @@ def run(
     lost: list[Job] = []
     try:
         for alone in (False, True):
-            desk = Desk(read, write, settings, manifests_of(jobs))
+            io = PictureIO(read, write, settings, manifests_of(jobs))
             sweep(lost if alone else jobs)
             waiting: dict[int, Job] = {}
             for index, job in enumerate(lost if alone else jobs):
-                outcome = desk.earlier(job)
+                outcome = io.earlier(job)
                 if outcome is None:
                     waiting[index] = job
                 elif alone:  # recorded by a worker that died before it could say so
                     yield replace(outcome, status="done")
                 else:
                     yield outcome
-            for index, outcome in _pass(waiting, desk, load, staff, place, alone=alone):
+            for index, outcome in _pass(waiting, io, load, staff, place, alone=alone):
                 yield replace(outcome, job=waiting.pop(index))
             lost = list(waiting.values())
             if not lost:
                 return
         for job in lost:
-            text = f"{job.source} was given up: whoever worked on it died, twice"
-            yield desk.failed(job, FailureError("crashed", text))
+            text = f"{job.source} was given up: its worker died twice"
+            yield io.failed(job, FailureError("crashed", text))
         sweep(lost)
     finally:
         for manifest in {job.manifest for job in jobs if job.manifest}:
-            with suppress(OSError):  # what is not collected is read all the same
+            with suppress(OSError):  # separate files are read as well
                 _collect(manifest, f".cfrestore-{mark}-*.jsonl")
 
 
 def _collect(manifest: Path, pattern: str) -> None:
-    """Makes one manifest of those of all workers."""
+    """Merges the manifests of all workers."""
     if not is_remote(manifest):
         return collect(manifest, pattern)
     parts = listed(manifest.parent, pattern)
@@ -238,14 +238,14 @@ def _collect(manifest: Path, pattern: str) -> None:
 
 def _pass(
     jobs: Mapping[int, Job],
-    desk: Desk,
+    io: PictureIO,
     load: Callable[[], Procedure],
     staff: Staff,
     place: _Place,
     *,
     alone: bool,
 ) -> Iterator[tuple[int, Outcome]]:
-    """The outcomes of jobs, by their numbers, but of those whose worker died.
+    """The outcomes of jobs, by their numbers, except those whose worker died.
 
     Args:
         alone: each worker has one picture at a time, and no more are waiting for it.
@@ -257,19 +257,19 @@ def _pass(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
-    rows = [(index, job, _known(desk, job)) for index, job in jobs.items()]
+    rows = [(index, job, _known(io, job)) for index, job in jobs.items()]
     size = 1 if alone else max(1, min(BLOCK, len(rows) // (4 * staff.actors)))
-    office = replace(desk, manifests={})
+    plain_io = replace(io, manifests={})
     task = {"num_cpus": TASK_CORES, "ray_remote_args_fn": lambda: {"max_retries": 0}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of ray_remote_args_fn, see pyproject
         pictures = (
             ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size))
-            .map(_Opening(office, place), **task)
+            .map(_Opening(plain_io, place), **task)
             .map_batches(
                 _Painting,
                 batch_size=None,
-                fn_constructor_args=(office, place, load, staff.threads),
+                fn_constructor_args=(plain_io, place, load, staff.threads),
                 compute=ray.data.ActorPoolStrategy(
                     size=staff.actors, max_tasks_in_flight_per_actor=1 if alone else 2
                 ),
@@ -277,7 +277,7 @@ def _pass(
                 num_gpus=staff.gpus,
                 ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": 0},
             )
-            .map_batches(_Closing(office, place), batch_size=None, **task)
+            .map_batches(_Closing(plain_io, place), batch_size=None, **task)
         )
     for row in pictures.iter_rows():
         index, item = row["item"]
@@ -286,10 +286,10 @@ def _pass(
         yield index, item
 
 
-def _known(desk: Desk, job: Job) -> Mapping[Path, Manifest]:
-    """What of the manifests concerns a job."""
+def _known(io: PictureIO, job: Job) -> Mapping[Path, Manifest]:
+    """The part of the manifests that concerns a job."""
     folder = job.manifest and job.manifest.parent
-    return {folder: desk.manifests[folder].part(job)} if folder else {}
+    return {folder: io.manifests[folder].part(job)} if folder else {}
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ class _Place:
     apart: bool = False
 
     def enter(self) -> None:
-        """Raises ConfigError where the folder is not there and has to be."""
+        """Changes to the folder; raises ConfigError if it is missing and needed."""
         try:
             os.chdir(self.folder)
         except OSError as error:
@@ -350,42 +350,42 @@ class _Place:
 class _Opening:
     """A task that reads."""
 
-    desk: Desk
+    io: PictureIO
     place: _Place
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         index, job, known = row["item"]
-        desk, job = replace(self.desk, manifests=known), self.place.job(job)
+        io, job = replace(self.io, manifests=known), self.place.job(job)
         try:
             with self.place.entered():
-                opened = self._open(desk, job)
+                opened = self._open(io, job)
         except CFRestoreError as error:
             return {"item": (index, known, error)}
         return {"item": (index, known, opened)}
 
-    def _open(self, desk: Desk, job: Job) -> Opened | Outcome:
+    def _open(self, io: PictureIO, job: Job) -> Opened | Outcome:
         if isinstance(job.source, Path) and is_remote(job.source):
             try:
                 fetch(job.source)
             except ImageError as error:
-                return desk.failed(job, FailureError("unreadable", str(error)))
-        return desk.open(job)
+                return io.failed(job, FailureError("unreadable", str(error)))
+        return io.open(job)
 
 
 class _Painting:
     """An actor: a pipeline, and threads that keep it busy within a block."""
 
     def __init__(
-        self, desk: Desk, place: _Place, load: Callable[[], Procedure], threads: int
+        self, io: PictureIO, place: _Place, load: Callable[[], Procedure], threads: int
     ) -> None:
-        self.desk, self.place, self.threads = desk, place, threads
+        self.io, self.place, self.threads = io, place, threads
         self.pool = ThreadPoolExecutor(threads)
-        self.workshop: Workshop | CFRestoreError
+        self.processor: FaceProcessor | CFRestoreError
         try:
             place.enter()
-            self.workshop = Workshop(desk, load())
+            self.processor = FaceProcessor(io, load())
         except CFRestoreError as error:
-            self.workshop = error
+            self.processor = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         rows = list(batch["item"])
@@ -400,26 +400,26 @@ class _Painting:
     def _work(
         self, items: Iterable[Opened | Outcome | CFRestoreError]
     ) -> Iterator[Pasted | Outcome]:
-        if isinstance(self.workshop, CFRestoreError):
-            raise self.workshop
-        workshop, opened = self.workshop, list[Opened | Outcome]()
+        if isinstance(self.processor, CFRestoreError):
+            raise self.processor
+        processor, opened = self.processor, list[Opened | Outcome]()
         for item in items:
             if isinstance(item, CFRestoreError):
                 raise item
             opened.append(self.place.item(item))
         count, weight = 2 * self.threads, PIXELS_AHEAD
-        begun = ahead(self.pool, workshop.find, opened, lambda _: 0, count=count, weight=weight)
-        groups = gathered(begun, workshop.procedure.batch_size)
-        painted = chain.from_iterable(map(workshop.paint, groups))
-        size = workshop.pixels_to_write
-        return ahead(self.pool, workshop.paste, painted, size, count=count, weight=weight)
+        begun = ahead(self.pool, processor.find, opened, lambda _: 0, count=count, weight=weight)
+        groups = gathered(begun, processor.procedure.batch_size)
+        painted = chain.from_iterable(map(processor.paint, groups))
+        size = processor.pixels_to_write
+        return ahead(self.pool, processor.paste, painted, size, count=count, weight=weight)
 
 
 @dataclass(frozen=True)
 class _Closing:
     """A task that writes a block."""
 
-    desk: Desk
+    io: PictureIO
     place: _Place
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -437,8 +437,8 @@ class _Closing:
         for _, known, item in rows:
             if isinstance(item, CFRestoreError):
                 raise item
-            desk = replace(self.desk, manifests=known)
-            done.append(desk.close(self.place.item(item)))
+            io = replace(self.io, manifests=known)
+            done.append(io.close(self.place.item(item)))
         return self._sent(done) if self.place.apart else done
 
     def _sent(self, outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""Results written under other names first, then given their own, so that none is ever partial."""
+"""Results are written under temporary names, then renamed, so that none is ever partial."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def put(
         files: what is to be written where, the result of the job last.
         job: whose files they are.
         write: how.
-        record: called with what was written and what was said, just before it gets its names.
+        record: called with what was written and the writer's notes, just before the renaming.
     Returns:
         what record returned.
     Raises:
@@ -59,7 +59,7 @@ def put(
             drafts[path] = place.with_name(f".cfrestore-{_key(job)}-{secrets.token_hex(4)}.tmp")
             notes += _write(photo, drafts[path], path, write, _format(path, photo, job))
         prints = {path: Fingerprint.of(draft) for path, draft in drafts.items() if job.manifest}
-        ended = record(prints, tuple(dict.fromkeys(notes)))  # samples have all the same to say
+        ended = record(prints, tuple(dict.fromkeys(notes)))  # samples all have the same notes
         for path, draft in drafts.items():
             settle(draft, path)
         return ended
@@ -72,9 +72,9 @@ def put(
 
 
 def sweep(jobs: Iterable[Job]) -> None:
-    """Removes what runs of these jobs that were killed left behind under other names.
+    """Removes the temporary files that killed runs of these jobs left behind.
 
-    A run of the same jobs that is still alive finds its drafts gone, and fails for those.
+    A run of the same jobs that is still alive loses its drafts, and those jobs fail.
     """
     keys: dict[Path, set[str]] = {}
     for job in jobs:
@@ -97,7 +97,7 @@ def _folders(job: Job) -> Iterator[Path]:
 
 
 def _key(job: Job) -> str:
-    """What the drafts of a job have in their names, in whatever folder."""
+    """The part of a job's draft names that identifies the job, in any folder."""
     name = job.target.name if isinstance(job.target, Path) else str(job.target)
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
@@ -105,14 +105,14 @@ def _key(job: Job) -> str:
 def _write(photo: Photo, draft: Path, path: Path, write: Writer, format: str) -> Sequence[str]:
     """Writes a draft and brings it to the disk."""
     with draft.open("xb", buffering=0) as stream:
-        stream.name = str(path)  # what messages are to call it
+        stream.name = str(path)  # the name in messages
         notes = write(photo, stream, format=format)
         os.fsync(stream.fileno())
     return notes
 
 
 def _format(path: Path, photo: Photo, job: Job) -> str:
-    """What to write; without an extension, and in place, nothing but the picture tells."""
+    """The format to write: in place, and without an extension, that of the picture."""
     if path == job.target and (job.format or job.in_place):
         return job.format or photo.format
     return photo.format if path.suffix in ("", ".", *MARKS) else path.suffix

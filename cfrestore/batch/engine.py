@@ -1,8 +1,8 @@
-"""Jobs done: reading and finding faces, painting, and pasting and writing overlap.
+"""Runs jobs so that reading and detection, painting, and pasting and writing overlap.
 
-Pictures go from hand to hand in the order of their jobs. Threads read them and cut out their faces;
-the caller's thread gives faces of several pictures to the network together; other threads paste and
-write. Which faces share a batch follows from the order of the pictures alone, never from the clock.
+Pictures pass through these stages in the order of their jobs. Threads read them and cut out their
+faces; the caller's thread gives faces of several pictures to the network together; other threads
+paste and write. Which faces share a batch depends on the order of the pictures alone, not on time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cfrestore.batch.job import COMPARED, CROPS, RESTORED, SAMPLES, Job, Place, 
 from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_outcome
 from cfrestore.batch.outcome import Outcome, outcome_of
 from cfrestore.errors import CFRestoreError, ConfigError, ImageError, OutputError
-from cfrestore.files import is_there
+from cfrestore.files import exists
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.show import side_by_side
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cfrestore.align import AlignedFace
-    from cfrestore.procedure import Painted, Prepared, Procedure, Restoration
+    from cfrestore.procedure import PaintedFace, Prepared, Procedure, Restoration
 
 Reader: TypeAlias = Callable[[Path | BinaryIO], Photo]
 
@@ -64,12 +64,12 @@ def run(
     stdin: BinaryIO | None = None,
     stdout: BinaryIO | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Does the jobs; one that fails is reported, and the others are done.
+    """Runs the jobs; one that fails is reported, and the others go on.
 
     Results do not depend on the number of workers, nor, on the CPU, on what shares a batch. A
     picture is written with all its files or with none, and recorded; what an earlier run has done
-    with the same settings is not done again. Close the iterator, or interrupt it, and pictures that
-    are being written are still completed, and no others.
+    with the same settings is not repeated. If the iterator is closed or interrupted, pictures that
+    are being written are still completed, but no others.
 
     Args:
         jobs: of `plan`.
@@ -82,10 +82,11 @@ def run(
     Yields:
         an outcome per job, in their order.
     Raises:
-        ConfigError: what was asked for fits no picture, or a stream was not given.
+        ConfigError: the settings suit no picture, or a stream is missing.
     """
     every = {**procedure.settings, **(settings or {})}
-    workshop = Workshop(Desk(read, write, every, manifests_of(jobs), stdin, stdout), procedure)
+    io = PictureIO(read, write, every, manifests_of(jobs), stdin, stdout)
+    processor = FaceProcessor(io, procedure)
     sweep(jobs)
     # One picture is done by the caller's thread: there, reading stdin can be interrupted.
     readers, writers = (
@@ -93,12 +94,12 @@ def run(
     )
     count, weight = 2 * workers, PIXELS_AHEAD
     try:
-        begun = ahead(readers, workshop.begin, jobs, _pixels_of, count=count, weight=weight)
+        begun = ahead(readers, processor.begin, jobs, _pixels_of, count=count, weight=weight)
         groups = gathered(begun, procedure.batch_size)
-        painted = chain.from_iterable(map(workshop.paint, groups))
-        size = workshop.pixels_to_write
+        painted = chain.from_iterable(map(processor.paint, groups))
+        size = processor.pixels_to_write
         yield from ahead(
-            writers, workshop.finish, painted, size, count=count, weight=weight, prompt=True
+            writers, processor.finish, painted, size, count=count, weight=weight, prompt=True
         )
     finally:
         for pool in (writers, readers):
@@ -117,12 +118,12 @@ class Opened:
     """A picture that has been read.
 
     Attributes:
-        parcel: one photograph; whoever goes on with the picture removes it, see `_Begun`.
+        holder: one photograph; the next stage removes it, see `_Begun`.
     """
 
     job: Job
     fingerprint: Fingerprint | None
-    parcel: list[Photo]
+    holder: list[Photo]
     seconds: dict[str, float]
 
 
@@ -131,26 +132,25 @@ class _Begun:
     """A picture that has been read, and its faces cut out.
 
     Attributes:
-        parcel: one (photo, prepared) pair; whoever finishes the picture removes it, so that its
-            memory is freed.
+        holder: one (photo, prepared) pair; the last stage removes it, so that its memory is freed.
         faces: the prepared photograph's.
         pixels: how many the photograph has.
     """
 
     job: Job
     fingerprint: Fingerprint | None
-    parcel: list[tuple[Photo, Prepared]]
+    holder: list[tuple[Photo, Prepared]]
     faces: Sequence[AlignedFace]
     pixels: int
     seconds: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
-class _Painted:
+class _PaintedPicture:
     """A picture whose faces have been painted."""
 
     begun: _Begun
-    faces: Sequence[Painted]
+    faces: Sequence[PaintedFace]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +160,7 @@ class Pasted:
     Attributes:
         fingerprint: of the picture.
         files: what is to be written where, the result of the job last.
-        outcome: what will have become of the job then.
+        outcome: of the job, once the files are written.
     """
 
     job: Job
@@ -179,7 +179,7 @@ class FailureError(Exception):
 
 @contextmanager
 def _failing(job: Job, code: str) -> Iterator[None]:
-    """Makes a FailureError of what goes wrong with one picture."""
+    """Turns any error of one picture into a FailureError."""
     try:
         yield
     except (ConfigError, FailureError):
@@ -203,12 +203,12 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, eq=False)
-class Desk:
-    """Where pictures are read, written and recorded; it needs no network. See `run`.
+class PictureIO:
+    """Reads, writes and records pictures; needs no network. See `run`.
 
     Attributes:
-        settings: all that decides the results, but for the version and what a job says itself.
-        manifests: what is recorded already, by folder.
+        settings: everything that decides the results, except the version and the job's own fields.
+        manifests: what earlier runs have recorded, by folder.
     """
 
     read: Reader
@@ -219,7 +219,7 @@ class Desk:
     stdout: BinaryIO | None = None
 
     def earlier(self, job: Job) -> Outcome | None:
-        """What planning or an earlier run made of the job, if that still holds."""
+        """The outcome that planning or an earlier run has decided, if it is still valid."""
         if job.refusal:
             return self.failed(job, FailureError("refused", job.refusal))
         if job.manifest is None or not isinstance(job.target, Path):
@@ -293,11 +293,11 @@ class Desk:
         return put(files, job, self.write, record)
 
     def _check_free(self, paths: Iterable[Path], job: Job) -> None:
-        """Raises FailureError if a file lies in the place of a result that is not to be lost."""
+        """Raises FailureError if a result would replace a file that must be kept."""
         manifest = self.manifests[job.manifest.parent] if job.manifest else None
         for path in paths:
             own = job.in_place and path == job.target
-            if is_there(path) and not (job.overwrite or own):
+            if exists(path) and not (job.overwrite or own):
                 if manifest is None or not manifest.knows(path, job):
                     text = f"{path} exists; only --overwrite replaces it"
                     raise FailureError("exists", text)
@@ -306,7 +306,7 @@ class Desk:
                     raise FailureError("exists", text)
 
     def failed(self, job: Job, failure: FailureError) -> Outcome:
-        """The outcome of a job that cannot be done, recorded."""
+        """Records that a job failed, and returns its outcome."""
         outcome = Outcome(job, "failed", failure.code, failure.sentence)
         if failure.code != "refused":
             with suppress(OutputError):  # without a record the picture is tried again
@@ -314,7 +314,7 @@ class Desk:
         return outcome
 
     def digest(self, job: Job) -> str:
-        """What stands in a record for all settings of a job."""
+        """The digest of all settings of a job, as it is recorded."""
         own = {"version": __version__, "kept": sorted(job.kept), "format": job.format}
         return digest_of({**self.settings, **own})
 
@@ -325,15 +325,15 @@ class Desk:
 
 
 @dataclass(frozen=True, eq=False)
-class Workshop:
-    """Where faces are found, painted and pasted, beside the desk."""
+class FaceProcessor:
+    """Finds, paints and pastes faces."""
 
-    desk: Desk
+    io: PictureIO
     procedure: Procedure
 
     def begin(self, job: Job) -> _Begun | Outcome:
-        """Reads a picture and cuts out its faces, if that has to be done at all."""
-        return self.desk.earlier(job) or self.find(self.desk.open(job))
+        """Reads a picture and cuts out its faces, unless its outcome is already known."""
+        return self.io.earlier(job) or self.find(self.io.open(job))
 
     def find(self, picture: Opened | Outcome) -> _Begun | Outcome:
         """Cuts out the faces of a picture."""
@@ -343,21 +343,21 @@ class Workshop:
             with _failing(picture.job, "unsuitable"):
                 return self._find(picture)
         except FailureError as failure:
-            return self.desk.failed(picture.job, failure)
+            return self.io.failed(picture.job, failure)
 
     def _find(self, picture: Opened) -> _Begun:
-        job, photo = picture.job, picture.parcel.pop()
+        job, photo = picture.job, picture.holder.pop()
         with _timed(picture.seconds, "find"):
             try:
                 prepared = self.procedure.prepare(photo)
             except ImageError as error:
                 text = f"{job.source} cannot be worked on: {error}"
                 raise ImageError(text) from error
-        parcel, pixels = [(photo, prepared)], math.prod(photo.size)
-        return _Begun(job, picture.fingerprint, parcel, prepared.faces, pixels, picture.seconds)
+        holder, pixels = [(photo, prepared)], math.prod(photo.size)
+        return _Begun(job, picture.fingerprint, holder, prepared.faces, pixels, picture.seconds)
 
-    def paint(self, pictures: Sequence[_Begun | Outcome]) -> Iterator[_Painted | Outcome]:
-        """Has the faces of several pictures painted together, or if that fails, each alone."""
+    def paint(self, pictures: Sequence[_Begun | Outcome]) -> Iterator[_PaintedPicture | Outcome]:
+        """Paints the faces of several pictures together; if that fails, one picture at a time."""
         try:
             painted = iter(self._paint([p for p in pictures if isinstance(p, _Begun)]))
         except FailureError as failure:
@@ -365,15 +365,15 @@ class Workshop:
                 for picture in pictures:
                     yield from self.paint([picture])
             else:
-                yield self.desk.failed(pictures[0].job, failure)
+                yield self.io.failed(pictures[0].job, failure)
             return
         for picture in pictures:
             yield next(painted) if isinstance(picture, _Begun) else picture
 
-    def _paint(self, pictures: Sequence[_Begun]) -> list[_Painted]:
+    def _paint(self, pictures: Sequence[_Begun]) -> list[_PaintedPicture]:
         faces = [face for picture in pictures for face in picture.faces]
         if not faces:
-            return [_Painted(picture, ()) for picture in pictures]
+            return [_PaintedPicture(picture, ()) for picture in pictures]
         seconds: dict[str, float] = {}
         with _timed(seconds, "paint"), _failing(pictures[0].job, "unsuitable"):
             painted = iter(self.procedure.paint(faces))
@@ -381,10 +381,10 @@ class Workshop:
         for picture in pictures:
             own = tuple(islice(painted, len(picture.faces)))
             picture.seconds["paint"] = seconds["paint"] * len(own) / len(faces)
-            results.append(_Painted(picture, own))
+            results.append(_PaintedPicture(picture, own))
         return results
 
-    def paste(self, picture: _Painted | Outcome) -> Pasted | Outcome:
+    def paste(self, picture: _PaintedPicture | Outcome) -> Pasted | Outcome:
         """Pastes the faces of a picture."""
         if isinstance(picture, Outcome):
             return picture
@@ -392,11 +392,11 @@ class Workshop:
             with _failing(picture.begun.job, "unwritable"):
                 return self._paste(picture.begun, picture.faces)
         except FailureError as failure:
-            return self.desk.failed(picture.begun.job, failure)
+            return self.io.failed(picture.begun.job, failure)
 
-    def _paste(self, begun: _Begun, faces: Sequence[Painted]) -> Pasted:
+    def _paste(self, begun: _Begun, faces: Sequence[PaintedFace]) -> Pasted:
         job, seconds = begun.job, begun.seconds
-        photo, prepared = begun.parcel.pop()
+        photo, prepared = begun.holder.pop()
         with _timed(seconds, "paste"):
             restoration = prepared.finish(faces)
             files: list[tuple[Place, Photo]] = [*_kept(job, photo, restoration)]
@@ -404,11 +404,11 @@ class Workshop:
         outcome = outcome_of(job, restoration, photo.notes, seconds)
         return Pasted(job, begun.fingerprint, files, outcome)
 
-    def finish(self, picture: _Painted | Outcome) -> Outcome:
+    def finish(self, picture: _PaintedPicture | Outcome) -> Outcome:
         """Pastes faces, writes the result and records it."""
-        return self.desk.close(self.paste(picture))
+        return self.io.close(self.paste(picture))
 
-    def pixels_to_write(self, picture: _Painted | Outcome) -> int:
+    def pixels_to_write(self, picture: _PaintedPicture | Outcome) -> int:
         """How many pixels the result has."""
         if isinstance(picture, Outcome):
             return 0
@@ -416,7 +416,7 @@ class Workshop:
 
 
 def _fingerprint(source: Path) -> Fingerprint | None:
-    """That of a file; None for others, and for what cannot be read, as will be told in a moment."""
+    """The fingerprint of a file; None if it is no regular file or cannot be read."""
     with suppress(OSError):
         if source.is_file():
             return Fingerprint.of(source)
@@ -426,7 +426,7 @@ def _fingerprint(source: Path) -> Fingerprint | None:
 def gathered(
     pictures: Iterable[_Begun | Outcome], batch_size: int
 ) -> Iterator[list[_Begun | Outcome]]:
-    """Pictures in groups, in order, each with faces for a batch if there are so many."""
+    """Pictures in order, in groups that have enough faces for a batch where possible."""
     waiting: list[_Begun | Outcome] = []
     for picture in pictures:
         waiting.append(picture)
@@ -442,7 +442,7 @@ def gathered(
 
 
 def _pixels_of(job: Job) -> int:
-    """How many pixels a file says that it has, or a usual number where it says nothing."""
+    """Number of pixels according to the file's header, or a usual number if it gives none."""
     if job.refusal or not isinstance(job.source, Path):
         return _UNKNOWN_PIXELS
     try:
@@ -454,12 +454,12 @@ def _pixels_of(job: Job) -> int:
                 return image.width * image.height
     except Image.DecompressionBombError:
         return PIXELS_AHEAD
-    except Exception:  # noqa: BLE001, told when it is read
+    except Exception:  # noqa: BLE001, reported when it is read
         return _UNKNOWN_PIXELS
 
 
 def _kept(job: Job, photo: Photo, restoration: Restoration) -> Iterator[tuple[Path, Photo]]:
-    """What goes into the folders beside the result."""
+    """The pictures for the folders beside the result."""
     for index, face in restoration.numbered:
         if CROPS in job.kept:
             yield job.numbered(CROPS, index), _portrait(face.aligned.crop, photo)

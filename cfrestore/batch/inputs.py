@@ -1,4 +1,4 @@
-"""What is asked for, word by word, to the pictures that it stands for."""
+"""Finds the pictures that each input stands for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import BinaryIO
 from cfrestore.batch.job import KEPT, MARKS, Place, Stream
 from cfrestore.batch.naming import Naming
 from cfrestore.errors import ConfigError, ImageError
+from cfrestore.files import is_folder
 from cfrestore.image import EXTENSIONS
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPicture:
     """One picture that was found.
 
     Attributes:
@@ -74,7 +75,7 @@ def find_pictures(
     recursive: bool = False,
     without: Path | None = None,
     skipped: Callable[[Path], object] = lambda folder: None,
-) -> tuple[Found, ...]:
+) -> tuple[FoundPicture, ...]:
     """The pictures that one input stands for, sorted; none is a value and no error.
 
     Of a folder or a pattern, pictures are what is called so by its extension, without hidden ones
@@ -82,26 +83,26 @@ def find_pictures(
 
     Args:
         word: a file, which may be absent, or a folder; if it is a str, also `-`, or a pattern
-            with *, ? or [ that names nothing itself; ** goes through folders.
+            with *, ? or [ that names no existing file; ** goes through folders.
         recursive: folders with their sub-folders, each once, links among them followed.
         without: a folder of results, not to be searched.
-        skipped: called with each other folder that is not searched because it is called as one of
-            KEPT, which somebody may have called so who never ran this.
+        skipped: called with each other folder that is not searched because it is named like one
+            of KEPT; a user may have chosen that name independently.
     Raises:
-        OSError: the folder cannot be looked at. A sub-folder of which that is true stands among
-            the pictures, so that it fails alone.
-        ConfigError: the pattern is none.
+        OSError: the folder is unreadable. An unreadable sub-folder is listed among the pictures,
+            so that it alone fails.
+        ConfigError: the pattern is invalid.
     """
     if word == "-":
-        return (Found(Stream.STDIN),)
+        return (FoundPicture(Stream.STDIN),)
     path = Path(word)
     if path.is_dir():
         found = [picture for part in _walk(path, recursive, without, skipped) for picture in part]
         found = sorted(_without_results(found, naming))
-        return tuple(Found(picture, path, named=True) for picture in found)
+        return tuple(FoundPicture(picture, path, named=True) for picture in found)
     if isinstance(word, str) and _has_sign(word) and not path.exists():
         return _matching(path, naming, skipped)
-    return (Found(path),)
+    return (FoundPicture(path),)
 
 
 def has_deeper(folder: Path) -> bool:
@@ -110,10 +111,10 @@ def has_deeper(folder: Path) -> bool:
     return any(not path.stem.endswith(MARKS) for part in parts for path in part)
 
 
-def rooted(pictures: Sequence[Found]) -> tuple[Found, ...]:
-    """The same, those that were named themselves below the folder that they have in common.
+def rooted(pictures: Sequence[FoundPicture]) -> tuple[FoundPicture, ...]:
+    """The same pictures; those named directly get the folder that they have in common as root.
 
-    There is none for relative names among absolute ones, or where .. leads out of it again.
+    There is none if relative names are mixed with absolute ones, or if .. leads out of it again.
     """
     parents = [p.source.parent for p in pictures if p.root is None and isinstance(p.source, Path)]
     try:
@@ -131,7 +132,7 @@ def _has_sign(text: str) -> bool:
 
 def _matching(
     pattern: Path, naming: Naming, skipped: Callable[[Path], object]
-) -> tuple[Found, ...]:
+) -> tuple[FoundPicture, ...]:
     """The pictures that a pattern stands for."""
     parts = (*pattern.parts, *(["*"] if pattern.name == "**" else []))
     fixed = next(index for index, part in enumerate(parts) if _has_sign(part))
@@ -151,7 +152,7 @@ def _matching(
             kept[root.joinpath(*folders[: index + 1])] = None
     for folder in kept:
         skipped(folder)
-    return tuple(Found(path, root) for path in _without_results(found, naming))
+    return tuple(FoundPicture(path, root) for path in _without_results(found, naming))
 
 
 def _walk(
@@ -160,7 +161,7 @@ def _walk(
     without: Path | None = None,
     skipped: Callable[[Path], object] = lambda folder: None,
 ) -> Iterator[list[Path]]:
-    """The pictures of a folder, then of each one below it, or that one if it cannot be looked at.
+    """The pictures of a folder, then of each folder below it, or that folder if it is unreadable.
 
     Each folder comes once, however many links lead there.
     """
@@ -179,7 +180,7 @@ def _walk(
             continue
         yield [path for path in entries if _is_picture(path)]
         for path in entries if recursive else ():
-            if not _is_folder(path) or _identity(path) in seen:
+            if not is_folder(path) or _identity(path) in seen:
                 continue
             if _is_searched(path.name):
                 seen.add(_identity(path))
@@ -196,13 +197,6 @@ def _is_picture(path: Path) -> bool:
         return path.is_file() or (path.is_symlink() and not path.exists())
     except OSError:
         return True
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 def _is_searched(name: str) -> bool:

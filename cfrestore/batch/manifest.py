@@ -1,16 +1,16 @@
 """What earlier runs have done, so that the next does only what is missing or has changed.
 
-A manifest is kept in a folder of results, and where pictures are replaced in place, in the folder
-that was asked for. Results beside their sources, single files and streams have none.
+A manifest is kept in a folder of results or, where pictures are replaced in place, in the folder
+that was given. Results beside their sources, single files and streams have none.
 
-It is a text file of JSON, one line per picture that was written or failed, and only ever grows. A
-line is on the disk before its results appear under their names, with their SHA-256: so whatever
-lies there and is recorded is whole and ours, also after `kill -9`, and of a result that never
-appeared the line says nothing. Each shard has a file of its own, because machines cannot be relied
-on to append to one. Files are read together, as a set, in which order does not count.
+It is a JSON Lines file, one line per picture that was written or failed, and only ever grows. A
+line is on the disk before its results get their names, with their SHA-256: so any recorded file
+that exists is complete and ours, even after `kill -9`; a line whose result never appeared has no
+effect. Each shard has a file of its own, because machines cannot be relied on to append to a shared
+one. All files are read together, as a set without order.
 
-Done again, and replaced without being asked, is what was made from the same file when that, or a
-setting, was another. A result that somebody has edited is no longer ours, and stays.
+A result is made again, and replaced without --overwrite, if its source or a setting has changed
+since. A result that somebody has edited is no longer ours, and stays.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from typing import Any
 from cfrestore.batch.job import Job
 from cfrestore.batch.outcome import SCHEMA, Outcome
 from cfrestore.errors import OutputError
+from cfrestore.files import sha256_of
 
 _APPENDING = threading.Lock()
 
 
 def manifest_in(folder: Path, shard: tuple[int, int] | None = None) -> Path:
-    """The file that a run records in; of a shard, its own."""
+    """The file that a run records in; each shard has its own."""
     name = f".cfrestore-{shard[0]}-of-{shard[1]}.jsonl" if shard else ".cfrestore.jsonl"
     return folder / name
 
@@ -54,9 +55,9 @@ class Fingerprint:
 
     @classmethod
     def of(cls, path: Path) -> Fingerprint:
-        """That of a file now; raises OSError where it cannot be read."""
+        """The fingerprint of a file now; raises OSError if it cannot be read."""
         status = path.stat()
-        return cls(status.st_size, status.st_mtime_ns, _sha256_of(path))
+        return cls(status.st_size, status.st_mtime_ns, sha256_of(path))
 
     def fits(self, path: Path) -> bool:
         """Whether a file has this content; it is read only if its time is another."""
@@ -64,7 +65,7 @@ class Fingerprint:
             status = path.stat()
             if status.st_size != self.size or not path.is_file():
                 return False
-            return status.st_mtime_ns == self.time or _sha256_of(path) == self.sha256
+            return status.st_mtime_ns == self.time or sha256_of(path) == self.sha256
         except OSError:
             return False
 
@@ -80,14 +81,6 @@ class Fingerprint:
         return [self.size, self.time, self.sha256]
 
 
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def digest_of(settings: Mapping[str, object]) -> str:
     """SHA-256 of settings, whatever their order."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
@@ -101,9 +94,9 @@ class Record:
     Attributes:
         source: path of the picture, relative to the folder of the manifest.
         settings: digest of what it was made with.
-        input: the picture as it was; None where it was no file.
+        input: the picture as it was; None if it was no file.
         outputs: what was written, by path relative to the folder of the manifest.
-        outcome: what was said of it.
+        outcome: what was reported.
     """
 
     source: str
@@ -129,7 +122,7 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """The manifests of all shards in a folder together.
 
-        Lines that are damaged, as the last one after a crash, count for nothing.
+        Damaged lines, such as the last one after a crash, are ignored.
         """
         records: dict[str, tuple[Record, ...]] = {}
         for path in sorted(folder.glob(".cfrestore*.jsonl")):
@@ -148,17 +141,17 @@ class Manifest:
         return {source: tuple(names) for source, names in outputs.items()}
 
     def part(self, job: Job) -> Manifest:
-        """What of it concerns a job."""
+        """The part that concerns a job."""
         source = relative(job.source, self.folder) if isinstance(job.source, Path) else ""
         names = self._by_source.get(source, ())
         return Manifest(self.folder, {name: self.records[name] for name in names})
 
     def knows(self, path: Path, job: Job) -> bool:
-        """Whether a run wrote that file from the picture of the job, whatever became of it."""
+        """Whether a run wrote that file from the job's picture, even if it was edited since."""
         return any(self._records(path, job))
 
     def wrote(self, path: Path, job: Job) -> bool:
-        """Whether the file is as a run wrote it from the picture of the job."""
+        """Whether the file is still as a run wrote it from the job's picture."""
         name = relative(path, self.folder)
         return any(record.outputs[name].fits(path) for record in self._records(path, job))
 
@@ -166,7 +159,7 @@ class Manifest:
         """The record of this job done with these settings, if all it wrote is still there.
 
         A result that was edited since counts as well, unless files may be overwritten: the edit is
-        not ours to undo. Where a picture was replaced in place, it is its own result.
+        not ours to undo. A picture that was replaced in place is its own result.
         """
         assert isinstance(job.target, Path)
         edited = (
@@ -231,7 +224,7 @@ def record_outcome(
     input: Fingerprint | None = None,
     outputs: Mapping[Path, Fingerprint] | None = None,
 ) -> None:
-    """Appends a line to the manifest of the outcome's job and brings it to the disk; or nothing.
+    """Appends a line to the manifest of the outcome's job, if it has one, and syncs it to disk.
 
     Raises:
         OutputError: it cannot be written.
@@ -259,7 +252,7 @@ def record_outcome(
 
 
 def collect(path: Path, pattern: str) -> None:
-    """Moves the lines of manifests beside one, to which nobody writes any more, into that one."""
+    """Moves the lines of neighbouring manifests, which are no longer written to, into one."""
     for part in sorted(path.parent.glob(pattern)):
         _append(path, part.read_bytes())
         part.unlink()
@@ -277,7 +270,7 @@ def _append(path: Path, lines: bytes) -> None:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """The path as seen from a folder, with slashes; absolute where there is no way."""
+    """The path relative to a folder, with slashes; absolute if there is no relative one."""
     try:
         return Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # two drives of Windows

@@ -1,4 +1,4 @@
-"""How results are called: beside their sources, in a folder, or as a template says."""
+"""Names of results: beside their sources, in a folder, or from a template."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cfrestore.errors import ConfigError
 
 @dataclass(frozen=True)
 class Naming:
-    """What is done to the name of a picture to call its result.
+    """How the name of a result is made from that of its picture.
 
     Attributes:
-        mark: stands in names of results beside their sources, before the extension.
-        suffix: stands in its stead, and in names of results elsewhere too.
+        mark: added before the extension to results beside their sources.
+        suffix: replaces the mark, and is added to results elsewhere too.
         extension: replaces that of the picture, with its dot; empty: the picture's is kept.
-        fidelity: what {w} stands for in a template; None: nothing.
+        fidelity: the value of {w} in a template; None: there is none.
     """
 
     mark: str = MARK
@@ -37,7 +37,7 @@ class Naming:
         return folder / (source.stem + self.suffix + self._extension(source))
 
     def filled(self, template: str, source: Path) -> Path:
-        """The result as the template calls it; in a folder if that ends with a slash.
+        """The result as the template names it; in a folder if that ends with a slash.
 
         Raises:
             ConfigError: as `fill`.

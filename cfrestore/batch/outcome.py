@@ -1,4 +1,4 @@
-"""What became of one job, as a value and as JSON, and of many."""
+"""The outcome of a job, as a value and as JSON, and the summary of many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cfrestore.restore import RestoredFace
 
 SCHEMA = 1
-"""Version of the layout of JSON; a field that is added does not change it."""
+"""Version of the JSON layout; adding a field does not change it."""
 
 Status: TypeAlias = Literal["done", "unchanged", "failed"]
 
@@ -25,7 +25,7 @@ REASONS = {
     "modified": "the picture was written to while it was read",
     "memory": "it needs more memory than there is",
     "refused": "its result would destroy something, or has no place to go to",
-    "exists": "a file has come to lie where a result was to be written, or a result was edited",
+    "exists": "a file exists where a result was to be written, or a result was edited",
     "unwritable": "a result cannot be encoded or written",
     "crashed": "the processes that worked on it died; on a cluster only",
     "unexpected": "something else went wrong, which is a fault of this program",
@@ -127,13 +127,13 @@ class Outcome:
 
     Attributes:
         job: the job.
-        status: done; unchanged (an earlier run has done the same, so nothing was to do); failed
-            (nothing was written).
+        status: done; unchanged (an earlier run has already done the same); failed (nothing was
+            written).
         code: one of REASONS, if the job failed.
         error: one sentence, if the job failed.
         faces: every face that was found, in the detector's order.
-        missing: indices that were asked for and that no face has.
-        remarks: what else was asked for and is not done, each half a sentence.
+        missing: requested indices that no face has.
+        remarks: what else was requested but not done, each half a sentence.
         notes: whole sentences on what of the file is not in the result, and the like.
         seconds: time spent, by stage: read, find, paint, paste, write. Pictures that were painted
             together share the time by their faces; finding includes waiting for the painting of
@@ -176,7 +176,7 @@ class Outcome:
         return not (self.error or self.left_alone or self.missing or self.remarks)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; paths as text, in which bytes that are none are escaped by Python."""
+        """Plain values; paths as text, with undecodable bytes escaped as Python does it."""
         return {
             "schema": SCHEMA,
             "path": named(self.job.source),
@@ -193,7 +193,7 @@ class Outcome:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Outcome:
-        """What `to_json` was made of, but of the job its paths alone."""
+        """The outcome that `to_json` wrote; of the job, only the paths."""
         return cls(
             Job(Path(values["path"]), Path(values["output"] or "")),
             values["status"],

@@ -1,4 +1,4 @@
-"""Which picture goes where, decided before any work."""
+"""Plans the jobs: which picture is written where, decided before any work."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cfrestore.batch.inputs import Found, find_pictures, has_deeper, rooted
+from cfrestore.batch.inputs import FoundPicture, find_pictures, has_deeper, rooted
 from cfrestore.batch.job import MARK, Job, Place, Stream
 from cfrestore.batch.manifest import Manifest, manifest_in
 from cfrestore.batch.naming import Naming, fixed_folder, is_template
 from cfrestore.errors import ConfigError, ImageError, OutputError
-from cfrestore.files import is_there, plain
+from cfrestore.files import exists, plain
 from cfrestore.image import EXTENSIONS, FORMATS
 
 _NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG)
@@ -43,8 +43,8 @@ def plan(
     """Decides what is read and what is written; looks at the disk, changes nothing.
 
     `photo.jpg` becomes `photo.restored.jpg` beside it, a folder becomes `folder.restored` beside
-    it, with the names, and the tree of sub-folders, unchanged. A str is a word of the command line,
-    in which `-`, patterns and templates mean something; a Path is just the name of a file.
+    it, with the names, and the tree of sub-folders, unchanged. A str is a command-line argument,
+    in which `-`, patterns and templates have a meaning; a Path is just the name of a file.
 
     Args:
         inputs: files, folders, patterns and `-` for stdin, see `find_pictures`.
@@ -55,23 +55,23 @@ def plan(
             wrote of the same pictures may always be, see `Manifest`.
         mark: one of MARKS, in place of `.restored`.
         suffix: `photo.jpg` becomes `photo_suffix.jpg`, in whatever folder.
-        kept: which of KEPT are to be written beside the results. Their
-            files are called like the source, or by its full name where two would be called so.
-        recursive: folders with their sub-folders.
+        kept: which of KEPT are to be written beside the results. Their files have the stem of the
+            source, or its full name where two stems are equal.
+        recursive: include sub-folders.
         in_place: each result replaces its picture.
         format: one of FORMATS or an extension, in place of that of each picture.
-        fidelity: what {w} stands for.
-        shard: number, from 1, and count of the parts that the pictures are divided into by their
-            names; the jobs of this part alone are given.
-        isolate: what would be an error of one picture becomes a Job.refusal, and having no pictures
-            is no error.
-        listed: more files and folders, of a list such as find writes. In a folder of results their
-            files keep their folders, below the one that all have in common; and those that lie in
-            it themselves are earlier results, unless all do.
+        fidelity: the value of {w}.
+        shard: number, from 1, and count of the parts into which the pictures are divided by name;
+            only the jobs of this part are returned.
+        isolate: an error of one picture becomes a Job.refusal, and having no pictures is no
+            error.
+        listed: more files and folders, from a list such as find writes. In a folder of results
+            their files keep their folders, below the one that all have in common; names inside the
+            folder of results are skipped as earlier results, unless all are.
         spared: files that are read beside the pictures, and so are never overwritten either.
-        say: called with sentences on what was asked for and is left out.
+        say: called with sentences on inputs that are left out.
     Raises:
-        ImageError: a folder or pattern holds no pictures, or a path cannot be looked at.
+        ImageError: a folder or pattern holds no pictures, or a path is unreadable.
         OutputError: two jobs have one target, or a target is an input, exists, or is misplaced.
         ConfigError: suffix, format, shard or template make no sense, or contradict each other.
     """
@@ -85,7 +85,7 @@ def plan(
     jobs = list[Job]()
     without = Path(output) if output is not None else None
 
-    def find(words: Sequence[str | Path]) -> Iterator[Found]:
+    def find(words: Sequence[str | Path]) -> Iterator[FoundPicture]:
         for word in words:
             kept_folders = list[Path]()
             pictures = find_pictures(
@@ -127,7 +127,7 @@ def plan(
 
 
 def _skipping(folders: Sequence[Path]) -> str:
-    """Says that folders are not searched for what they are called."""
+    """The message that folders are skipped because of their names."""
     names = ", ".join(map(str, folders[:5]))
     more = len(folders) - 5
     names += f" and {more} more" if more > 0 else ""
@@ -136,7 +136,7 @@ def _skipping(folders: Sequence[Path]) -> str:
 
 
 def _nothing_in(word: str | Path, recursive: bool) -> str:
-    """Says that an input stands for no pictures, and what may be meant."""
+    """The message that an input has no pictures, with a hint."""
     if not Path(word).is_dir():
         return f"{word} matches no pictures"
     deeper = not recursive and has_deeper(Path(word))
@@ -146,7 +146,7 @@ def _nothing_in(word: str | Path, recursive: bool) -> str:
 def _outside(
     names: Sequence[Path], output: str | Path | None, say: Callable[[str], object]
 ) -> Sequence[Path]:
-    """The names that do not lie in the folder of results; all, if all do."""
+    """The names outside the folder of results; all, if none is outside."""
     if output is None or (isinstance(output, str) and (output == "-" or is_template(output))):
         return names
     folder = os.path.realpath(output)
@@ -160,13 +160,13 @@ def _outside(
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Number and count of parts in a text such as 2/4.
+    """Number and count of parts in a text such as 2/4; `plan` checks that they make sense.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is not of this form.
     """
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+    if match is None:
         raise ConfigError(f"a shard must be one of 1/N to N/N, found {text!r}")
     return int(match[1]), int(match[2])
 
@@ -190,7 +190,7 @@ def _ending(format: str | None) -> str:
 
 
 def _target(
-    picture: Found, output: str | Path | None, several: bool, naming: Naming, in_place: bool
+    picture: FoundPicture, output: str | Path | None, several: bool, naming: Naming, in_place: bool
 ) -> tuple[Place, Path | None]:
     """Where a result goes, and the folder whose manifest records it, if one does."""
     source = picture.source
@@ -219,7 +219,7 @@ def _target(
 
 
 def _target_of_stdin(output: str | Path | None, naming: Naming) -> Path:
-    """The file for a picture that has no name of its own, and so can give none."""
+    """The file for a picture from stdin, which has no name of its own."""
     if output is None:
         raise OutputError(f"{Stream.STDIN} is no file that can be replaced in place")
     if isinstance(output, str) and is_template(output):
@@ -236,7 +236,7 @@ def _beside(folder: Path, naming: Naming) -> Path:
 
 
 def _full(folder: Path) -> Path:
-    """The folder with a name of its own, where it is called . or .. or the like."""
+    """The folder by its real name if it is given as . or .. or the like."""
     return Path(os.path.realpath(folder)) if folder.name in ("", "..") else folder
 
 
@@ -254,7 +254,7 @@ def _folder(output: str | Path) -> Path:
 
 
 def _named(jobs: Sequence[Job], naming: Naming) -> list[Job]:
-    """The jobs with names that tell them apart within each folder."""
+    """The jobs with names that are unique within each folder."""
     places = [
         (
             os.path.realpath(job.target.parent) if isinstance(job.target, Path) else "",
@@ -280,10 +280,10 @@ def _stem(source: Place) -> str:
 def _checked(
     jobs: Sequence[Job], own: Sequence[bool], isolate: bool, spared: Sequence[Path]
 ) -> tuple[Job, ...]:
-    """The own jobs, once it is known that doing them would destroy nothing.
+    """This shard's jobs, after checking that they would destroy nothing.
 
-    Targets are compared with those of all jobs, but files that exist concern the own ones only:
-    others may be writing theirs at this moment.
+    Targets are compared with those of all jobs, but existing files are checked for this shard only:
+    other shards may be writing theirs at this moment.
     """
     mine = [job for job, yes in zip(jobs, own, strict=True) if yes]
     refusals: dict[int, str] = {}
@@ -295,7 +295,7 @@ def _checked(
 
 
 def _collisions(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
-    """Jobs that come second to one thing, and why that cannot be."""
+    """Jobs whose target or stream an earlier job already has, each with the reason for refusal."""
     claims = [(job, _series(path), path) for job in jobs for path in job.series]
     numbered = {key for _, key, _ in claims}
     for job in jobs:
@@ -316,7 +316,7 @@ def _collisions(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
 def _losses(
     jobs: Sequence[Job], mine: Sequence[Job], spared: Sequence[Path]
 ) -> Iterator[tuple[Job, str]]:
-    """Jobs that would write over something, and over what."""
+    """Jobs that would overwrite a file, each with the reason for refusal."""
     inputs = {_identity(job.source): job for job in jobs if isinstance(job.source, Path)}
     others = set(map(_identity, spared))
     manifests = _Manifests()
@@ -328,7 +328,7 @@ def _losses(
             yield job, f"{path} is an input, and inputs are never overwritten"
         elif job.overwrite or (job.in_place and path == job.target):
             continue
-        elif is_there(path) and not manifests.know(path, job):
+        elif exists(path) and not manifests.know(path, job):
             yield job, f"{path} exists; only --overwrite replaces it"
 
 
@@ -344,7 +344,7 @@ class _Manifests(dict[Path, Manifest]):
 
 
 def _files(jobs: Sequence[Job]) -> Iterator[tuple[Job, Path]]:
-    """The files that jobs would write, of series those that are there."""
+    """The files that jobs would write; of numbered series, those that already exist."""
     owners = {_series(path): job for job in jobs for path in job.series}
     for job in jobs:
         for path in job.singles:
@@ -356,7 +356,7 @@ def _files(jobs: Sequence[Job]) -> Iterator[tuple[Job, Path]]:
 
 
 def _series(path: Path) -> object:
-    """What numbered files of one picture have in common; None if this is not numbered."""
+    """A key shared by the numbered files of one picture; None if the file is not numbered."""
     match = _NUMBERED.fullmatch(path.name)
     return (_identity(path.parent), match[1]) if match else None
 
@@ -368,7 +368,7 @@ def _list(folder: Path) -> list[Path]:
 
 
 def _identity(path: Path) -> object:
-    """What two paths of one file have in common; for one that is not there, or closed, its name."""
+    """A key shared by all paths of one file; for one that is absent or not visible, its path."""
     try:
         status = path.stat()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Pictures behind URLs of fsspec, by way of a folder that looks like what is there.
+"""Pictures behind URLs of fsspec, by way of a local folder that mirrors what is there.
 
 `s3://bucket/in/a.jpg` as a path is `s3:/bucket/in/a.jpg`, a name below the current folder. Files
 are fetched to such names, worked on there as any others are, and sent from there. For planning
@@ -57,7 +57,7 @@ def mirror(inputs: Sequence[str | Path], output: str | None, *, recursive: bool)
 
 
 def fetch(path: Path) -> None:
-    """Brings a file here, with its time.
+    """Downloads a file, with its modification time.
 
     Raises:
         ImageError: it cannot be read.
@@ -73,7 +73,7 @@ def fetch(path: Path) -> None:
 
 
 def send(paths: Iterable[Path]) -> None:
-    """Writes files to where they belong, each in whole or not at all, in this order.
+    """Uploads files to their URLs, in this order, each completely or not at all.
 
     Raises:
         OSError: one cannot be written; those after it are not.
@@ -86,13 +86,13 @@ def send(paths: Iterable[Path]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file where it belongs."""
+    """Removes the file behind the URL."""
     system, there = _open(path)
     system.rm_file(there)
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder, where it belongs, that fit a pattern."""
+    """The files of the folder behind the URL that match a pattern."""
     system, there = _open(folder)
     found = system.glob(f"{there.rstrip('/')}/{pattern}")
     return sorted(folder / str(name).rpartition("/")[2] for name in found)
@@ -110,7 +110,7 @@ def _open(path: Path) -> tuple[Any, str]:
 
 
 def _files(path: Path, depth: int | None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """What is there of a file or folder, with what is known of it."""
+    """The files behind the URL of a file or folder, each with its facts."""
     system, there = _open(path)
     try:
         found: dict[str, dict[str, Any]] = system.find(there, maxdepth=depth, detail=True)
@@ -142,10 +142,10 @@ def _date(manifest: Manifest) -> None:
 
 
 def _time_of(info: dict[str, Any]) -> int:
-    """When a file was changed, in nanoseconds; 0 where that is not known."""
+    """When a file was changed, in nanoseconds; 0 if unknown."""
     value = next((info[key] for key in _TIMES if info.get(key) is not None), 0)
     if isinstance(value, str):
         value = datetime.fromisoformat(value.replace("Z", "+00:00"))
     if isinstance(value, datetime):
         value = value.timestamp()
-    return round(value * 1_000_000) * 1000  # as exact as all of them are
+    return round(value * 1_000_000) * 1000  # as exact as every source is

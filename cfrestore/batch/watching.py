@@ -1,4 +1,4 @@
-"""A folder that is watched: pictures are taken as they arrive, once they are there in full."""
+"""Watches folders: pictures are taken as they arrive, once they are complete."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def watch(
 ) -> Iterator[tuple[Job, ...]]:
     """The jobs whose pictures are new or have changed, each time that there are any.
 
-    A picture is taken when two looks in turn find it with the same size and time of change, and
-    again when it is found with others. Those that are there from the beginning are taken too.
+    A picture is taken when two successive looks find the same size and modification time, and
+    again when these change. Pictures that are there from the beginning are taken too.
 
     Args:
         look: plans; `partial(plan, [folder], ..., isolate=True)`.
@@ -44,7 +44,7 @@ def watch(
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """Size and time of change; None for what cannot be looked at."""
+    """Size and modification time; None if the system does not say."""
     try:
         status = path.stat()
     except OSError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from cfrestore.cli.arguments import PictureArguments
 from cfrestore.cli.parameters import Parser, TaskModel
-from cfrestore.cli.picture import PictureCommand, with_words
-from cfrestore.cli.words import Words
+from cfrestore.cli.picture import PictureCommand, with_picture_arguments
 from cfrestore.cli.work import work
 from cfrestore.task import COLORIZATION
 
@@ -14,16 +14,16 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command(cls=PictureCommand)
-@with_words
-def colorize(words: Words, parser: Parser = None, model: TaskModel = "auto") -> None:
+@with_picture_arguments
+def colorize(args: PictureArguments, parser: Parser = None, model: TaskModel = "auto") -> None:
     """Gives faces new colours; the rest of the picture stays as it is, gray or not.
 
     photo.jpg becomes photo.colorized.jpg, a folder becomes folder.colorized; nothing is
     overwritten.
     """
-    options = words.options()
+    options = args.options()
     work(
-        words,
+        args,
         COLORIZATION,
         model,
         lambda pipeline: pipeline.colorizing(options),

@@ -14,6 +14,7 @@ import typer
 from cfrestore.cli.output import prepare_output, write_json
 from cfrestore.cli.report import make_console, progress
 from cfrestore.errors import CFRestoreError, ConfigError
+from cfrestore.files import is_folder
 
 if TYPE_CHECKING:
     from cfrestore.batch import Job
@@ -120,7 +121,7 @@ def degrade(
 
 def _named(source: Path, target: str) -> bool:
     """Whether OUT names a file, whose extension then says the format."""
-    return not (source.is_dir() or Path(target).is_dir() or target.endswith(("/", os.sep)))
+    return not (is_folder(source) or is_folder(Path(target)) or target.endswith(("/", os.sep)))
 
 
 def _tried(work: Callable[[Job], dict[str, str]], job: Job) -> dict[str, str] | CFRestoreError:
@@ -137,7 +138,7 @@ def _degrade(root: Path, preset: str, seed: int, size: int | None, job: Job) -> 
     from cfrestore.image import Photo, write_photo
 
     assert isinstance(job.source, Path) and isinstance(job.target, Path)
-    inner = job.source.relative_to(root) if root.is_dir() else Path(job.source.name)
+    inner = job.source.relative_to(root) if is_folder(root) else Path(job.source.name)
     face = read_face(job.source, size)
     damaged = Photo(damage(face, preset, seed, inner))
     put([(job.target, damaged)], job, write_photo, lambda prints, notes: None)

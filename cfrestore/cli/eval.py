@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import fields, replace
 from functools import partial
@@ -14,17 +14,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfrestore.cli.measured import FIDELITIES, Found, Words, protocol_of, show, write_faces
+from cfrestore.cli.measured import (
+    FIDELITIES,
+    EvalArguments,
+    protocol_of,
+    show,
+    write_faces,
+)
 from cfrestore.cli.output import prepare_output, write_json
 from cfrestore.cli.parameters import Device, Offline, Overwrite, WeightsDir
 from cfrestore.cli.report import make_console, progress
 from cfrestore.cli.work import set_up
 from cfrestore.errors import ConfigError
+from cfrestore.files import is_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cfrestore.evaluate import MetricFiles, Restorer, Sample
+    from cfrestore.evaluate import MetricFiles, PairedFaces, Restorer, Sample
     from cfrestore.pipeline import Pipeline
 
 SHEET_FACES = 10
@@ -156,10 +163,10 @@ def evaluate(
     Metrics whose weights or packages are not here are reported as not computed. Exit code 1 if a
     face could not be measured, or has no partner.
     """
-    words = Words(
+    args = EvalArguments(
         restored, reference, data, model, degrade, seed, w, match, nearest, autoencoder, protocol
     )
-    _check(words)
+    _check(args)
     set_up(weights_dir, offline)
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):  # what packages print is for people
@@ -167,12 +174,12 @@ def evaluate(
         from cfrestore.evaluate import MetricFiles
 
         files = MetricFiles(vgg, lpips, arcface, inception, statistics)
-        found = _find(words, limit, any_count)
-        inputs = [path for pair in found.pairs.values() for path in pair]
+        faces = _find(args, limit, any_count)
+        inputs = [path for pair in faces.pairs.values() for path in pair]
         target = None if json_file == Path("-") else json_file
         for written in (target, sheet):
             prepare_output(written, [*inputs, *_given(files)], overwrite=overwrite)
-        record, columns = _measure(words, found, files, device, console)
+        record, columns = _measure(args, faces, files, device, console)
         show(record, console)
     if target is not None:
         write_json(target, record)
@@ -184,33 +191,33 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _check(words: Words) -> None:
-    """Raises ConfigError if the words contradict each other."""
-    if (words.restored is None) == (words.data is None):
+def _check(args: EvalArguments) -> None:
+    """Raises ConfigError if the arguments contradict each other."""
+    if (args.restored is None) == (args.data is None):
         raise ConfigError("say either RESTORED, or --data and what restores it")
     here = {
-        "--model": words.model is not None,
-        "--degrade": words.degrade is not None,
-        "--w": words.w is not None,
-        "--match": words.match is not None,
-        "--nearest": words.nearest,
-        "--autoencoder": words.autoencoder,
+        "--model": args.model is not None,
+        "--degrade": args.degrade is not None,
+        "--w": args.w is not None,
+        "--match": args.match is not None,
+        "--nearest": args.nearest,
+        "--autoencoder": args.autoencoder,
     }
     said = [name for name, yes in here.items() if yes]
-    if words.data is None and said:
+    if args.data is None and said:
         raise ConfigError(f"{', '.join(said)} is said of faces that are restored here, --data")
-    if words.degrade is not None and words.reference is not None:
+    if args.degrade is not None and args.reference is not None:
         raise ConfigError("faces that --degrade damages are compared with what they were")
-    if words.autoencoder and words.degrade is None and words.reference is None:
+    if args.autoencoder and args.degrade is None and args.reference is None:
         raise ConfigError("--autoencoder needs clean faces: --degrade, or --reference")
-    _ = words.fidelities
-    if words.degrade is not None or words.protocol is not None:
+    _ = args.fidelities  # which are checked by reading them
+    if args.degrade is not None or args.protocol is not None:
         from cfrestore.evaluate import find_preset, find_protocol
 
-        for name in words.degradations:
+        for name in args.degradations:
             find_preset(name)
-        if words.protocol is not None:
-            find_protocol(words.protocol)
+        if args.protocol is not None:
+            find_protocol(args.protocol)
 
 
 def _given(files: MetricFiles) -> Iterator[Path]:
@@ -218,34 +225,34 @@ def _given(files: MetricFiles) -> Iterator[Path]:
     return (path for path in paths if path is not None)
 
 
-def _find(words: Words, limit: int | None, any_count: bool) -> Found:
+def _find(args: EvalArguments, limit: int | None, any_count: bool) -> PairedFaces:
     """The faces; raises ImageError or ConfigError if there are none, or not those of a protocol."""
-    from cfrestore.evaluate import check_protocol, find_faces, find_protocol, match_faces
+    from cfrestore.evaluate import (
+        PairedFaces,
+        check_protocol,
+        find_faces,
+        find_protocol,
+        match_faces,
+    )
 
-    place = words.restored or words.data
+    place = args.restored or args.data
     assert place is not None
-    pairs: dict[str, tuple[Path, Path | None]]
-    if words.reference is None:
-        pairs = {name: (path, None) for name, path in find_faces(place).items()}
-        unmatched: dict[str, Sequence[str]] = {"without_reference": (), "without_restored": ()}
-    else:
-        matched = match_faces(place, words.reference)
-        pairs = dict(matched.pairs)
-        unmatched = {
-            "without_reference": matched.without_reference,
-            "without_restored": matched.without_restored,
-        }
-    pairs = dict(islice(pairs.items(), limit))
-    if words.protocol is not None:
-        clean = words.reference is not None or words.degrade is not None
+    faces = (
+        PairedFaces({name: (path, None) for name, path in find_faces(place).items()})
+        if args.reference is None
+        else match_faces(place, args.reference)
+    )
+    faces = replace(faces, pairs=dict(islice(faces.pairs.items(), limit)))
+    if args.protocol is not None:
+        clean = args.reference is not None or args.degrade is not None
         check_protocol(
-            find_protocol(words.protocol), tuple(pairs), clean=clean, any_count=any_count
+            find_protocol(args.protocol), tuple(faces.pairs), clean=clean, any_count=any_count
         )
-    return Found(pairs, unmatched)
+    return faces
 
 
 def _measure(
-    words: Words, found: Found, files: MetricFiles, device: str, console: Console
+    args: EvalArguments, faces: PairedFaces, files: MetricFiles, device: str, console: Console
 ) -> tuple[dict[str, Any], list[list[Any]]]:
     """What was measured, as a record, and the columns of the sheet."""
     from cfrestore.device import choose_device, describe
@@ -253,25 +260,25 @@ def _measure(
     from cfrestore.image.photo import printable
 
     place = choose_device(device)
-    pipeline = None if words.data is None else _load(words, device, console)
+    pipeline = None if args.data is None else _load(args, device, console)
     judge = Judge(files, place)
     make: Callable[[str], Sample]
     if pipeline is None:
         side = None
-        make = partial(_pair, found)
+        make = partial(_pair, faces)
     else:
         side = pipeline.crop_size
         restore = Restorer(
             pipeline,
-            words.fidelities,
-            words.degradations,
-            words.seed,
-            words.nearest,
-            words.autoencoder,
+            args.fidelities,
+            args.degradations,
+            args.seed,
+            args.nearest,
+            args.autoencoder,
         )
-        make = _maker(restore, words, found)
+        make = _maker(restore, args, faces)
     columns: list[list[Any]] = []
-    with progress(len(found.pairs), console, shown=True) as advance:
+    with progress(len(faces.pairs), console, shown=True) as advance:
 
         def after(name: str, sample: Sample) -> None:
             advance(1)
@@ -279,47 +286,51 @@ def _measure(
                 clean = () if sample.clean is None else (sample.clean,)
                 columns.append([*clean, *sample.images.values()])
 
-        evaluation = evaluate(found.pairs, make, judge, after)
+        evaluation = evaluate(faces.pairs, make, judge, after)
     for error in evaluation.failed.values():
         console.print(printable(f"error: {error}"))
-    for where, names in found.unmatched.items():
+    unmatched = {
+        "without_reference": faces.without_reference,
+        "without_restored": faces.without_restored,
+    }
+    for where, names in unmatched.items():
         if names:
             console.print(printable(f"{where.replace('_', ' ')}: {', '.join(names)}"))
-    clean = words.reference is not None or words.degrade is not None
-    protocol = protocol_of(words, found, evaluation, side, describe(place), pipeline)
+    clean = args.reference is not None or args.degrade is not None
+    protocol = protocol_of(args, faces, evaluation, side, describe(place), pipeline)
     record = as_record(evaluation, protocol, judge.facts(clean=clean))
-    record["unmatched"] = {where: list(names) for where, names in found.unmatched.items()}
+    record["unmatched"] = {where: list(names) for where, names in unmatched.items()}
     return record, columns
 
 
-def _pair(found: Found, name: str) -> Sample:
+def _pair(faces: PairedFaces, name: str) -> Sample:
     from cfrestore.evaluate import read_pair
 
-    return read_pair(*found.pairs[name])
+    return read_pair(*faces.pairs[name])
 
 
-def _maker(restore: Restorer, words: Words, found: Found) -> Callable[[str], Sample]:
+def _maker(restore: Restorer, args: EvalArguments, faces: PairedFaces) -> Callable[[str], Sample]:
     """Makes the sample of a name; damage is drawn by the path below the folder."""
-    assert words.data is not None
-    root = words.data
+    assert args.data is not None
+    root = args.data
 
     def make(name: str) -> Sample:
-        path, clean = found.pairs[name]
-        inner = path.relative_to(root).as_posix() if root.is_dir() else path.name
+        path, clean = faces.pairs[name]
+        inner = path.relative_to(root).as_posix() if is_folder(root) else path.name
         return restore(path, clean, inner)
 
     return make
 
 
-def _load(words: Words, device: str, console: Console) -> Pipeline:
+def _load(args: EvalArguments, device: str, console: Console) -> Pipeline:
     """The pipeline of the model, its weights downloaded first where they are wanted and absent."""
     from cfrestore.cli.supply import supply
     from cfrestore.pipeline import load_pipeline
 
-    model = words.model or "auto"
+    model = args.model or "auto"
     if model in ("auto", "published"):
         supply(["codeformer"], console, required=model == "published")
     pipeline = load_pipeline(model, device=device, aligned=True)
     for note in pipeline.notes:
         console.print(f"note: {note}")
-    return replace(pipeline, match_statistics=words.match)
+    return replace(pipeline, match_statistics=args.match)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from cfrestore.cli.arguments import PictureArguments
 from cfrestore.cli.parameters import TaskModel
-from cfrestore.cli.picture import PictureCommand, with_words
-from cfrestore.cli.words import Words
+from cfrestore.cli.picture import PictureCommand, with_picture_arguments
 from cfrestore.cli.work import work
 from cfrestore.task import INPAINTING
 
@@ -17,9 +17,9 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command(cls=PictureCommand)
-@with_words
+@with_picture_arguments
 def inpaint(
-    words: Words,
+    args: PictureArguments,
     mask: Annotated[
         Path | None,
         typer.Option(
@@ -36,14 +36,14 @@ def inpaint(
     photo.jpg becomes photo.inpainted.jpg, a folder becomes folder.inpainted; nothing is
     overwritten. Parts of holes outside all faces stay as they are, and are reported.
     """
-    options = words.options()
+    options = args.options()
     from cfrestore.holes import mask_holes
     from cfrestore.image import MAX_PIXELS, read_photo
 
-    limit = words.max_pixels or MAX_PIXELS
+    limit = args.max_pixels or MAX_PIXELS
     holes = None if mask is None else mask_holes(read_photo(mask, max_pixels=limit))
     work(
-        words,
+        args,
         INPAINTING,
         model,
         lambda pipeline: pipeline.inpainting(holes, options),

@@ -1,4 +1,4 @@
-"""What an evaluation was asked, and what is said of it: a record, a table, faces side by side."""
+"""The arguments of an evaluation, and its output: a record, a table, faces side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from cfrestore.evaluate import Evaluation
+    from cfrestore.evaluate import Evaluation, PairedFaces
     from cfrestore.pipeline import Pipeline
 
 FIDELITIES = "0,0.5,1"
@@ -27,8 +27,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow")
 
 
 @dataclass(frozen=True)
-class Words:
-    """What decides the figures, as it was said."""
+class EvalArguments:
+    """The arguments that decide the figures."""
 
     restored: Path | None
     reference: Path | None
@@ -59,22 +59,9 @@ class Words:
         return () if self.degrade is None else tuple(dict.fromkeys(self.degrade.split(",")))
 
 
-@dataclass(frozen=True)
-class Found:
-    """The faces that are to be measured.
-
-    Attributes:
-        pairs: by name, the face and the clean one where there is one that was named.
-        unmatched: names without partner, by where they are.
-    """
-
-    pairs: Mapping[str, tuple[Path, Path | None]]
-    unmatched: Mapping[str, Sequence[str]]
-
-
 def protocol_of(
-    words: Words,
-    found: Found,
+    args: EvalArguments,
+    faces: PairedFaces,
     evaluation: Evaluation,
     side: int | None,
     device: str,
@@ -96,19 +83,19 @@ def protocol_of(
             "back_projection": config.back_projection,
             "precision": pipeline.painted_in,
         }
-    preset = PROTOCOLS[words.protocol] if words.protocol else None
+    preset = PROTOCOLS[args.protocol] if args.protocol else None
     return {
-        "name": words.protocol,
+        "name": args.protocol,
         "published": None if preset is None else asdict(preset),
-        "restored": _text(words.restored),
-        "data": _text(words.data),
-        "reference": _text(words.reference),
-        "faces": len(found.pairs) - len(evaluation.failed),
+        "restored": _text(args.restored),
+        "data": _text(args.data),
+        "reference": _text(args.reference),
+        "faces": len(faces.pairs) - len(evaluation.failed),
         "side": side,
         "model": network,
-        "w": list(words.fidelities) if pipeline is not None else None,
-        "seed": words.seed if words.degradations else None,
-        "degradations": {name: asdict(find_preset(name)) for name in words.degradations},
+        "w": list(args.fidelities) if pipeline is not None else None,
+        "seed": args.seed if args.degradations else None,
+        "degradations": {name: asdict(find_preset(name)) for name in args.degradations},
         "device": device,
         "versions": {"cfrestore": __version__, **dict(_versions(used))},
     }
@@ -152,7 +139,7 @@ def show(record: Mapping[str, Any], console: Console) -> None:
     side = f" of {protocol['side']} px" if protocol["side"] else ""
     seed = "" if protocol["seed"] is None else f", seed {protocol['seed']}"
     console.print(f"{protocol['faces']} faces{side}{seed}, {protocol['device']}")
-    console.width = TABLE_WIDTH  # lines are broken by nobody
+    console.width = TABLE_WIDTH  # no line is wrapped
     console.print(table)
     for metric in METRICS:
         if not facts[metric.name]["computed"]:

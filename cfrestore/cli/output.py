@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cfrestore.errors import OutputError
-from cfrestore.files import drafted, plain
+from cfrestore.files import drafted, exists, plain
 
 
 def prepare_output(file: Path | None, inputs: Sequence[object], *, overwrite: bool) -> None:
@@ -21,12 +21,12 @@ def prepare_output(file: Path | None, inputs: Sequence[object], *, overwrite: bo
     if file is None:
         return
     file = plain(file)
-    if file.exists():
-        if not overwrite:
-            raise OutputError(f"{file} exists; only --overwrite replaces it")
-        if not file.is_file() or any(_is(file, place) for place in inputs):
-            raise OutputError(f"{file} is an input or no file, and is not overwritten")
     try:
+        if file.exists():
+            if not overwrite:
+                raise OutputError(f"{file} exists; only --overwrite replaces it")
+            if not file.is_file() or any(_is(file, place) for place in inputs):
+                raise OutputError(f"{file} is an input or no file, and is not overwritten")
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
@@ -35,7 +35,7 @@ def prepare_output(file: Path | None, inputs: Sequence[object], *, overwrite: bo
 
 
 def _is(file: Path, place: object) -> bool:
-    return isinstance(place, Path) and place.exists() and place.samefile(file)
+    return isinstance(place, Path) and exists(place) and place.samefile(file)
 
 
 def write_json(file: Path, record: dict[str, Any]) -> None:

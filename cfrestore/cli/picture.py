@@ -12,9 +12,9 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from cfrestore.cli.arguments import PictureArguments
 from cfrestore.cli.published import translate
 from cfrestore.cli.settings import FILE
-from cfrestore.cli.words import Words
 
 
 class PictureCommand(TyperCommand):
@@ -43,10 +43,10 @@ def _variable(parameter: Any) -> str:
     return next(name for name in names if os.environ.get(name))
 
 
-def with_words(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of Words as parameters instead of its first one, `words`."""
+def with_picture_arguments(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of PictureArguments as parameters instead of its first, args."""
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    hints = get_type_hints(Words, include_extras=True)
+    hints = get_type_hints(PictureArguments, include_extras=True)
     shared = [
         inspect.Parameter(
             field.name,
@@ -54,14 +54,16 @@ def with_words(command: Callable[..., None]) -> Callable[..., None]:
             default=field.default,
             annotation=hints[field.name],
         )
-        for field in fields(Words)
+        for field in fields(PictureArguments)
     ]
     parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
 
     @wraps(command)
     def call(**values: Any) -> None:
-        words = Words(**{field.name: values.pop(field.name) for field in fields(Words)})
-        command(words, **values)
+        args = PictureArguments(
+            **{field.name: values.pop(field.name) for field in fields(PictureArguments)}
+        )
+        command(args, **values)
 
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

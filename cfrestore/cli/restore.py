@@ -8,9 +8,9 @@ import typer
 
 from cfrestore import __version__
 from cfrestore.cli import VERBS
+from cfrestore.cli.arguments import DEFAULTS, PictureArguments
 from cfrestore.cli.parameters import Model, Parser
-from cfrestore.cli.picture import PictureCommand, with_words
-from cfrestore.cli.words import DEFAULTS, Words
+from cfrestore.cli.picture import PictureCommand, with_picture_arguments
 from cfrestore.cli.work import work
 from cfrestore.task import RESTORATION
 
@@ -27,9 +27,9 @@ def _version(wanted: bool) -> None:
     cls=PictureCommand,
     epilog=f"Other commands: cfrestore {'|'.join(VERBS)} --help",
 )
-@with_words
+@with_picture_arguments
 def restore(
-    words: Words,
+    args: PictureArguments,
     w: Annotated[
         float,
         typer.Option(
@@ -69,9 +69,9 @@ def restore(
 
     photo.jpg becomes photo.restored.jpg, a folder becomes folder.restored; nothing is overwritten.
     """
-    options = words.options(fidelity=w, upscale=upscale, draw_box=draw_box)
+    options = args.options(fidelity=w, upscale=upscale, draw_box=draw_box)
     work(
-        words,
+        args,
         RESTORATION,
         model,
         lambda pipeline: pipeline.restoring(options),

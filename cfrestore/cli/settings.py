@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from cfrestore.errors import ConfigError
+from cfrestore.files import is_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,7 +69,7 @@ def use_settings(context: typer.Context, file: Path | None) -> Path | None:
 
 def find_settings() -> Path | None:
     """cfrestore.toml in the working folder, else in the user's settings folder, else None."""
-    return next((path for path in (HERE, own_settings()) if path.is_file()), None)
+    return next((path for path in (HERE, own_settings()) if is_file(path)), None)
 
 
 def own_settings() -> Path:

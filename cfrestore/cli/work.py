@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 import typer
 
 from cfrestore.cli import report
+from cfrestore.cli.arguments import PictureArguments, check
 from cfrestore.cli.record import Facts, facts_of, provenance_of, record_of, record_of_plan
-from cfrestore.cli.words import Words, check
 from cfrestore.errors import ConfigError, ImageError, OutputError, WeightsError
 from cfrestore.options import parse_quality
 from cfrestore.task import Task
@@ -37,7 +37,7 @@ def set_up(weights_dir: Path | None, offline: bool) -> None:
 
 
 def work(
-    words: Words,
+    args: PictureArguments,
     task: Task,
     model: str,
     procedure_of: Callable[[Pipeline], Procedure],
@@ -55,30 +55,30 @@ def work(
     Raises:
         typer.Exit: code 1 if something failed, 130 if interrupted.
     """
-    check(words, parser)
+    check(args, parser)
     stdout = sys.stdout
-    if words.json and stdout is None:
+    if args.json and stdout is None:
         raise ConfigError("stdout is closed, but --json is to be written there")
     try:
         with redirect_stdout(sys.stderr), ExitStack() as stack:  # what packages print is for people
-            places = stack.enter_context(_reached(words))
-            look = _planner(words, places, task, fidelity, spared)
+            places = stack.enter_context(_reached(args))
+            look = _planner(args, places, task, fidelity, spared)
             jobs = look()
-            if words.dry_run:
-                return _show(jobs, words, stdout)
-            if not (jobs or words.watch):
+            if args.dry_run:
+                return _show(jobs, args, stdout)
+            if not (jobs or args.watch):
                 return report.make_console().print("there is nothing to do")
-            if not words.watch:
+            if not args.watch:
                 _check_there(jobs)
-            prepare = partial(_prepare, words, task, model, parser, procedure_of)
-            engine = _on_cluster if words.engine == "ray" else _here
-            with engine(words, prepare, jobs, stdout, places.home) as (do, about):
-                if not words.quiet:
+            prepare = partial(_prepare, args, task, model, parser, procedure_of)
+            engine = _on_cluster if args.engine == "ray" else _here
+            with engine(args, prepare, jobs, stdout, places.home) as (do, about):
+                if not args.quiet:
                     for line in about.lines:
                         report.make_console().print(line)
-                parts = _arriving(look) if words.watch else (jobs,)
+                parts = _arriving(look) if args.watch else (jobs,)
                 done = task.participle
-                fine = [_report(part, do(part), words, done, about.facts, stdout) for part in parts]
+                fine = [_report(part, do(part), args, done, about.facts, stdout) for part in parts]
     except KeyboardInterrupt:
         report.make_console().print("interrupted")
         raise typer.Exit(130) from None
@@ -93,7 +93,7 @@ class Places:
 
     Attributes:
         listed: the names of --files-from.
-        home: the folder that the words were said in, if that is not the current one any more.
+        home: the folder that the command was given in, if that is no longer the current one.
     """
 
     inputs: Sequence[str]
@@ -103,7 +103,7 @@ class Places:
 
 
 @contextmanager
-def _reached(words: Words) -> Iterator[Places]:
+def _reached(args: PictureArguments) -> Iterator[Places]:
     """Mirrors remote files in a temporary current folder if there are URLs, see `batch.remote`.
 
     Raises:
@@ -111,8 +111,8 @@ def _reached(words: Words) -> Iterator[Places]:
     """
     from cfrestore.batch.remote import is_remote, mirror
 
-    listed = () if words.files_from is None else _listed(words.files_from, null=words.null)
-    inputs, output = words.inputs or [], words.output
+    listed = () if args.files_from is None else _listed(args.files_from, null=args.null)
+    inputs, output = args.inputs or [], args.output
     if not any(map(is_remote, (*inputs, *listed, output))):
         yield Places(inputs, listed, output)
         return
@@ -125,7 +125,7 @@ def _reached(words: Words) -> Iterator[Places]:
     with TemporaryDirectory(prefix="cfrestore-") as folder:
         os.chdir(folder)
         try:
-            mirror([*inputs, *listed], output, recursive=words.recursive)
+            mirror([*inputs, *listed], output, recursive=args.recursive)
             target = output if output is None else absolute(output)
             names = [name if is_remote(name) else home / name for name in listed]
             yield Places([absolute(word) for word in inputs], names, target, home)
@@ -134,7 +134,7 @@ def _reached(words: Words) -> Iterator[Places]:
 
 
 def _planner(
-    words: Words,
+    args: PictureArguments,
     places: Places,
     task: Task,
     fidelity: float | None,
@@ -145,19 +145,19 @@ def _planner(
     from cfrestore.image.photo import printable
 
     output = places.output
-    files = words.files_from is not None and output not in (None, "-")
+    files = args.files_from is not None and output not in (None, "-")
     if files and not set("{}") & set(str(output)):
         output = f"{output}/"  # a folder, however many names there are
     wanted = {
-        CROPS: words.save_crops,
-        RESTORED: words.save_restored,
-        COMPARED: words.compare,
-        SAMPLES: words.samples > 0,
+        CROPS: args.save_crops,
+        RESTORED: args.save_restored,
+        COMPARED: args.compare,
+        SAMPLES: args.samples > 0,
     }
     said: set[str] = set()
 
     def say(sentence: str) -> None:
-        if not words.quiet and sentence not in said:  # who watches looks again and again
+        if not args.quiet and sentence not in said:  # who watches looks again and again
             report.make_console().print(printable(sentence))
         said.add(sentence)
 
@@ -165,16 +165,16 @@ def _planner(
         plan,
         places.inputs,
         output,
-        overwrite=words.overwrite,
+        overwrite=args.overwrite,
         mark=task.mark,
-        suffix=words.suffix,
+        suffix=args.suffix,
         kept=tuple(folder for folder, asked in wanted.items() if asked),
-        recursive=words.recursive,
-        in_place=words.in_place,
-        format=words.format,
+        recursive=args.recursive,
+        in_place=args.in_place,
+        format=args.format,
         fidelity=fidelity,
-        shard=None if words.shard is None else parse_shard(words.shard),
-        isolate=words.watch,
+        shard=None if args.shard is None else parse_shard(args.shard),
+        isolate=args.watch,
         listed=places.listed,
         spared=spared,
         say=say,
@@ -215,10 +215,10 @@ def _listed(file: str, *, null: bool) -> Sequence[Path]:
         raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _show(jobs: Sequence[Job], words: Words, stdout: TextIO) -> None:
+def _show(jobs: Sequence[Job], args: PictureArguments, stdout: TextIO) -> None:
     """Shows the plan."""
     report.show_plan(jobs, report.make_console())
-    if words.json:
+    if args.json:
         for job in jobs:
             report.write_record(record_of_plan(job), stdout)
 
@@ -269,20 +269,20 @@ class About:
 
 
 def _prepare(
-    words: Words,
+    args: PictureArguments,
     task: Task,
     model: str,
     parser: Path | None,
     procedure_of: Callable[[Pipeline], Procedure],
 ) -> tuple[Procedure, About]:
     """Loads the pipeline and makes the procedure, on this machine."""
-    set_up(words.weights_dir, words.offline)
-    pipeline = load(words, task, model, parser)
+    set_up(args.weights_dir, args.offline)
+    pipeline = load(args, task, model, parser)
     procedure = procedure_of(pipeline)
     about = About(
         facts_of(pipeline),
         provenance_of(pipeline, procedure),
-        report.introduction(pipeline, words.config, verbose=words.verbose),
+        report.introduction(pipeline, args.config, verbose=args.verbose),
         procedure.settings,
     )
     return procedure, about
@@ -294,7 +294,11 @@ Do = Callable[["Sequence[Job]"], "Generator[Outcome, None, None]"]
 
 @contextmanager
 def _here(
-    words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
+    args: PictureArguments,
+    prepare: Prepare,
+    jobs: Sequence[Job],
+    stdout: TextIO | None,
+    home: Path | None,
 ) -> Iterator[tuple[Do, About]]:
     """Does jobs on this machine."""
     from cfrestore.batch import WORKERS, run
@@ -305,10 +309,10 @@ def _here(
             partial(
                 run,
                 procedure=procedure,
-                workers=words.jobs or WORKERS,
+                workers=args.jobs or WORKERS,
                 stdin=source,
                 stdout=sink,
-                **_ends(words, about),
+                **_ends(args, about),
             ),
             about,
         )
@@ -316,7 +320,11 @@ def _here(
 
 @contextmanager
 def _on_cluster(
-    words: Words, prepare: Prepare, jobs: Sequence[Job], stdout: TextIO | None, home: Path | None
+    args: PictureArguments,
+    prepare: Prepare,
+    jobs: Sequence[Job],
+    stdout: TextIO | None,
+    home: Path | None,
 ) -> Iterator[tuple[Do, About]]:
     """Does jobs on a Ray cluster; only there are the networks loaded.
 
@@ -325,30 +333,30 @@ def _on_cluster(
     """
     from cfrestore.batch import cluster
 
-    with cluster.connected(words.address):
-        staff = cluster.hire(words.actors, words.gpus_per_actor, words.jobs)
+    with cluster.connected(args.address):
+        staff = cluster.hire(args.actors, args.gpus_per_actor, args.jobs)
         about = cluster.ask(lambda: prepare()[1], staff, home)
-        ends = _ends(words, about)
+        ends = _ends(args, about)
         settings = {**about.settings, **ends.pop("settings")}
         load = lambda: prepare()[0]  # noqa: E731
         do = partial(cluster.run, load=load, staff=staff, settings=settings, home=home, **ends)
         yield do, about
 
 
-def _ends(words: Words, about: About) -> dict[str, Any]:
+def _ends(args: PictureArguments, about: About) -> dict[str, Any]:
     """How pictures are read and written, as arguments of both engines."""
     from cfrestore.image import MAX_PIXELS, read_photo, write_photo
 
-    quality = parse_quality(words.quality)
+    quality = parse_quality(args.quality)
     return {
-        "read": partial(read_photo, max_pixels=words.max_pixels or MAX_PIXELS),
+        "read": partial(read_photo, max_pixels=args.max_pixels or MAX_PIXELS),
         "write": partial(
             write_photo,
             quality=quality,
-            metadata="strip" if words.metadata == "strip" else "keep",
+            metadata="strip" if args.metadata == "strip" else "keep",
             provenance=about.provenance,
         ),
-        "settings": {"quality": quality, "metadata": words.metadata},
+        "settings": {"quality": quality, "metadata": args.metadata},
     }
 
 
@@ -362,7 +370,7 @@ def _arriving(look: Callable[[], Sequence[Job]]) -> Iterator[Sequence[Job]]:
 def _report(
     jobs: Sequence[Job],
     running: Generator[Outcome, None, None],
-    words: Words,
+    args: PictureArguments,
     done: str,
     facts: Facts,
     stdout: TextIO,
@@ -372,27 +380,27 @@ def _report(
     outcomes: list[Outcome] = []
 
     def conclude() -> None:
-        if len(jobs) > 1 and not words.quiet:
+        if len(jobs) > 1 and not args.quiet:
             report.conclude(outcomes, len(jobs), console)
 
     try:
-        shown = report.progress(len(jobs), console, shown=not words.quiet)
+        shown = report.progress(len(jobs), console, shown=not args.quiet)
         with closing(running), shown as advance:
             for outcome in running:
                 outcomes.append(outcome)
                 advance(outcome.restored)
-                if words.json:
+                if args.json:
                     report.write_record(record_of(outcome, facts), stdout)
-                if not (words.quiet and outcome.complete):
-                    console.print(report.describe(outcome, done, verbose=words.verbose))
+                if not (args.quiet and outcome.complete):
+                    console.print(report.describe(outcome, done, verbose=args.verbose))
     except KeyboardInterrupt:
         conclude()
         raise
     conclude()
-    return not any(o.error or (words.strict and not o.complete) for o in outcomes)
+    return not any(o.error or (args.strict and not o.complete) for o in outcomes)
 
 
-def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
+def load(args: PictureArguments, task: Task, model: str, parser: Path | None) -> Pipeline:
     """The pipeline of a task; missing weights are downloaded first.
 
     With published weights come the detector and the parser that they are published with, unless
@@ -410,10 +418,14 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
 
     reuse_memory()
     console = report.make_console()
-    detector = words.detector
+    detector = args.detector
     # Fails before a long download, not after.
     choose_execution(
-        words.backend, words.device, words.precision, words.code_precision, compile=words.compile
+        args.backend,
+        args.device,
+        args.precision,
+        args.code_precision,
+        compile=args.compile,
     )
     if detector in ("retinaface", "mobilenet"):
         supply([detector], console, required=True)
@@ -424,7 +436,7 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
             if task.has_compact:
                 raise
             raise WeightsError(f"{error}; there are no compact weights for {task.name}") from error
-        if not words.aligned and locate(task.weights):
+        if not args.aligned and locate(task.weights):
             wanted = {
                 "retinaface": detector == "auto",
                 "parsenet": task.parses and parser is None,
@@ -433,13 +445,13 @@ def load(words: Words, task: Task, model: str, parser: Path | None) -> Pipeline:
     return load_pipeline(
         model,
         detector,
-        words.device,
+        args.device,
         parser,
-        threshold=words.det_threshold,
-        precision=words.precision,
-        code_precision=words.code_precision,
-        compile=words.compile,
+        threshold=args.det_threshold,
+        precision=args.precision,
+        code_precision=args.code_precision,
+        compile=args.compile,
         task=task.name,
-        backend=words.backend,
-        aligned=words.aligned,
+        backend=args.backend,
+        aligned=args.aligned,
     )

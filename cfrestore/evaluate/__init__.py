@@ -13,7 +13,7 @@ from cfrestore.evaluate.evaluation import (
 )
 from cfrestore.evaluate.frechet import Statistics, frechet_distance, read_statistics
 from cfrestore.evaluate.judge import METRICS, Judge, Metric, MetricFiles
-from cfrestore.evaluate.pairs import Matched, find_faces, match_faces, read_face
+from cfrestore.evaluate.pairs import PairedFaces, find_faces, match_faces, read_face
 from cfrestore.evaluate.protocols import PROTOCOLS, Protocol, check_protocol, find_protocol
 
 __all__ = [
@@ -23,9 +23,9 @@ __all__ = [
     "Evaluation",
     "Judge",
     "Kind",
-    "Matched",
     "Metric",
     "MetricFiles",
+    "PairedFaces",
     "Protocol",
     "Restorer",
     "Row",

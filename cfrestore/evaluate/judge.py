@@ -19,6 +19,7 @@ from cfrestore.evaluate import networks
 from cfrestore.evaluate.figures import BORDER, Face, gradient, load_ssim, mean_colour, psnr
 from cfrestore.evaluate.frechet import Statistics, read_statistics
 from cfrestore.evaluate.pairs import find_faces, read_face
+from cfrestore.files import is_folder
 from cfrestore.recognise import recogniser_file
 from cfrestore.weights.digests import sha256_of
 
@@ -224,7 +225,7 @@ class Judge:
             self._describe = networks.load_descriptor(weights, device)
             self.files["descriptor"] = {"recogniser": weights}
         if files.vgg and files.lpips:
-            self._pairs["lpips"] = networks.load_lpips(files.vgg, files.lpips, device)
+            self._pairs["lpips"] = networks.load_distance(files.vgg, files.lpips, device)
             self._opened("lpips", vgg=files.vgg, calibration=files.lpips)
         if files.arcface:
             self._embed = networks.load_arcface(files.arcface, device)
@@ -232,7 +233,7 @@ class Judge:
         if files.inception and files.statistics:
             self.inception = networks.load_inception(files.inception, device)
             self._opened("fid", inception=files.inception, statistics=files.statistics)
-            if files.statistics.is_dir():
+            if is_folder(files.statistics):
                 faces = map(read_face, find_faces(files.statistics).values())
                 self.statistics = Statistics.of([self.inception(face) for face in faces])
             else:

@@ -29,7 +29,7 @@ from cfrestore.evaluate.figures import Face
 from cfrestore.extras import package_folder, require
 from cfrestore.image import resize, to_tensor
 from cfrestore.recognise import load_recogniser, look_at
-from cfrestore.train.perceptual import LPIPS
+from cfrestore.train.perceptual import load_lpips
 
 Floats = NDArray[np.float32]
 
@@ -84,7 +84,7 @@ class Landmarks:
         return maps
 
 
-def load_lpips(vgg: Path, linear: Path, device: torch.device) -> Callable[[Face, Face], float]:
+def load_distance(vgg: Path, linear: Path, device: torch.device) -> Callable[[Face, Face], float]:
     """LPIPS 0.1 on VGG-16, without the second normalisation that the published training has.
 
     Args:
@@ -93,11 +93,7 @@ def load_lpips(vgg: Path, linear: Path, device: torch.device) -> Callable[[Face,
     Raises:
         WeightsError, CheckpointError: a file cannot be read, or is another.
     """
-    features, calibration = read_checkpoint(vgg)[0], read_checkpoint(linear)[0]
-    try:
-        network = LPIPS(features, calibration, double_normalisation=False).to(device).eval()
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{vgg} and {linear} are not VGG-16 and its calibration") from error
+    network = load_lpips(vgg, linear, double_normalisation=False).to(device).eval()
 
     def distance(face: Face, clean: Face) -> float:
         with inference():

@@ -11,21 +11,22 @@ import cv2
 from cfrestore.batch import MARKS
 from cfrestore.errors import ConfigError, ImageError
 from cfrestore.evaluate.figures import LEAST_SIDE, Face
+from cfrestore.files import is_file, is_folder
 from cfrestore.image import pictures_in, read_photo, resize, to_uint8
 
 
 @dataclass(frozen=True)
-class Matched:
-    """Restored and clean faces that have one name.
+class PairedFaces:
+    """Restored faces, each with the clean one of the same name, if clean ones are given.
 
     Attributes:
         pairs: restored and clean file by name, in the order of the names.
         without_reference, without_restored: names that only the restored, or only the clean have.
     """
 
-    pairs: Mapping[str, tuple[Path, Path]]
-    without_reference: tuple[str, ...]
-    without_restored: tuple[str, ...]
+    pairs: Mapping[str, tuple[Path, Path | None]]
+    without_reference: tuple[str, ...] = ()
+    without_restored: tuple[str, ...] = ()
 
 
 def find_faces(place: Path) -> dict[str, Path]:
@@ -40,9 +41,9 @@ def find_faces(place: Path) -> dict[str, Path]:
         ImageError: it is not there, cannot be read, or holds no picture.
         ConfigError: two pictures have one name.
     """
-    if place.is_file():
+    if is_file(place):
         return {_name(Path(place.name)): place}
-    if not place.is_dir():
+    if not is_folder(place):
         raise ImageError(f"{place} does not exist")
     faces: dict[str, Path] = {}
     for path in pictures_in(place):
@@ -61,19 +62,19 @@ def _name(path: Path) -> str:
     return path.with_name(stem).as_posix()
 
 
-def match_faces(restored: Path, reference: Path) -> Matched:
+def match_faces(restored: Path, reference: Path) -> PairedFaces:
     """Restored faces and their clean ones, matched by name; two files match whatever their names.
 
     Raises:
         ImageError, ConfigError: as `find_faces`; or not one name is in both.
     """
     ours, clean = find_faces(restored), find_faces(reference)
-    if restored.is_file() and reference.is_file():
+    if is_file(restored) and is_file(reference):
         clean = dict(zip(ours, clean.values(), strict=True))
     pairs = {name: (path, clean[name]) for name, path in ours.items() if name in clean}
     if not pairs:
         raise ConfigError(f"no picture in {restored} is called like one in {reference}")
-    return Matched(
+    return PairedFaces(
         pairs,
         tuple(name for name in ours if name not in clean),
         tuple(name for name in clean if name not in ours),

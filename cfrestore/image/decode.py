@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from cfrestore.errors import ImageError
 from cfrestore.image import directory, png, ppm, tiff
 from cfrestore.image.formats import EXTENSIONS, FORMATS
-from cfrestore.image.heif import what_lacks
+from cfrestore.image.heif import missing_codec
 from cfrestore.image.metadata import Metadata, metadata_of
 from cfrestore.image.photo import Photo, equal_channels, name_of, reason_of
 from cfrestore.image.pillow import reading
@@ -69,8 +69,8 @@ def read_photo(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
     """
     name = name_of(source)
     data, kind = read_bytes(source, max_pixels)
-    if lack := what_lacks(kind):
-        raise ImageError(f"{name} is {kind}, for which cfrestore needs {lack}")
+    if needed := missing_codec(kind):
+        raise ImageError(f"{name} is {kind}, for which cfrestore needs {needed}")
 
     def check(height: int, width: int) -> None:
         if height * width > max_pixels:

@@ -22,7 +22,7 @@ from cfrestore.errors import ConfigError, OutputError
 from cfrestore.files import fill_stream, replace_file
 from cfrestore.image.fit import fit
 from cfrestore.image.formats import EXTENSIONS, FORMATS
-from cfrestore.image.heif import what_lacks
+from cfrestore.image.heif import missing_codec
 from cfrestore.image.jpeg import photoshop_segments
 from cfrestore.image.photo import Photo, name_of, reason_of
 from cfrestore.image.pillow import silent
@@ -127,8 +127,8 @@ def _choose_format(
     if chosen not in FORMATS:
         known = ", ".join(FORMATS)
         raise OutputError(f"{name} cannot be written as {wanted!r}: known formats are {known}")
-    if lack := what_lacks(chosen):
-        raise OutputError(f"{name} cannot be written as {chosen}, which needs {lack}")
+    if needed := missing_codec(chosen):
+        raise OutputError(f"{name} cannot be written as {chosen}, which needs {needed}")
     return chosen
 
 

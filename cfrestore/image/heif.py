@@ -7,7 +7,7 @@ from PIL import Image, features
 from cfrestore.extras import install
 
 
-def what_lacks(kind: str) -> str | None:
+def missing_codec(kind: str) -> str | None:
     """What must be installed for pictures of that kind, as the end of a sentence, or None.
 
     Pillow learns of HEIC here, when the first one is met.

@@ -166,8 +166,11 @@ class CodeFormerConfig:
             raise ConfigError(f"the stored configuration is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError("the stored configuration is not a JSON object")
-        autoencoder = _from_dict(VQGANConfig, values.pop("autoencoder", {}))
-        return _from_dict(cls, values | {"autoencoder": autoencoder})
+        try:
+            autoencoder = _from_dict(VQGANConfig, values.pop("autoencoder", {}))
+            return _from_dict(cls, values | {"autoencoder": autoencoder})
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ConfigError(f"the stored configuration does not fit: {error}") from error
 
 
 Config = TypeVar("Config", VQGANConfig, CodeFormerConfig)

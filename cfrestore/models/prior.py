@@ -90,7 +90,7 @@ class PriorConfig:
         """
         try:
             return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
+        except (ArithmeticError, TypeError, ValueError) as error:
             raise ConfigError(f"the stored configuration is that of no prior: {error}") from error
 
 

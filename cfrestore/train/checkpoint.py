@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfrestore import files
 from cfrestore.checkpoint import DAMAGE
 from cfrestore.errors import CheckpointError, OutputError
-from cfrestore.files import drafted
 
 
 def exists(path: Path) -> bool:
     """Whether a checkpoint is there, whole or in shards."""
-    return path.exists() or _shard(path, 0).exists()
+    return files.exists(path) or files.exists(_shard(path, 0))
 
 
 def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> None:
     """Writes a checkpoint in place of what was there, whole or in shards.
 
-    With shard_mb its bytes are split into `path.0`, `path.1`, ...; put together they are the file.
+    Its folder need not exist. With shard_mb its bytes are split into `path.0`, `path.1`, ...; put
+    together they are the file.
 
     Raises:
         OutputError: it cannot be written.
@@ -31,17 +32,21 @@ def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> N
     torch.save(content, buffer)
     data = buffer.getvalue()
     count = 0
-    if shard_mb is None:
-        _replace(path, data)
-    else:
-        size = shard_mb * 2**20
-        count = -(-len(data) // size)
-        for n in range(count):
-            _replace(_shard(path, n), data[n * size : (n + 1) * size])
-        path.unlink(missing_ok=True)
-    while _shard(path, count).exists():
-        _shard(path, count).unlink()
-        count += 1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if shard_mb is None:
+            _replace(path, data)
+        else:
+            size = shard_mb * 2**20
+            count = -(-len(data) // size)
+            for n in range(count):
+                _replace(_shard(path, n), data[n * size : (n + 1) * size])
+            path.unlink(missing_ok=True)
+        while _shard(path, count).exists():
+            _shard(path, count).unlink()
+            count += 1
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -74,10 +79,10 @@ def averaged(path: Path) -> dict[str, Tensor]:
 
 
 def _bytes_of(path: Path) -> bytes:
-    if path.exists():
+    if files.exists(path):
         return _read(path)
     parts: list[bytes] = []
-    while (part := _shard(path, len(parts))).exists():
+    while files.exists(part := _shard(path, len(parts))):
         parts.append(_read(part))
     if not parts:
         raise CheckpointError(f"{path} does not exist")
@@ -92,11 +97,8 @@ def _read(path: Path) -> bytes:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    try:
-        with drafted(path) as draft:
-            draft.write_bytes(data)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    with files.drafted(path) as draft:
+        draft.write_bytes(data)
 
 
 def _shard(path: Path, n: int) -> Path:

@@ -63,6 +63,7 @@ def load_codes(
         keep: whether to write the file; of several processes only one should.
     Raises:
         ImageError, CheckpointError: a source, or the file, cannot be read.
+        OutputError: the file cannot be written.
     """
     names, digest = face_names(sources), teacher.digest
     found: list[Tensor] = []
@@ -74,7 +75,6 @@ def load_codes(
                 return CodeMaps(kept["maps"].long(), names)
     shape = teacher.autoencoder.config
     faces = load_faces(sources, shape.image_size, device)
-    file.parent.mkdir(parents=True, exist_ok=True)
     for start in range(sum(map(len, found)), len(names), BATCH):
         images = faces.images[start : start + BATCH].to(device).float() / 127.5 - 1
         both = torch.cat((images, images.flip(-1)))

@@ -378,8 +378,8 @@ def course(arguments: argparse.Namespace) -> int:
 
     from cfrestore.errors import ConfigError
     from cfrestore.train import checkpoint
-    from cfrestore.train.config import PRESETS, recipe
     from cfrestore.train.loop import iterations_of
+    from cfrestore.train.presets import PRESETS, recipe
 
     began, whole = time.monotonic(), arguments.output
     recipe("fusion", arguments.preset)
@@ -410,9 +410,9 @@ def course(arguments: argparse.Namespace) -> int:
 def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
     """The preset with the changes that the words ask for."""
     from cfrestore.errors import ConfigError
-    from cfrestore.train import config
+    from cfrestore.train import config, presets
 
-    recipe = config.recipe(arguments.stage, arguments.preset)
+    recipe = presets.recipe(arguments.stage, arguments.preset)
     if arguments.iterations:
         recipe = config.with_iterations(recipe, arguments.iterations)
     optimisation = replace(

@@ -20,7 +20,7 @@ DETAIL_GAIN = 4
 """Factor on detail, whose values are small beside those of whole pictures."""
 
 
-class Painted(NamedTuple):
+class CriticInput(NamedTuple):
     """Pictures that a discriminator may judge.
 
     Attributes:
@@ -60,7 +60,7 @@ class Critic:
     def learns(self, t: int) -> bool:
         return t > self.recipe.start - self.recipe.lead
 
-    def judge(self, painted: Painted) -> tuple[Tensor, Tensor]:
+    def judge(self, painted: CriticInput) -> tuple[Tensor, Tensor]:
         """The adversarial term, weighted adaptively, and that weight."""
         self.network.requires_grad_(False)
         loss = losses.hinge_generator(self._logits(painted.fake, painted.real))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cfrestore.device import free_memory
 from cfrestore.errors import ImageError
+from cfrestore.files import is_file, is_folder
 from cfrestore.image import is_picture, pictures_in, read_photo, resize, to_uint8
 from cfrestore.train.config import Augmentation
 from cfrestore.train.distributed import Part
@@ -77,9 +78,9 @@ def face_names(sources: Sequence[Path]) -> tuple[str, ...]:
 def _files(sources: Sequence[Path]) -> Iterator[tuple[str, Path | bytes]]:
     """Names of all pictures, each with its path or, out of a shard, its bytes."""
     for source in sources:
-        if source.is_dir():
+        if is_folder(source):
             yield from ((path.name, path) for path in pictures_in(source))
-        elif source.is_file():
+        elif is_file(source):
             yield from _members(source)
         else:
             raise ImageError(f"{source} does not exist")
@@ -94,7 +95,7 @@ def _members(shard: Path) -> Iterator[tuple[str, bytes]]:
                 if is_picture(name) and (data := archive.extractfile(member)) is not None:
                     yield name.name, data.read()
     except tarfile.TarError as error:
-        raise ImageError(f"{shard} is not a tar file: {error}") from error
+        raise ImageError(f"{shard} is neither a folder nor a tar file") from error
     except (OSError, EOFError, KeyError, zlib.error) as error:
         raise ImageError(f"{shard} cannot be read: {error}") from error
 

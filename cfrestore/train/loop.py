@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +28,9 @@ from cfrestore.train.prior import CodePrior
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
 SAMPLES = 8
+
+STATE = {"stage", "iteration", "config", "recipe", "params_ema"}
+"""What every training checkpoint holds."""
 
 Stage = Autoencoder | CodePrediction | Fusion | Polish | CodePrior
 
@@ -120,8 +123,7 @@ def train(
                 values = dict(zip(seen, means.tolist(), strict=True))
                 if first:
                     _log(folder, t, total, speed, values, stage.name, say)
-                if not all(np.isfinite(v) for v in values.values()):
-                    raise CFRestoreError(f"a loss is not finite at iteration {t}: {values}")
+                _check_finite(values, t, stage.device)
                 logged, logged_at, seen = t, now, {}
             late = (
                 schedule.max_minutes is not None
@@ -129,6 +131,8 @@ def train(
             )
             stop = any_process(late or interruption.seen, stage.device)
             if t % schedule.save_every == 0 or t == total or stop:
+                losses = {key: float(value) for key, value in report.items()}
+                _check_finite(losses, t, stage.device)
                 save_state(target, stage, t, schedule.shard_mb, writes=first)
             if first and (t % schedule.samples_every == 0 or t == total):
                 write_sheet(folder / f"samples-{t:06d}.png", samples(stage, sampler))
@@ -204,7 +208,7 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, damaged or no training checkpoint.
     """
     content = checkpoint.read(path)
-    if "iteration" not in content:
+    if not content.keys() >= STATE:
         raise CheckpointError(f"{path} is no training checkpoint")
     return content
 
@@ -246,10 +250,23 @@ def _log(
     name: str,
     say: Callable[[str], None],
 ) -> None:
-    with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"iteration": t, "images_per_second": speed} | values) + "\n")
+    path = folder / "log.jsonl"
+    try:
+        with path.open("a") as log:
+            log.write(json.dumps({"iteration": t, "images_per_second": speed} | values) + "\n")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     numbers = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
     say(f"{name} {t}/{total}  {speed:.1f} images/s  {numbers}")
+
+
+def _check_finite(values: dict[str, float], t: int, device: torch.device) -> None:
+    """Raises CFRestoreError if a loss is not finite, in all processes if it is so in any.
+
+    Called before checkpoints are written, so that the last one can still be resumed from.
+    """
+    if any_process(not all(map(math.isfinite, values.values())), device):
+        raise CFRestoreError(f"a loss is not finite at iteration {t}: {values}")
 
 
 class _Interruption:

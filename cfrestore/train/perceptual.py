@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfrestore.checkpoint import read_checkpoint
+from cfrestore.checkpoint import load_strictly, read_checkpoint
 from cfrestore.errors import CheckpointError, WeightsError
 from cfrestore.models.recogniser import Recogniser
 from cfrestore.recognise import load_recogniser, look_at, recogniser_file
@@ -81,6 +81,19 @@ class LPIPS(nn.Module):
         return distance
 
 
+def load_lpips(vgg: Path, linear: Path, double_normalisation: bool) -> LPIPS:
+    """LPIPS with the weights in two files.
+
+    Raises:
+        WeightsError, CheckpointError: a file cannot be read, or is another.
+    """
+    features, calibration = read_checkpoint(vgg)[0], read_checkpoint(linear)[0]
+    try:
+        return LPIPS(features, calibration, double_normalisation)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{vgg} and {linear} are not VGG-16 and its calibration") from error
+
+
 class FaceFeatures(nn.Module):
     """Distance on features of the small RetinaFace detector's backbone (MobileNet, width 0.25).
 
@@ -88,7 +101,9 @@ class FaceFeatures(nn.Module):
     by the mean magnitude of the clean face's features.
 
     Args:
-        state: state dict of `detection_mobilenet0.25_Final.pth`; only `body.*` is used.
+        path: `detection_mobilenet0.25_Final.pth`; only `body.*` is used.
+    Raises:
+        WeightsError, CheckpointError: the file cannot be read, or is another.
     """
 
     mean: Tensor
@@ -100,7 +115,7 @@ class FaceFeatures(nn.Module):
     )
     _TAPS = frozenset({"stage1.1", "stage1.3", "stage1.5", "stage2.5"})
 
-    def __init__(self, state: dict[str, Tensor]) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.body = nn.ModuleDict()
         for n, units in enumerate(self._STAGES, start=1):
@@ -112,13 +127,9 @@ class FaceFeatures(nn.Module):
                     nn.Sequential(*_unit(inner, inner, stride, inner), *_unit(inner, outer, 1, k=1))
                 )
             self.body[f"stage{n}"] = stage
-        wanted = {k.removeprefix("module."): v for k, v in state.items()}
-        try:
-            self.load_state_dict({k: wanted[k] for k in self.state_dict()})
-        except KeyError as error:
-            raise CheckpointError(
-                f"not RetinaFace-MobileNet weights: no {error.args[0]}"
-            ) from error
+        named = {k.removeprefix("module."): v for k, v in read_checkpoint(path)[0].items()}
+        own = {k: named[k] for k in self.state_dict() if k in named}
+        load_strictly(self, own, path, "RetinaFace-MobileNet")
         self.register_buffer("mean", _channels(_RETINAFACE_MEAN_BGR), persistent=False)
         self.eval()
 
@@ -200,7 +211,8 @@ def build_perceptual(
         vgg: torchvision's VGG-16 weights.
         lpips: the LPIPS 0.1 calibration for VGG.
     Raises:
-        WeightsError: a file it needs was not given or is missing.
+        WeightsError: a file it needs was not given or cannot be read.
+        CheckpointError: a file is another.
     """
     if choice.kind == "none":
         return None
@@ -208,10 +220,9 @@ def build_perceptual(
     if choice.kind == "retinaface":
         if retinaface is None:
             raise WeightsError("the perceptual term needs --retinaface (RetinaFace-MobileNet .pth)")
-        network = FaceFeatures(read_checkpoint(retinaface)[0])
+        network = FaceFeatures(retinaface)
     else:
         if vgg is None or lpips is None:
             raise WeightsError("the perceptual term needs --vgg and --lpips; or --perceptual none")
-        features, calibration = read_checkpoint(vgg)[0], read_checkpoint(lpips)[0]
-        network = LPIPS(features, calibration, choice.double_normalisation)
+        network = load_lpips(vgg, lpips, choice.double_normalisation)
     return network.eval().requires_grad_(False)

@@ -14,7 +14,7 @@ from cfrestore.device import autocast
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.train import checkpoint
 from cfrestore.train.config import PolishRecipe
-from cfrestore.train.critic import Critic, Painted
+from cfrestore.train.critic import Critic, CriticInput
 from cfrestore.train.data import to_network
 from cfrestore.train.degrade import blur
 from cfrestore.train.learner import Learner, Report
@@ -95,7 +95,7 @@ class Polish(RestoringStage):
             total = total + distance
             report |= terms
         last = self.network.generator.last_weight
-        self.update(t, total, report, Painted(fake, goal, rec, last))
+        self.update(t, total, report, CriticInput(fake, goal, rec, last))
         self.learner.follow(t)
         return detached(report)
 

@@ -34,7 +34,7 @@ from cfrestore.train.config import (
     Degradation,
     FusionRecipe,
 )
-from cfrestore.train.critic import Critic, Painted
+from cfrestore.train.critic import Critic, CriticInput
 from cfrestore.train.data import to_network, to_picture
 from cfrestore.train.degrade import degrade
 from cfrestore.train.distributed import Part, all_sum, place, whole
@@ -59,7 +59,9 @@ class ImageStage(Generic[Network]):
     learner: Learner[Network]
     critic: Critic | None = None
 
-    def update(self, t: int, total: Tensor, report: Report, painted: Painted | None = None) -> None:
+    def update(
+        self, t: int, total: Tensor, report: Report, painted: CriticInput | None = None
+    ) -> None:
         """One step of the network and, on what was painted, of the discriminator.
 
         Args:
@@ -167,7 +169,7 @@ class Autoencoder(ImageStage[VQGAN]):
             bits = codes.shape[1] * used.log2()
             report |= {"codebook": book, "perplexity": used, "bits": bits}
         last = self.network.generator.last_weight
-        self.update(t, total, report, Painted(fake, x, rec, last))
+        self.update(t, total, report, CriticInput(fake, x, rec, last))
         if self.codebook:
             self._move_codes(t, _rows(latent), codes.flatten() if quantised else None, generator)
         self.learner.follow(t)
@@ -336,7 +338,7 @@ class Fusion(RestoringStage):
             rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
             total = total + rec
             report |= terms
-            painted = Painted(fake, x, rec, self.balance_at)
+            painted = CriticInput(fake, x, rec, self.balance_at)
         self.update(t, total, report, painted)
         self.learner.follow(t)
         return detached(report)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 
 # What building a network from numbers that fit no network raises, in Python and in torch.
-_MISFIT = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+MISFIT = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> CodeFormer:
@@ -47,7 +47,7 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
             config = deduce_config(state)
         with unfilled():
             network = CodeFormer(config)
-    except (ConfigError, *_MISFIT) as error:
+    except (ConfigError, *MISFIT) as error:
         raise CheckpointError(f"{path} describes no CodeFormer: {error}") from error
     load_strictly(network, state, path, "CodeFormer")
     settle(network, torch.device(device))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cfrestore.checkpoint import read_checkpoint, write_tensors
 from cfrestore.errors import CheckpointError, ConfigError, OutputError
-from cfrestore.files import plain
+from cfrestore.files import exists, plain
 from cfrestore.weights import table
 from cfrestore.weights.digests import sha256_of
 
@@ -30,8 +30,8 @@ def convert(source: str | Path, target: str | Path, *, overwrite: bool = False) 
     source, target = Path(source), plain(Path(target))
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target} should end in .safetensors")
-    if target.exists():
-        if source.exists() and target.samefile(source):
+    if exists(target):
+        if exists(source) and target.samefile(source):
             raise OutputError(f"{target} is what is to be converted")
         if not overwrite:
             raise OutputError(f"{target} exists; only --overwrite replaces it")

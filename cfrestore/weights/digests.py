@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from cfrestore import files
 from cfrestore.errors import WeightsError
-from cfrestore.files import drafted
 from cfrestore.weights.environment import cache_folder, store_folder
 from cfrestore.weights.table import WeightFile
 
@@ -20,16 +19,14 @@ def sha256_of(path: Path) -> str:
     Raises:
         WeightsError: the file cannot be read.
     """
-    digest, stamp = hashlib.sha256(), _stamp(path)
+    stamp = _stamp(path)
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        digest = files.sha256_of(path)
     except OSError as error:
         raise _unreadable(path, error) from error
     if _stamp(path) == stamp:
-        remember(path, digest.hexdigest())
-    return digest.hexdigest()
+        remember(path, digest)
+    return digest
 
 
 def known_sha256(path: Path) -> str:
@@ -48,7 +45,7 @@ def known_sha256(path: Path) -> str:
 def remember(path: Path, digest: str) -> None:
     """Spares reading a file again; where nothing can be written, nothing is remembered."""
     with contextlib.suppress(OSError):
-        ledger = {key: entry for key, entry in _ledger().items() if Path(key).exists()}
+        ledger = {key: entry for key, entry in _ledger().items() if files.exists(Path(key))}
         ledger[str(path.resolve())] = [*_stamp(path), digest]
         _write(cache_folder() / "verified.json", json.dumps(ledger, indent=1))
 
@@ -99,5 +96,5 @@ def _ledger() -> dict[str, Any]:
 def _write(path: Path, text: str) -> None:
     """Puts text in the place of a file, in a folder that need not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with drafted(path) as draft:
+    with files.drafted(path) as draft:
         draft.write_text(text, encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cfrestore.checkpoint import digest_of, load_strictly, read_checkpoint
 from cfrestore.errors import CheckpointError, ConfigError
+from cfrestore.weights.codeformer import MISFIT
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ def load_prior(path: str | Path, codebook: Tensor, device: str | torch.device = 
         raise CheckpointError(f"{path} is a prior over the codes of another network")
     try:
         prior = build_prior(PriorConfig.from_json(said["prior"]))
-    except ConfigError as error:
+    except (ConfigError, *MISFIT) as error:
         raise CheckpointError(f"{path} describes no prior: {error}") from error
     load_strictly(prior, state, path, "prior")
     return prior.to(device).eval()

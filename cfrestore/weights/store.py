@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cfrestore.errors import ConfigError, WeightsError
+from cfrestore.files import is_file
 from cfrestore.weights.digests import expected_sha256, known_sha256, pin, pin_file, sha256_of
 from cfrestore.weights.environment import offline, search_folders, store_folder
 from cfrestore.weights.hub import hub_cached
@@ -19,7 +20,7 @@ def locate(name: str) -> Path | None:
 
     A file is read in full once, and again when its size or time have changed. Where no SHA-256 is
     on record, the first one seen is pinned. Last, the user's cache of the Hugging Face hub is
-    looked into; what has another SHA-256 there is none of ours.
+    searched; files there with another SHA-256 are ignored.
 
     Raises:
         ConfigError: the table has no such name.
@@ -87,18 +88,11 @@ def shipped(name: str = "compact") -> Path:
 def _checked(row: WeightFile, digest_of: Callable[[Path], str]) -> Path | None:
     places = [folder / row.file for folder in search_folders()]
     for path in [shipped(row.name)] if row.shipped else places:
-        if _is_file(path):
+        if is_file(path):
             _check(row, path, digest_of(path))
             return path
     cached = hub_cached(row.hub) if row.hub else None
     return cached if cached and digest_of(cached) == row.sha256 else None
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a folder that cannot be looked into holds nothing for us
-        return False
 
 
 def _check(row: WeightFile, path: Path, digest: str) -> None:

@@ -28,7 +28,7 @@ ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
-class Words:
+class PictureArguments:
     """The arguments of a command that all commands on pictures share."""
 
     inputs: Annotated[
@@ -420,48 +420,48 @@ class Words:
         )
 
 
-def check(words: Words, parser: Path | None = None) -> None:
+def check(args: PictureArguments, parser: Path | None = None) -> None:
     """Raises ConfigError if the arguments contradict each other; looks at nothing else."""
-    searched = words.detector == "auto" and words.det_threshold is None and parser is None
-    if words.aligned and not searched:
+    searched = args.detector == "auto" and args.det_threshold is None and parser is None
+    if args.aligned and not searched:
         raise ConfigError(
             "an aligned face is neither searched for nor outlined, so there is no detector, "
             "threshold or parser"
         )
-    inputs = words.inputs or []
-    if not inputs and words.files_from is None:
+    inputs = args.inputs or []
+    if not inputs and args.files_from is None:
         raise ConfigError("there is no INPUT; `cfrestore --help` shows the options")
-    if "" in (*inputs, words.output):
+    if "" in (*inputs, args.output):
         raise ConfigError("an input or output has an empty name, as an unset variable gives it")
-    if words.metadata not in ("keep", "strip"):
-        raise ConfigError(f"metadata must be keep or strip, found {words.metadata!r}")
-    if words.null and words.files_from is None:
+    if args.metadata not in ("keep", "strip"):
+        raise ConfigError(f"metadata must be keep or strip, found {args.metadata!r}")
+    if args.null and args.files_from is None:
         raise ConfigError("--null is for the names in --files-from, which is not given")
-    if words.files_from == "-" and "-" in inputs:
+    if args.files_from == "-" and "-" in inputs:
         raise ConfigError("stdin cannot be both a picture and a list of them")
-    if words.output == "-" and words.json:
+    if args.output == "-" and args.json:
         raise ConfigError("stdout cannot have both the picture and JSON")
-    if words.watch and ("-" in inputs or words.files_from is not None or words.dry_run):
+    if args.watch and ("-" in inputs or args.files_from is not None or args.dry_run):
         raise ConfigError("--watch is for folders and patterns, not for stdin or a list")
-    if words.engine not in ENGINES:
-        raise ConfigError(f"engine must be local or ray, found {words.engine!r}")
+    if args.engine not in ENGINES:
+        raise ConfigError(f"engine must be local or ray, found {args.engine!r}")
     ray = {
-        "--address": words.address,
-        "--actors": words.actors,
-        "--gpus-per-actor": words.gpus_per_actor,
+        "--address": args.address,
+        "--actors": args.actors,
+        "--gpus-per-actor": args.gpus_per_actor,
     }
-    if words.engine != "ray" and (said := [k for k, v in ray.items() if v is not None]):
+    if args.engine != "ray" and (said := [k for k, v in ray.items() if v is not None]):
         raise ConfigError(f"{' and '.join(said)} needs --engine ray")
-    if words.engine == "ray" and ("-" in inputs or words.output == "-"):
+    if args.engine == "ray" and ("-" in inputs or args.output == "-"):
         raise ConfigError("a cluster reads and writes files, not stdin or stdout")
-    urls = [word for word in (*inputs, words.output or "") if "://" in word]
-    if urls and words.engine != "ray":
+    urls = [word for word in (*inputs, args.output or "") if "://" in word]
+    if urls and args.engine != "ray":
         raise ConfigError(f"{urls[0]} is a URL, which --engine ray reads and writes")
-    if urls and (words.watch or words.in_place or not words.output or "{" in words.output):
+    if urls and (args.watch or args.in_place or not args.output or "{" in args.output):
         raise ConfigError("with URLs -o is a file or folder, and nothing is watched or replaced")
-    if words.samples and words.backend != "torch":
+    if args.samples and args.backend != "torch":
         raise ConfigError(
-            f"only the backend torch can draw samples: {words.backend} does not say how likely "
+            f"only the backend torch can draw samples: {args.backend} does not say how likely "
             "codes are"
         )
-    parse_quality(words.quality)
+    parse_quality(args.quality)
