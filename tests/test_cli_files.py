@@ -219,7 +219,7 @@ def test_no_picture_goes_to_a_terminal(
         ("a.png --quality good", "quality must be a number"),
         ("a.png --metadata some", "metadata must be keep or strip, found 'some'"),
         ("a.png --format doc", "format 'doc' is unknown; known formats are JPEG, "),
-        ("a.png --shard 3/2", "a shard must be one of 1/N to N/N, found '3/2'"),
+        ("a.png --shard 3/2", "a shard must be one of 1/N to N/N, found 3/2"),
         ("", "there is no INPUT"),
     ],
 )
