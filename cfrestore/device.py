@@ -270,7 +270,7 @@ def inference(*, alone: bool = True) -> Iterator[None]:
     Args:
         alone: false for a small network on the CPU, which may run beside others.
     Raises:
-        MemoryError: the device, whatever it is, has not enough memory.
+        MemoryError: the device, GPU or CPU, is out of memory.
         ConfigError: compiling the network failed.
     """
     with _alone() if alone else nullcontext(), torch.inference_mode():

@@ -33,7 +33,7 @@ def translate(words: Sequence[str]) -> list[str]:
     """Replaces every published spelling in the arguments of a command by ours.
 
     Raises:
-        ConfigError: an option lacks its value, or asks for something that cfrestore lacks.
+        ConfigError: an option lacks its value, or requests something that cfrestore cannot do.
     """
     result: list[str] = []
     rest = iter(words)
