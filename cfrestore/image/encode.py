@@ -71,9 +71,9 @@ def write_photo(
         format: one of FORMATS or an extension, any case; None takes it from the target's
             extension, and photo.format for a stream or a name without one.
         quality: 1 to 100 for JPEG (always 4:4:4), WebP (where 100 is lossless), AVIF and HEIC;
-            "keep" reuses the coding of a JPEG, and is None for others. None keeps a JPEG's coding
-            if that is at least as fine as quality 90, keeps a lossless WebP lossless, and
-            otherwise takes the default in QUALITIES.
+            "keep" reuses the coding of a JPEG, and acts as None for other inputs. None keeps a
+            JPEG's coding if that is at least as fine as quality 90, keeps a lossless WebP lossless,
+            and otherwise takes the default in QUALITIES.
         metadata: "strip" writes only pixels, resolution and colour space, and no provenance.
         provenance: names and values of a record of the restoration for XMP; names consist of
             letters and digits.

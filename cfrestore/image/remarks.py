@@ -9,7 +9,7 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from cfrestore.image.directory import count_pages
 from cfrestore.image.heif import bits_of
 
-_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation, unless one
+_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # by photometric interpretation; others have one
 _PARTS = {"TIFF": "pages", "JPEG": "pictures", "HEIF": "pictures"}
 
 
