@@ -109,7 +109,7 @@ def test_conditions_change_what_is_likely(config: PriorConfig) -> None:
 
 @BOTH
 def test_codes_are_drawn_one_after_the_other(config: PriorConfig) -> None:
-    """Codes drawn step by step, with the cache, have the likelihood that one whole pass gives."""
+    """Codes drawn step by step, with the memory, have the likelihood that one whole pass gives."""
     net = prior(config)
     codes = maps(2)
     whole, memory = net(codes), None
@@ -118,7 +118,7 @@ def test_codes_are_drawn_one_after_the_other(config: PriorConfig) -> None:
         known.flatten(1)[:, t:] = 0
         logits, memory = net.predict(known, t, None, memory)
         torch.testing.assert_close(logits, whole[:, t], rtol=1e-4, atol=1e-5)
-        if t % 7 == 0:  # also without the cache
+        if t % 7 == 0:  # also without the memory
             alone, _ = net.predict(known, t, None, None)
             torch.testing.assert_close(alone, whole[:, t], rtol=1e-4, atol=1e-5)
 
