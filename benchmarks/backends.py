@@ -1,13 +1,13 @@
-"""CPU time of one face by backend, against the same network run plainly.
+"""CPU time per face of each backend, compared with the plain network.
 
     python benchmarks/backends.py [FACES] [--shipped] [--rounds 3] [--chart backends.png]
 
-One face of 512 px, one thread, random weights of the published size; with --shipped one of 256 px
-and the weights that come with cfrestore. Each backend runs in a process of its own, after one face
-that does not count. Speed does not depend on the weights, but int8's PSNR does, so it is measured
-with those that come with cfrestore, on FACES, a folder of aligned faces, on which int8 is
-calibrated too; without it there is no int8. Differences are those of images clamped to [-1, 1];
-codes are compared with those of the plain network.
+Restores one face of 512 px, on one thread, with random weights of the published size; with
+--shipped one of 256 px and the weights that come with cfrestore. Each backend runs in its own
+process, after one face as a warm-up. Speed does not depend on the weights, but the PSNR of int8
+does, so PSNR is measured with the shipped weights, on FACES, a folder of aligned faces, which is
+also used to calibrate int8; without FACES, int8 is left out. Differences are those of images
+clamped to [-1, 1]; codes are compared with those of the plain network.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def psnr(faces: Path) -> str:
 
 
 def prepare(folder: Path, faces: Path | None, own: bool) -> None:
-    """Writes weights, random ones of the published size or our own, and their graphs."""
+    """Writes weights (random ones of the published size, or our own) and their graphs."""
     weights = folder / "net.safetensors"
     if own:
         shutil.copy(shipped(), weights)
@@ -116,7 +116,7 @@ def prepare(folder: Path, faces: Path | None, own: bool) -> None:
 
 
 def work(name: str, folder: Path, w: float) -> None:
-    """One face by one backend."""
+    """Restores one face with one backend."""
     torch.set_num_threads(1)
     backend, file = BACKENDS[name]
     image, weights = np.load(folder / "image.npy"), folder / "net.safetensors"
@@ -147,7 +147,7 @@ def work(name: str, folder: Path, w: float) -> None:
 
 
 def compare(folder: Path, key: str) -> tuple[str, str]:
-    """The largest difference from the plain network, and whether the codes are its own."""
+    """The largest difference from the plain network, and whether the codes are the same."""
     name, w = key.split(", ")
     own, plain = (np.load(folder / f"{who}, {w}.npz") for who in (name, "plain torch"))
     if name == "plain torch":

@@ -1,8 +1,8 @@
-"""The published network and pipeline, run plainly: the yardstick of all measurements here.
+"""The published network and pipeline without optimisations: the reference of all measurements here.
 
-Written from the specification alone, with nothing of cfrestore but the shape of a network: eager,
-float32, NCHW, one face at a time, every warp and blur over the whole frame, ParseNet for each face.
-tests/test_parity.py and tests/test_models.py hold cfrestore's results to it.
+Written from the specification alone; only the shape of a network is taken from cfrestore. It is
+eager, float32, NCHW, one face at a time, with every warp and blur over the whole frame and ParseNet
+for each face. tests/test_parity.py and tests/test_models.py compare cfrestore's results with it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PlainCodeFormer:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, w: float, adain: bool = True) -> Tensor:
-        """(1,3,S,S) in [-1, 1] to the same."""
+        """Maps (1,3,S,S) in [-1, 1] to the same shape and range."""
         x, skips = self._encode(x)
         codes = self._choose(x)
         q = F.embedding(codes, self.state["quantize.embedding.weight"])
@@ -69,7 +69,7 @@ class PlainCodeFormer:
 
     @torch.inference_mode()
     def codes(self, x: Tensor) -> Tensor:
-        """(1,T), what the network looks up for a face."""
+        """The codes (1,T) that the network looks up for a face."""
         return self._choose(self._encode(x)[0])
 
     def _encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
@@ -85,7 +85,7 @@ class PlainCodeFormer:
         yield from (f"{prefix}.{index}" for index in range(count))
 
     def _block(self, key: str, x: Tensor, *, doubles: bool) -> Tensor:
-        """Whatever block it is, by the names of its tensors."""
+        """Any kind of block; the names of its tensors tell which."""
         if f"{key}.conv1.weight" in self.state:
             return self._residual(key, x)
         if f"{key}.q.weight" in self.state:
@@ -236,7 +236,7 @@ def parsing_mask(classes: NDArray[np.integer]) -> Floats:
 def paste(
     canvas: Image | Floats, face: Image | Floats, inverse: Floats, scale: int, limit: Floats | None
 ) -> tuple[Floats, Floats, Floats]:
-    """The canvas with one face more, not rounded; its coverage m1 and its mask."""
+    """The canvas with one more face, not rounded; the face's coverage m1 and its mask."""
     size = canvas.shape[1::-1]
     m1, mask = square_mask(inverse, size, scale, len(face))
     if limit is not None:
@@ -247,11 +247,11 @@ def paste(
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """What the published pipeline makes of a picture, before its last step.
+    """The published pipeline's result for a picture, before its last step.
 
     Attributes:
         values: (H, W, 3), BGR, not rounded.
-        touched: (H, W), where a mask is above 0, and the pixels next to them.
+        touched: (H, W), where a mask is above 0, and the pixels next to those.
         faded: (H, W), where a face's coverage lies strictly between 0 and 1.
     """
 
@@ -261,7 +261,7 @@ class Published:
 
 
 def align(bgr: Image, points: NDArray[np.float32], side: int) -> tuple[Image, Floats]:
-    """The crop, and the matrix that leads to it."""
+    """The crop, and the matrix from the picture to it."""
     matrix, _ = cv2.estimateAffinePartial2D(points, TEMPLATE * side / 512, method=cv2.LMEDS)
     border = (135, 133, 132)
     return cv2.warpAffine(bgr, matrix, (side, side), borderMode=0, borderValue=border), matrix
@@ -275,9 +275,9 @@ def restore(
     parser: Callable[[Tensor], Tensor] | None = None,
     side: int = 512,
 ) -> Published:
-    """A picture whose short side is at least 512, without up-samplers.
+    """Restores a picture whose short side is at least 512, without up-samplers.
 
-    The published network has crops of 512 px; with another side all else stays as published.
+    The published network has crops of 512 px; with another side everything else is as published.
     """
     gray, height, width = is_gray(bgr), bgr.shape[0] * scale, bgr.shape[1] * scale
     canvas = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -297,7 +297,7 @@ def restore(
 
 
 def random_state(config: CodeFormerConfig, seed: int = 0) -> dict[str, Tensor]:
-    """Weights of that network with which values stay of one size from layer to layer."""
+    """Random weights of a network, scaled so that values keep their size from layer to layer."""
     with torch.device("meta"):
         shapes = CodeFormer(config).state_dict()
     generator = torch.Generator().manual_seed(seed)

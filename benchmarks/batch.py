@@ -1,12 +1,12 @@
-"""What doing pictures side by side saves, and what painting faces singly costs on the CPU.
+"""What processing pictures in parallel saves, and what painting faces singly costs on the CPU.
 
     python benchmarks/batch.py [--pictures 24] [--side 1600] [--device auto] [--model compact]
 
-Pictures of one face each are written as PNG, whose encoding takes as long as anything. They are
-then restored one after the other, by the batch engine with several numbers of workers, and once
-more where nothing is left to do. Faces are painted in batches of several sizes by the network
-alone; on the CPU the pipeline always takes 1, for the sake of results that are the same to the bit.
-Times are the best of three, in seconds a picture and a face.
+Pictures of one face each are written as PNG, whose encoding takes as long as any other step. They
+are then restored one after the other, by the batch engine with several numbers of workers, and once
+more when nothing is left to do. The network alone paints faces in batches of several sizes; on the
+CPU the pipeline always uses batches of 1, so that results are the same to the bit. Times are the
+best of three, in seconds per picture and per face.
 """
 
 from __future__ import annotations

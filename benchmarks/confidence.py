@@ -1,13 +1,13 @@
-"""Whether a face's confidence tells how wrong its restoration is.
+"""How well a face's confidence predicts the error of its restoration.
 
     python benchmarks/confidence.py ../shared/faces/valid-512 [--model compact] [--plot FILE.png]
 
 Takes a folder of clean aligned faces. Each is damaged by the small and by the large degradation of
 the published training, as `cfrestore degrade` does it with seed 0, and restored as an aligned face
-at w = 0, where the codes alone decide, and at w = 0.5. The error of a region is the mean absolute
-difference to the clean face over its pixels, in levels; its confidence is the one in the record of
-`--json`. Printed are Spearman's rank correlations of both, of each degradation alone and of both
-together: -1 would be a confidence that orders faces exactly as their errors do.
+at w = 0, which uses the codes alone, and at w = 0.5. The error of a region is the mean absolute
+difference from the clean face over its pixels, in levels; its confidence is that in the record of
+`--json`. Prints Spearman's rank correlation of confidence and error, for each degradation and for
+both together; at -1, confidence would order faces exactly by their errors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LANDMARKS = FFHQ_TEMPLATE / PUBLISHED_SIZE
 
 
 def rank_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Spearman's; equal values share the mean of their ranks."""
+    """Spearman's rank correlation; equal values share the mean of their ranks."""
 
     def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)

@@ -3,9 +3,9 @@
     python benchmarks/curves.py runs/*/log.jsonl --chart curves.png
     python benchmarks/curves.py docs/training/first-h100/*.jsonl --chart first-h100.png
 
-Reads what `cfrestore train` writes: one JSON object for every few iterations. Each file becomes a
-column, each of its losses a line, over the iterations; perplexity and accuracy have an axis of
-their own below.
+Reads the logs of `cfrestore train`: one JSON object for every few iterations. Each file becomes a
+column, and each of its losses a line over the iterations; perplexity and accuracy have their own
+axis below.
 """
 
 from __future__ import annotations

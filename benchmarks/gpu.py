@@ -1,21 +1,21 @@
-"""How fast faces are painted on a card, beside the least time that it could take there.
+"""How fast faces are painted on a GPU, compared with the shortest time that is possible there.
 
     python benchmarks/gpu.py [--minutes 8] [--json FILE]
     python benchmarks/gpu.py --floors --card "NVIDIA H200"    # counts only, needs no card
     python benchmarks/gpu.py --device cpu --small             # tries the script itself
 
 Networks of the published and the compact shape (tiny with --only), with random weights from a seed,
-paint random crops at w = 0.5. `network` is predict_features and decode on what is on the card
-already, `replayed` the same as a CUDA graph, so without the time that launching takes, and
-`Painter` all that the pipeline does with crops: stacking, upload, network, judging, download. Each
-figure is the median of several rounds after a warm-up; the spread is the slowest round's time over
-the fastest's.
+paint random crops at w = 0.5. `network` is predict_features and decode on data that is already on
+the GPU, `replayed` is the same as a CUDA graph, without the time for launching, and `Painter` is
+all that the pipeline does with crops: stacking, upload, network, judging, download. Each figure is
+the median of several rounds after a warm-up; the spread is the slowest round's time divided by the
+fastest's.
 
-The floor of a part counts its operations over the card's peak, and its bytes over the card's
-bandwidth, whichever is more: each convolution and each product outside attention reads operands and
-writes its result once, and everything else is taken for free. Peaks are those of the card's
-datasheet, without sparsity; other cards need --peaks. What a large convolution and a large copy
-reach is measured beside them. Needs torch, numpy, OpenCV, Pillow and safetensors alone.
+The floor of a part is its operations divided by the GPU's peak, or its bytes divided by the GPU's
+bandwidth, whichever takes longer: each convolution and each product outside attention reads its
+operands and writes its result once, and everything else counts as free. Peaks are those of the
+GPU's datasheet, without sparsity; other GPUs need --peaks. The speeds that a large convolution and
+a large copy reach are measured as well. Needs only torch, numpy, OpenCV, Pillow and safetensors.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ COMPILING = 75
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a card does in a second: 1e12 operations of each kind, 1e12 bytes of its memory."""
+    """Peaks of a GPU per second: 1e12 operations of each kind, 1e12 bytes of memory traffic."""
 
     fp32: float
     tf32: float
@@ -121,7 +121,7 @@ BATCHES = tuple(Setting(TF32, BF16, batch) for batch in (1, 4, 8, 32))
 
 @dataclass
 class Work:
-    """Operations, and numbers that must be read or written."""
+    """Operations, and the numbers that must be read or written."""
 
     convolutions: float = 0
     products: float = 0
@@ -133,7 +133,7 @@ class Work:
         )
 
     def seconds(self, precision: Precision, peaks: Peaks) -> tuple[float, float]:
-        """The least time for the operations, and for the bytes."""
+        """The shortest time for the operations, and for the bytes."""
         others = FP32 if precision is TF32 else precision  # see device.py
         operations = self.convolutions / peaks.of(precision) + self.products / peaks.of(others)
         width = 4 if precision in (FP32, TF32) else 2
@@ -141,7 +141,7 @@ class Work:
 
 
 class Counting(TorchDispatchMode):
-    """Counts what is done within."""
+    """Counts the work that is done within its context."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -165,7 +165,7 @@ Parts = dict[str, Callable[[], object]]
 
 
 def parts_of(network: CodeFormer, x: Tensor) -> Parts:
-    """The network in pieces, each as a call; `generator, fusion` is decode at w = 0.5."""
+    """The parts of the network, each as a call; `generator, fusion` is decode at w = 0.5."""
     latent, skips = network.encode(x)
     tokens = network.predict_codes(latent)
     features = network.lookup(network.choose(tokens))
@@ -183,7 +183,7 @@ def parts_of(network: CodeFormer, x: Tensor) -> Parts:
 
 
 def count(config: CodeFormerConfig, batch: int) -> dict[str, Work]:
-    """What each part has to do for a batch."""
+    """The work of each part for a batch."""
     side = config.image_size
     found = {}
     with torch.device("meta"), torch.no_grad():  # in inference mode convolutions have other names
@@ -206,7 +206,7 @@ def precision_of(part: str, setting: Setting) -> Precision:
 
 @dataclass
 class Bench:
-    """What is measured on, until when, how thoroughly, and what was found."""
+    """Where, until when and how thoroughly to measure, and the results."""
 
     device: torch.device
     deadline: float
@@ -222,7 +222,7 @@ class Bench:
 
     @contextmanager
     def surviving(self, what: str) -> Iterator[None]:
-        """Says what went wrong with one measurement, so that the others are done."""
+        """Reports an error of one measurement and lets the others go on."""
         try:
             yield
         except (ConfigError, MemoryError, RuntimeError) as error:
@@ -230,7 +230,7 @@ class Bench:
             self.note("failures", what=what, error=str(error))
 
     def measure(self, call: Callable[[], object]) -> tuple[float, float]:
-        """Median seconds of a call, and the slowest round over the fastest."""
+        """Median seconds of a call, and the slowest round divided by the fastest."""
         warmups, rounds, least = (1, 1, 0.0) if self.small else (3, 5, 0.3)
         for _ in range(warmups):
             synchronize(self.device)
@@ -275,7 +275,7 @@ def enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def step_of(network: CodeFormer, x: Tensor, setting: Setting) -> Callable[[], Tensor]:
-    """All that the network does with a batch, to be called within inference."""
+    """All that the network does with a batch, to be called within `inference`."""
     predict, decode = network.predict_features, network.decode
     if setting.compile:
         predict, decode = compiled(predict), compiled(decode)
@@ -291,7 +291,7 @@ def step_of(network: CodeFormer, x: Tensor, setting: Setting) -> Callable[[], Te
 
 
 def measure_replayed(bench: Bench, step: Callable[[], Tensor]) -> float | None:
-    """Seconds of a step whose launches were recorded; None where that cannot be done."""
+    """Seconds of a step whose launches were recorded; None if that is not possible."""
     if bench.device.type != "cuda":
         return None
     with bench.surviving("recording a CUDA graph"):
@@ -318,7 +318,7 @@ def show_setting(
     device, batch, side = bench.device, setting.batch, network.config.image_size
     faces = random_faces(side, (1 if bench.small else 4) * batch)
     if setting.compile:
-        torch._dynamo.reset()  # else a second batch size is compiled for any size
+        torch._dynamo.reset()  # otherwise a second batch size is compiled for any size
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     paint = Painter(
@@ -386,7 +386,7 @@ def native_normalisation() -> Iterator[None]:
 def measure_parts(
     bench: Bench, name: str, network: CodeFormer, setting: Setting, peaks: Peaks
 ) -> None:
-    """Prints the roofline table of a setting: for each part its floor, its time, the share."""
+    """Prints the roofline table of a setting: each part's floor, its time, and their ratio."""
     label = f"parts of {name} | {setting}"
     if bench.has_time(label, COMPILING if setting.compile else 0):
         with bench.surviving(label):
@@ -418,7 +418,7 @@ def show_parts(
     work: dict[str, Work],
     times: dict[str, float] | None = None,
 ) -> None:
-    """Prints a roofline table, without what was not measured."""
+    """Prints a roofline table, leaving out what was not measured."""
     batch = setting.batch
     print(
         f"\n{name}, codes in {setting.codes.value}, painting in {setting.painting.value}, batch "
@@ -455,7 +455,7 @@ def show_parts(
 
 
 def measure_ceilings(bench: Bench) -> Peaks:
-    """What a large convolution and a large copy reach, printed and returned."""
+    """Prints and returns what a large convolution and a large copy reach."""
     side, channels, batch = (64, 32, 1) if bench.small else (128, 256, 16)
     x = torch.randn(batch, channels, side, side, device=bench.device)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -483,7 +483,7 @@ def measure_ceilings(bench: Bench) -> Peaks:
 
 
 def measure_equality(bench: Bench) -> None:
-    """Prints how much the precisions change what the shipped, trained network makes of faces."""
+    """Prints how much the precisions change the results of the shipped, trained network."""
     if not bench.has_time("equality of results"):
         return
     network = load_codeformer(shipped(), bench.device)
@@ -526,7 +526,7 @@ def measure_equality(bench: Bench) -> None:
 
 
 def damaged_faces(side: int, count: int) -> list[AlignedFace]:
-    """The example, shifted, darkened and made noisy, no two alike."""
+    """The example face, shifted, darkened and made noisy, each in a different way."""
     random = np.random.default_rng(0)
     example = enlarged(read_photo(EXAMPLE).pixels, side)
     faces = random_faces(side, 1) * count
@@ -538,7 +538,7 @@ def damaged_faces(side: int, count: int) -> list[AlignedFace]:
 
 
 def measure_surroundings(bench: Bench) -> None:
-    """Prints what one face costs the processor: cutting out, mask, pasting; one thread each."""
+    """Prints what one face costs the CPU: cutting out, mask, pasting; each on one thread."""
     if not bench.has_time("cost of alignment and pasting"):
         return
     pixels = enlarged(read_photo(EXAMPLE).pixels, 1600)
@@ -572,7 +572,7 @@ def measure_surroundings(bench: Bench) -> None:
 
 
 def measure_all(bench: Bench, peaks: Peaks, names: list[str], target: Path | None) -> None:
-    """Everything, the most important first; what there is so far is written in between."""
+    """Measures everything, the most important first, and writes intermediate results."""
     try:
         check_compiling(bench.device)
         compiles = True
@@ -612,7 +612,7 @@ def measure_all(bench: Bench, peaks: Peaks, names: list[str], target: Path | Non
 
 
 def peaks_of(name: str, given: list[float] | None) -> Peaks | None:
-    """Those given, else of the card of that name, else None."""
+    """The given peaks, else those of the GPU of that name, else None."""
     if given:
         return Peaks(*given)
     return next((peaks for card, peaks in CARDS.items() if name.startswith(card)), None)

@@ -2,15 +2,15 @@
 
     python benchmarks/large_faces.py ../shared/faces/valid-512 [--sizes 128 256] [--model compact]
 
-Takes a folder of sharp aligned faces of 512 px, whose names hold the person's number (`_007_`).
+Takes a folder of sharp aligned faces of 512 px, whose names contain the person's number (`_007_`).
 Each is shown to MTCNN and to `measure_detail` as it is, and damaged in three ways with fixed seeds:
-by the small and by the large degradation of the published training, and as the latter printed in
-dots, like a newspaper's picture. Wanted is that all sharp faces are left alone, or that restoring
-them at w = 1 gives at least 35 dB against the picture, and that all damaged ones are restored.
-`errors` counts the others, of both kinds and of all sizes.
+by the small and by the large degradation of the published training, and by the latter printed in
+dots, like a picture in a newspaper. All sharp faces should be left alone, or give at least 35 dB
+against the picture when restored at w = 1, and all damaged ones should be restored. `errors` counts
+the faces for which this fails, of both kinds and of all sizes.
 
-Thresholds of sharpness are compared on the people of odd numbers; the last row has those of even
-numbers, which the one of cfrestore/detail.py was not chosen on.
+Thresholds of sharpness are compared on the people with odd numbers; the last row shows those with
+even numbers, which were not used to choose the threshold in cfrestore/detail.py.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Seen:
 
     Attributes:
         size: side of the crop.
-        odd: whether the person's number is.
-        remains: amplitude of the octave finer than the crop over the sharp face's, by regression.
-        psnr: of the result at w = 1 against the picture, if it was restored.
+        odd: whether the person's number is odd.
+        remains: amplitude of the octave finer than the crop, relative to that of the sharp face, by
+            regression.
+        psnr: PSNR of the result at w = 1 against the picture, if it was restored.
     """
 
     kind: str
@@ -129,7 +130,7 @@ def main() -> None:
 
 
 def damaged(sharp: Pixels, n: int) -> dict[str, Pixels]:
-    """The face with every kind of damage, each face with a seed of its own."""
+    """The face with every kind of damage, each face with its own seed."""
     batch = torch.from_numpy(sharp).permute(2, 0, 1)[None].float() / 255
     found: dict[str, Pixels] = {}
     for kind, damage in (("small", SMALL), ("large", LARGE)):
@@ -139,7 +140,7 @@ def damaged(sharp: Pixels, n: int) -> dict[str, Pixels]:
 
 
 def printed(pixels: Pixels) -> Pixels:
-    """The picture in dots, 7 px from one to the next along diagonals, as a soft scan shows it."""
+    """The picture in dots, 7 px apart along diagonals, as in a soft scan."""
     y, x = np.mgrid[: pixels.shape[0], : pixels.shape[1]] * (np.pi / 5)
     screen = (np.cos(x + y) * np.cos(x - y) + 1) / 2
     ink = 1 / (1 + np.exp(-6 * (pixels / 255 - screen[..., None])))

@@ -1,13 +1,13 @@
-"""How much memory a photograph of 100 megapixels takes, as multiples of its pixels' bytes.
+"""How much memory a photograph of 100 megapixels takes, in multiples of the size of its pixels.
 
     python benchmarks/memory.py [--megapixels 100] [--faces 6] [--only TEXT] [--work FOLDER]
 
-A picture with faces in it is composed and written in several formats. A process of its own each
-time reads it, restores its faces with the shipped weights on the CPU, and writes it in the same
-format; another one does this with a picture of one megapixel and as many faces. The difference of
-their peaks is what the picture took, without interpreter, libraries and network. Divided by the
-bytes of the picture's samples, of which three are counted a pixel as in Photo, this is the number
-of copies. Beside it stand reading alone, and reading and writing without a restoration.
+A picture with faces in it is composed and written in several formats. Each time, a separate process
+reads it, restores its faces with the shipped weights on the CPU, and writes it in the same format;
+another process does this with a picture of one megapixel and as many faces. The difference between
+their peaks is the memory for the picture, without interpreter, libraries and network. Divided by
+the bytes of the picture's samples, three per pixel as in Photo, this is the number of copies. The
+table also shows reading alone, and reading and writing without a restoration.
 
 `portrait` is one face that fills the picture, the hardest case for pasting.
 """
@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, Depth, dict[str, bool]]] = {
     "16-bit tiff, portrait": (".tif", np.uint16, {"portrait": True}),
 }
 PORTRAIT = np.s_[5:105, 46:146]
-"""Of the example, so that its aligned face covers all of the picture."""
+"""Part of the example that its aligned face covers completely."""
 
 STEPS = ("read", "write", "restore")
 
@@ -123,7 +123,7 @@ def resized(face: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def run(step: str, path: Path) -> tuple[float, int]:
-    """Peak in bytes, and number of faces restored, of a process that does a step."""
+    """Peak in bytes and number of restored faces of a process that does one step."""
     command = [sys.executable, __file__, "--measure", step, str(path)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True, cwd=HERE.parent)
     peak, faces = json.loads(answer.stdout)
@@ -131,7 +131,7 @@ def run(step: str, path: Path) -> tuple[float, int]:
 
 
 def measure(step: str, path: str) -> str:
-    """Does a step, and says what it took and how many faces were restored."""
+    """Does one step; reports the memory it took and how many faces were restored."""
     restored = 0
     if step == "restore":
         from cfrestore import load_pipeline

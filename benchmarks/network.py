@@ -1,12 +1,12 @@
-"""What the network costs on one thread of the CPU, against the published one run plainly.
+"""What the network costs on one thread of the CPU, compared with the plain published network.
 
     python benchmarks/network.py [--rounds 3] [--chart network.png]
 
-The published size has random weights, whose numbers cost the same. `as a library` is what who
-calls cfrestore from a program of theirs gets; the commands also have the C library keep memory
-(cfrestore.device.reuse_memory). Each row is a process of its own, which computes one face after
-another one to warm up. Differences are those of images clamped to [-1, 1]. The compact networks
-are compared with the published one by the face, and with themselves run plainly for the difference.
+The published size has random weights, which cost the same as trained ones. `as a library` is for
+programs that call cfrestore; the commands also make the C library keep memory
+(cfrestore.device.reuse_memory). Each row is a separate process, which computes one face after one
+as a warm-up. Differences are those of images clamped to [-1, 1]. Compact networks are compared with
+the published one in time per face, and with their own plain versions in results.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def row(
 
 
 def work(size: str, how: str, w: str, folder: str) -> None:
-    """One face, with the weights as one of the two finds them."""
+    """Computes one face, with the weights in the form that the implementation takes."""
     torch.set_num_threads(1)
     if how == "ours":
         reuse_memory()

@@ -2,12 +2,12 @@
 
     python benchmarks/parsing.py [--weights parsing_parsenet.pth] [--faces FOLDER] [--limit 20]
 
-Aligned faces of the folder, or the example's face, are parsed by facexlib's network run plainly at
-512 px, and by cfrestore's at several sizes. Agreement is the intersection over the union of the
-soft masks, cut at a half, over all faces. Without weights they are random but for the last layer,
-which is fitted to classes by place and brightness on the last faces of the folder, half as many as
-are measured: then time and the agreement at 512 px mean something, that of smaller sizes nothing,
-since what a network makes of a smaller face is learned.
+Aligned faces of the folder, or the example's face, are parsed by facexlib's plain network at 512 px
+and by cfrestore's at several sizes. Agreement is the intersection over the union of the soft masks,
+cut at a half, over all faces. If no weights are given, they are random except for the last layer,
+which is fitted to classes by position and brightness on the last faces of the folder, half as many
+as are measured. Then time and the agreement at 512 px are meaningful, but the agreement at smaller
+sizes is not, since how a network sees a smaller face is learned.
 """
 
 from __future__ import annotations
@@ -78,16 +78,16 @@ def main() -> None:
 
 
 def read_faces(folder: Path | None, limit: int) -> NDArray[np.uint8]:
-    """The first so many faces of the folder, or the last where the limit is negative."""
+    """The first `limit` faces of the folder, or the last if the limit is negative."""
     part = slice(limit) if limit >= 0 else slice(limit, None)
     paths = sorted(folder.glob("*.[jp][pn]g"))[part] if folder else [EXAMPLE]
     return np.stack([cv2.resize(read_photo(path).pixels, (512, 512)) for path in paths])
 
 
 def fitted_parser(crops: NDArray[np.uint8]) -> dict[str, Tensor]:
-    """Random weights of ParseNet, but the last layer tells classes of crops, by least squares.
+    """Random weights of ParseNet, with the last layer fitted to classes of crops by least squares.
 
-    So its logits have margins, which random ones have not.
+    So its logits have margins, which random logits do not have.
     """
     network, seen = ParseNet(), list[Tensor]()
     network.load_state_dict(random_parser())
@@ -96,7 +96,7 @@ def fitted_parser(crops: NDArray[np.uint8]) -> dict[str, Tensor]:
     for crop in crops:
         with torch.inference_mode():
             network(from_levels(torch.from_numpy(crop[None])))
-            # What every third 3x3 window holds (576, N), whose centres are at 0, 3, 6, ...
+            # The contents (576, N) of every third 3x3 window, whose centres are at 0, 3, 6, ...
             windows = F.unfold(F.pad(seen.pop(), (1,) * 4, mode="reflect"), 3, stride=3)[0]
             x = F.pad(windows, (0, 0, 0, 1), value=1).double()
             y = F.one_hot(torch.from_numpy(classes_of(crop)[::3, ::3].copy()).flatten(), CLASSES)

@@ -1,10 +1,10 @@
-"""What pasting costs on one thread, against warps, erosions and blurs of the whole frame.
+"""What pasting costs on one thread, compared with warps, erosions and blurs of the whole frame.
 
     python benchmarks/paste.py [--rounds 5] [--chart paste.png]
 
 Faces of 512 px are pasted into smooth pictures, each within its parsing mask, as published. The
-side is that of the square in the picture. The last rows paste one face into ever larger pictures.
-Differences are in levels of 255; the plain composition is not rounded, ours is.
+side is that of the square in the picture. The last rows paste one face into larger and larger
+pictures. Differences are in levels of 255; our composition is rounded, the plain one is not.
 """
 
 from __future__ import annotations

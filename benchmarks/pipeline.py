@@ -1,23 +1,24 @@
-"""What whole photographs cost, against the published pipeline run plainly.
+"""What whole photographs cost, compared with the plain published pipeline.
 
     python benchmarks/pipeline.py one [--rounds 3] [--openvino FACES]
     python benchmarks/pipeline.py group [--faces 40] [--rounds 1]
     python benchmarks/pipeline.py folder [--pictures 200] [--published] [--rounds 1]
 
-`one` is the network, parsing and pasting of one face of 600 px in a picture of 12 MP, on one
-thread; with FACES, a folder of aligned faces, OpenVINO runs the network too, in fp32 and in int8
-calibrated on them, both exported before, which takes minutes; parsing is torch's. `group` is a
-picture of 20 MP with that many faces, from file to file, on all cores. Both have random weights of
-the published sizes; faces lie where they are said to, since random weights find none.
+`one` measures the network, parsing and pasting of one face of 600 px in a picture of 12 MP, on one
+thread. With FACES, a folder of aligned faces, it also runs the network in OpenVINO, in fp32 and in
+int8 calibrated on them; both are exported first, which takes minutes, and parsing is still done by
+torch. `group` measures a picture of 20 MP with that many faces, from file to file, on all cores.
+Both use random weights of the published sizes; the places of faces are given, since random weights
+find none.
 
-`folder` is a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three faces, with
-the shipped weights and no parser, or with --published as the others; here `ours` is the batch
-engine, and the plain pipeline finds faces with facenet-pytorch's own MTCNN, for which the picture
-is made as small as ours makes it. The plain pipeline reads, finds, paints, parses, pastes and
-writes one picture after the other.
+`folder` measures a folder of mixed pictures, JPEG and PNG of 0.3 to 6 MP with none to three faces,
+with the shipped weights and no parser, or with --published like the others. Here `ours` is the
+batch engine, and the plain pipeline finds faces with facenet-pytorch's own MTCNN, in a picture
+reduced as much as ours. The plain pipeline reads, finds, paints, parses, pastes and writes one
+picture after the other.
 
-`network busy` is the share of the time that passed in which faces were being painted; `cores busy`
-is CPU time over the time that passed and the cores.
+`network busy` is the share of the elapsed time in which faces were being painted; `cores busy` is
+CPU time divided by the elapsed time and the number of cores.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def show(found: dict[str, stopwatch.Measured]) -> None:
     print(stopwatch.table([*head, *(f"{stage}, CPU s" for stage in stages)], rows))
 
 
-# ---- one picture with faces at known places, networks of random weights
+# ---- one picture with faces at known places, networks with random weights
 
 
 def place_faces(what: str, count: int) -> list[Points]:
@@ -152,7 +153,7 @@ def make_picture(folder: Path, what: str, faces: int) -> None:
 
 
 def make_weights(folder: Path) -> None:
-    """Random ones of the published sizes."""
+    """Writes random weights of the published sizes."""
     config = CodeFormerConfig()
     save_file(
         baseline.random_state(config), folder / "net.safetensors", {"config": config.to_json()}
@@ -171,7 +172,7 @@ def export_network(folder: Path, faces: Path) -> list[str]:
 
 
 def random_parser() -> dict[str, Tensor]:
-    """Weights of ParseNet with which values stay of one size from layer to layer."""
+    """Random weights of ParseNet, scaled so that values keep their size from layer to layer."""
     with unfilled():
         shapes = ParseNet().state_dict()
     generator, state = torch.Generator().manual_seed(0), {}
@@ -189,7 +190,7 @@ def random_parser() -> dict[str, Tensor]:
 
 
 def plain_detector() -> Callable[[NDArray[np.uint8]], list[Points]]:
-    """facenet-pytorch's, RGB to landmarks; in full-size pictures it would take times as long."""
+    """facenet-pytorch's, RGB to landmarks; in full-size pictures it would take much longer."""
     from facenet_pytorch import MTCNN
 
     network = MTCNN(keep_all=True, thresholds=[0.6, 0.7, 0.9])
@@ -222,7 +223,7 @@ def plain_parser(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 class Known:
-    """A detector of faces that are known."""
+    """A detector that returns known faces."""
 
     name = "known"
 
@@ -252,7 +253,7 @@ class Clock:
 
 
 def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
-    """From file to file, or in `one` from pixels to pixels, with everything loaded before."""
+    """Works from file to file, or in `one` from pixels to pixels, with everything loaded before."""
     if what == "one":
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
@@ -305,7 +306,7 @@ def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
     stopwatch.tell(*spent, stages=clock.stages, painting=clock.wall["network"])
 
 
-# ---- a folder of mixed pictures, the shipped network or that of random weights
+# ---- a folder of mixed pictures, the shipped network or one with random weights
 
 
 def make_folder(folder: Path, pictures: int) -> None:

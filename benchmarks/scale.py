@@ -1,16 +1,16 @@
-"""What a photograph costs here, and from that what a thousand million of them would need.
+"""What a photograph costs on this machine, and so what a billion photographs would need.
 
     python benchmarks/scale.py measure --json costs.json [--ray] [--megapixels 4] [--rounds 5]
     python benchmarks/scale.py plan costs.json [--faces-a-second 181] [--faces 1.5] [--cores 16] ...
 
-`measure` restores one photograph, step by step, in one thread of this machine: CPU seconds of each
-step (medians), bytes read and written. With --ray, many tiny pictures are also done on a Ray
-cluster of this machine, which shows what a picture costs the driver.
+`measure` restores one photograph, step by step, in one thread of this machine, and gives the CPU
+seconds of each step (medians) and the bytes read and written. With --ray, it also restores many
+tiny pictures on a Ray cluster of this machine, which shows what a picture costs the driver.
 
-`plan` simulates runs on clusters of several sizes: machines fail at random, what they had in hand
-is done again, and they come back; between such events all go on at the pace of what is busiest:
-cores, GPUs, the network card of a machine, the driver, or the storage that all share. Everything
-that was not measured is an option, and printed.
+`plan` simulates runs on clusters of several sizes: machines fail at random, the pictures that they
+were working on are repeated, and they come back. Between such events, all work at the pace of the
+bottleneck: cores, GPUs, the network card of a machine, the driver, or the shared storage.
+Everything that was not measured is an option, and is printed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cfrestore.image import Photo
 EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
 
 RUNS = 15
-"""Simulated runs of each size."""
+"""Number of simulated runs of each size."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Costs:
     """What one photograph costs.
 
     Attributes:
-        read, find, paint, paste, write: CPU seconds; the shipped weights paint.
-        faces: that were found.
-        bytes_in, bytes_out: of the files.
-        pixels: of the photograph.
+        read, find, paint, paste, write: CPU seconds, with the shipped weights.
+        faces: number of faces found.
+        bytes_in, bytes_out: sizes of the files.
+        pixels: number of pixels of the photograph.
         passing: CPU seconds of the driver of a Ray cluster.
     """
 
@@ -67,21 +67,21 @@ class Costs:
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is not measured here.
+    """What is assumed instead of measured.
 
     Attributes:
-        pictures: of the whole archive.
-        faces: of a photograph, on average.
-        faces_a_second: that one GPU paints, finding and parsing not counted; 0: there is none.
-        cores: of a machine, each as fast as one here.
+        pictures: number of pictures in the whole archive.
+        faces: faces per photograph, on average.
+        faces_a_second: faces that one GPU paints, without finding and parsing; 0: there is no GPU.
+        cores: cores of a machine, each as fast as one here.
         card: bytes a second of a machine's network card, each way.
-        requests: reads and writes a second that the storage serves in all.
+        requests: reads and writes a second that the storage serves in total.
         drivers: runs that share the archive, each with its own shard and driver.
-        passing: seconds of a driver's time for a picture; 0: what was measured, else 0.01.
-        hours_to_failure: mean time until one machine fails.
-        minutes_away: until it is back.
-        in_hand: pictures that a machine has begun and not ended, for each core.
-        fatal: part of the pictures that kill their workers twice.
+        passing: seconds of a driver's time per picture; 0: the measured time, else 0.01.
+        hours_to_failure: mean time until a machine fails.
+        minutes_away: time until it is back.
+        in_hand: pictures that a machine has begun but not finished, per core.
+        fatal: share of the pictures that kill their workers twice.
     """
 
     pictures: float = 1e9
@@ -108,14 +108,14 @@ class Run:
 
 
 def cpu_seconds(costs: Costs, assumed: Assumed) -> float:
-    """CPU seconds of a photograph, without painting where GPUs paint."""
+    """CPU seconds per photograph, without painting if GPUs paint."""
     for_faces = costs.paste + (0.0 if assumed.faces_a_second else costs.paint)
     return costs.read + costs.find + costs.write + for_faces * assumed.faces / costs.faces
 
 
 def paces(costs: Costs, assumed: Assumed, machines: int, drivers: int) -> dict[str, float]:
-    """Photographs a second that each part of so many machines could do."""
-    apart = (machines - 1) / machines  # pictures that are painted by another machine
+    """Photographs a second that each part of a cluster could process."""
+    apart = (machines - 1) / machines  # pictures that another machine paints
     carried = max(costs.bytes_in, costs.bytes_out) + 2 * 3 * costs.pixels * apart  # each way
     found = {
         "cores": machines * assumed.cores / cpu_seconds(costs, assumed),
@@ -131,10 +131,10 @@ def paces(costs: Costs, assumed: Assumed, machines: int, drivers: int) -> dict[s
 def simulate(
     pace: Callable[[int], float], machines: int, assumed: Assumed, chance: random.Random
 ) -> Run:
-    """One run.
+    """Simulates one run.
 
     Args:
-        pace: machines to photographs a second.
+        pace: photographs a second for a number of machines.
     """
     left, now, failures, again, away = assumed.pictures, 0.0, 0, 0.0, list[float]()
     rate = 1 / (assumed.hours_to_failure * 3600)
@@ -232,7 +232,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def photograph(megapixels: float) -> Photo:
-    """A portrait of that size with grain, its face some 500 pixels wide in whatever size."""
+    """A portrait of that size with grain; its face is about 500 pixels wide at any size."""
     face = read_photo(EXAMPLE).pixels
     side = round((megapixels * 1e6) ** 0.5)
     face = cv2.resize(face, (1000, 1000), interpolation=cv2.INTER_CUBIC)
@@ -244,7 +244,7 @@ def photograph(megapixels: float) -> Photo:
 
 
 def passing(folder: Path) -> float:
-    """CPU seconds of the driver for each of 200 tiny pictures, which one Ray actor paints."""
+    """CPU seconds of the driver for each of 200 tiny pictures, painted by one Ray actor."""
     from cfrestore.batch import cluster, plan
 
     source = folder / "tiny"
@@ -260,7 +260,7 @@ def passing(folder: Path) -> float:
     seconds = []
     with cluster.connected(None):
         staff = cluster.hire(1, None, 1)
-        for count in (40, 160):  # the first for what does not depend on how many there are
+        for count in (40, 160):  # the first measures what does not depend on their number
             jobs = plan(sorted(source.iterdir())[:count], folder / f"out{count}")
             start = time.process_time()
             outcomes = list(cluster.run(jobs, load, staff, {}))

@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--rounds 5] [--chart startup.png]
 
-CPU seconds are those of all threads, the interpreter's start included. The photograph has 2 MP and
-one face, and is restored with the shipped weights. Opening the published network, of random
-weights here, is compared with building it with random numbers, torch.load, and copying.
+CPU seconds are those of all threads, including the start of the interpreter. The photograph has
+2 MP and one face, and is restored with the shipped weights. Opening the published network, with
+random weights here, is compared with building it with random numbers, torch.load, and copying.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def photograph(path: Path) -> None:
 
 
 def run(name: str, folder: str) -> None:
-    """A command, and what it took."""
+    """Runs a command and reports what it took."""
     start = time.perf_counter()
     subprocess.run([sys.executable, *COMMANDS[name]], cwd=folder, check=True, capture_output=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -116,7 +116,7 @@ def run(name: str, folder: str) -> None:
 
 
 def open_network(name: str, folder: str) -> None:
-    """Opens the network in one of three ways; what is imported for it counts, but not torch."""
+    """Opens the network in one of three ways; its imports count, except torch."""
     torch.set_num_threads(1)
     kind = "safetensors" if name.endswith("safetensors") else "pth"
     path = Path(folder) / f"random.{kind}"

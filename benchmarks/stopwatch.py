@@ -1,4 +1,4 @@
-"""Work that is measured: each piece in a process of its own, in turn, so that drift hits all alike.
+"""Measures pieces of work, each in its own process, in turn, so that drift affects all equally.
 
 CPU seconds are those of all threads of the process; a table gives their median over the rounds and
 their range, and ratios of medians.
@@ -25,13 +25,13 @@ AS_A_COMMAND = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 @dataclass(frozen=True)
 class Measured:
-    """One piece of work over several rounds.
+    """One piece of work, over several rounds.
 
     Attributes:
         seconds: CPU seconds of each round.
-        wall: seconds that passed in each round.
-        peak: most bytes that the process ever had resident.
-        said: what else the worker said, in the first round.
+        wall: elapsed seconds of each round.
+        peak: largest number of bytes that the process had resident.
+        said: what else the worker reported, in the first round.
     """
 
     seconds: tuple[float, ...]
@@ -48,14 +48,14 @@ class Measured:
 
 
 def time_of(work: Callable[[], object]) -> tuple[float, float]:
-    """CPU seconds and seconds that the work takes in this process."""
+    """CPU seconds and elapsed seconds that the work takes in this process."""
     start = time.process_time(), time.perf_counter()
     work()
     return time.process_time() - start[0], time.perf_counter() - start[1]
 
 
 def tell(seconds: float, wall: float, **more: Any) -> None:
-    """What a worker says when it is done."""
+    """Prints a worker's report when it is done."""
     print(json.dumps({"seconds": seconds, "wall": wall, "peak": peak(), **more}))
 
 
@@ -77,7 +77,7 @@ def _status(key: str) -> int:
 def in_turn(
     workers: Mapping[str, Sequence[str]], rounds: int, environment: Mapping[str, str] | None = None
 ) -> dict[str, Measured]:
-    """Runs workers, each a script and its words, one after the other, so many times.
+    """Runs workers, each a script with its arguments, one after the other, for several rounds.
 
     Those whose name contains `ours` run as the command does.
     """
@@ -103,7 +103,7 @@ def in_turn(
 
 
 def machine() -> str:
-    """One line about what this was measured on."""
+    """One line about the machine of the measurement."""
     import torch
 
     names = [
@@ -124,7 +124,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def chart(path: Path, title: str, ratios: Mapping[str, float], limit: float | None = None) -> None:
-    """Bars of ratios to the yardstick, which is 1, with the target as a line."""
+    """Draws ratios to the reference, which is 1, as bars, with the target as a line."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 0.5 + 0.4 * len(ratios)), layout="constrained")

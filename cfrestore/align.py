@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cfrestore.image import Pixels
 
 PUBLISHED_SIZE = 512
-"""Side of the published model's crops; there alignment and pasting are the published ones."""
+"""Side of the published model's crops, at which alignment and pasting are as published."""
 
 FFHQ_TEMPLATE: NDArray[np.float32] = np.array(
     [
@@ -34,7 +34,7 @@ FFHQ_TEMPLATE: NDArray[np.float32] = np.array(
     ],
     dtype=np.float32,
 )
-"""Where the five landmarks lie in a 512 px crop, x then y, order as in Face."""
+"""Positions of the five landmarks in a 512 px crop, x then y, order as in Face."""
 
 FACE_ELLIPSE = (0.5, 0.56), (0.26, 0.34)
 """Centre and half axes of the face proper in its crop, x then y, as shares of the side."""
@@ -43,9 +43,9 @@ BORDER_COLOR = (132, 133, 135)
 """RGB colour of the crop where the picture has no pixels."""
 
 _MIN_SPREAD = 1.0  # px; landmarks closer together than one pixel say nothing about a direction
-_MAX_SUPERSAMPLING = 16  # bounds the memory that wild landmarks can ask for: 4096 px for a 256 crop
+_MAX_SUPERSAMPLING = 16  # limits memory in case of absurd landmarks: 4096 px for a crop of 256 px
 _MARGIN = 2  # px; zeros around masks, so that erosion and blur see the same as in the full frame
-_MAX_SIDE = 4096  # px; the same where a crop is cut finely
+_MAX_SIDE = 4096  # px; the same limit for cut_finely
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +55,9 @@ class AlignedFace:
     Attributes:
         crop: (S, S, 3) uint8 RGB.
         to_crop: (2, 3) float64; multiply by (x, y, 1) in image pixels to get crop pixels.
-        face: what the detector said, in image pixels.
+        face: the detected face, in image pixels.
         kept: (S, S) float32 in [0, 1], share of the picture's detail finer than the crop that is
-            to stay where a new crop is pasted; None: the new crop alone is pasted.
+            kept when a new crop is pasted; None: only the new crop is pasted.
     """
 
     crop: NDArray[np.uint8]
@@ -83,8 +83,8 @@ def estimate_similarity(
         (2, 3) float64; multiply by (x, y, 1) in image pixels to get crop pixels.
     Raises:
         DegenerateFaceError: the points coincide or are not finite.
-    Source: least median of squares, so that one bad landmark of five does not tilt the face;
-        the published pipeline's choice (CodeFormer, NeurIPS 2022).
+    Source: least median of squares, as in the published pipeline (CodeFormer, NeurIPS 2022), so
+        that one bad landmark of five does not tilt the face.
     """
     if not np.isfinite(landmarks).all():
         raise DegenerateFaceError(f"landmarks must be finite, found {landmarks.tolist()}")
@@ -103,7 +103,7 @@ def align_face(pixels: Pixels, face: Face, size: int = PUBLISHED_SIZE) -> Aligne
 
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB; only the face's own part of it is read.
-        face: landmarks in pixels of this picture, which they may leave.
+        face: landmarks in pixels of this picture; they may lie outside it.
         size: S, side of the crop; the template scales by S/512.
     Raises:
         DegenerateFaceError: the landmarks coincide or are not finite.
@@ -144,9 +144,9 @@ def cut_crop(
 
 
 def cut_finely(pixels: Pixels, to_crop: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """Samples the brightness of a crop, sharply and never sparsely, for its detail to be measured.
+    """Samples the brightness of a crop, sharply and without gaps, to measure its detail.
 
-    Unlike `cut_crop` it always uses Lanczos' kernel, also at 512 px, and repeats the picture's
+    Unlike `cut_crop` it always uses the Lanczos kernel, also at 512 px, and repeats the picture's
     outermost pixels beyond the border, so that the border does not look like an edge.
 
     Args:
@@ -198,7 +198,7 @@ def bounding_box(
 
 
 def face_ellipse(side: int) -> NDArray[np.bool_]:
-    """Which pixels of a crop (side, side) show the face, not hair or what is behind it."""
+    """Which pixels of a crop (side, side) show the face, not hair or background."""
     centre, half_axes = FACE_ELLIPSE
     y, x = (np.mgrid[:side, :side] + 0.5) / side
     return np.asarray(

@@ -1,6 +1,6 @@
-"""What runs exported networks: ONNX Runtime and OpenVINO, imported only when asked for.
+"""Runs exported networks with ONNX Runtime or OpenVINO, which are imported only on demand.
 
-Both are told to compute in float32 (OpenVINO would choose bfloat16 where the processor has it), and
+Both are set to compute in float32 (OpenVINO would choose bfloat16 where the processor has it), and
 both give the same bits for the same input.
 """
 
@@ -52,7 +52,7 @@ def check_backend(name: str) -> None:
 
 
 def installed() -> str:
-    """The installed backend besides torch; the faster one if there are two.
+    """The installed backend other than torch; the faster one if there are two.
 
     Raises:
         ConfigError: none is installed.
@@ -68,15 +68,15 @@ def installed() -> str:
 
 
 class ExportedNetwork:
-    """A CodeFormer that another runtime runs on the CPU, used like one in torch.
+    """A CodeFormer run by another runtime on the CPU, with the interface of one in torch.
 
     Attributes:
-        config: the shape of the network.
+        config: the network's configuration.
         facts: the metadata of the file.
     """
 
     def __init__(self, path: Path, backend: str, threads: int | None = None) -> None:
-        """Compiles nothing yet: that needs w and, with OpenVINO, the batch size.
+        """Reads the file; compiling needs w and, with OpenVINO, the batch size, so it comes later.
 
         Args:
             path: written by `export`.
@@ -94,7 +94,7 @@ class ExportedNetwork:
         self._compiled: dict[tuple[bool, int], Callable[[Mapping[str, Any]], ExportedOutputs]] = {}
 
     def check(self, match_statistics: bool) -> None:
-        """Raises ConfigError if latent AdaIN is wanted but not part of the graph, or vice versa."""
+        """Raises ConfigError if latent AdaIN is wanted but not in the graph, or vice versa."""
         if match_statistics != self.match_statistics:
             raise ConfigError(
                 f"{self._path} was exported {'with' if self.match_statistics else 'without'} "
@@ -108,7 +108,7 @@ class ExportedNetwork:
 
     @property
     def precision(self) -> str:
-        """What the graph paints in: fp32 or int8."""
+        """The precision in which the graph paints: fp32 or int8."""
         return self.facts["precision"]
 
     def __call__(self, images: NDArray[np.float32], w: float) -> ExportedOutputs:
@@ -118,11 +118,11 @@ class ExportedNetwork:
         )
         key = (w > 0, len(images))
         if key not in self._compiled:
-            self._compiled = {key: self._compile(*key)}  # one at a time, for its memory
+            self._compiled = {key: self._compile(*key)}  # only one, to save memory
         return self._compiled[key](inputs)
 
     def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
-        """The images themselves, because `decode` runs the whole graph at once.
+        """Returns the images unchanged, because `decode` runs the whole graph at once.
 
         Raises:
             ConfigError: the graph is for a task that treats statistics differently.
@@ -131,7 +131,7 @@ class ExportedNetwork:
         return Features(x, {})
 
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
-        """Restored images (B,3,S,S) from what `predict_features` returned."""
+        """Restores images (B,3,S,S) from the output of `predict_features`."""
         return torch.from_numpy(self(quantized.numpy(), w).restored)
 
     def _compile(self, fuses: bool, batch: int) -> Callable[[Mapping[str, Any]], ExportedOutputs]:
@@ -143,7 +143,7 @@ class ExportedNetwork:
         compile_ = _compile_onnx if self._backend == "onnx" else _compile_openvino
         try:
             return compile_(model, batch, self._threads)
-        except RuntimeError as error:  # of which both have their own kinds
+        except RuntimeError as error:  # both runtimes raise subclasses of it
             raise CheckpointError(f"{self._path} cannot be compiled: {error}") from error
 
 
@@ -187,12 +187,11 @@ def _compile_openvino(
 
 @cache
 def _openvino_core() -> Any:
-    """The one Core of this process, which is never freed.
+    """The only Core of this process, which is never freed.
 
-    At its first network a Core gives the calling thread a stack for signal handlers. When Cores are
-    freed in another order than that of their networks, the thread is left with a stack that has
-    been unmapped, and the next signal, such as an interruption, is a segmentation fault
-    (seen in 2026.4).
+    At its first network a Core gives the calling thread a stack for signal handlers. If Cores are
+    freed in another order than their networks, the thread keeps a stack that has been unmapped, and
+    the next signal, such as an interrupt, causes a segmentation fault (seen in 2026.4).
     """
     return load_package("openvino").Core()
 
@@ -206,8 +205,8 @@ def exported(weights: Path, *, match_statistics: bool | None = None) -> Path:
         match_statistics: whether latent AdaIN is part of it; None: as the weights say.
     Raises:
         WeightsError, CheckpointError: the weights cannot be read, or are something else.
-        ConfigError: a package that exporting needs is not installed.
-        OutputError: the cache cannot be written to.
+        ConfigError: a package needed for exporting is not installed.
+        OutputError: the cache is not writable.
     """
     digest = known_sha256(weights)
     kind = {None: "own", True: "matched", False: "unmatched"}[match_statistics]
@@ -226,7 +225,7 @@ def export_file(weights: Path, *, match_statistics: bool | None = None) -> onnx.
     """The graph of a weight file, with the origin and licence of the weights in its metadata.
 
     Args:
-        match_statistics: as in `exported`; raises as that does.
+        match_statistics: as in `exported`, which raises the same errors.
     """
     return graph_of(load_codeformer(weights), weights, match_statistics=match_statistics)
 
@@ -234,7 +233,7 @@ def export_file(weights: Path, *, match_statistics: bool | None = None) -> onnx.
 def graph_of(
     network: CodeFormer, weights: Path, *, match_statistics: bool | None = None
 ) -> onnx.ModelProto:
-    """The graph of a network that was read from a weight file; see `export_file`."""
+    """The graph of a network that was loaded from a weight file; see `export_file`."""
     matches = network.config.match_statistics if match_statistics is None else match_statistics
     own = read_metadata(weights)
     licence = {"licence": own["licence"]} if "licence" in own else {}

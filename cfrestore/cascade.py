@@ -1,7 +1,7 @@
 """MTCNN finds faces in three stages: boxes are proposed on an image pyramid, refined, and judged.
 
 The weights come with the package facenet-pytorch, which is not imported: it would load torchvision
-and torch's compiler, which takes two CPU seconds for nothing.
+and torch's compiler, which wastes two CPU seconds.
 Source: Zhang et al. (2016), with the thresholds and rounding of facenet-pytorch (MIT); a test
 checks that the faces are the same.
 """
@@ -56,7 +56,7 @@ class Cascade:
         """Opens the weights.
 
         Raises:
-            WeightsError: the package that they come with is not installed.
+            WeightsError: the package that contains them is not installed.
             CheckpointError: they are damaged.
         """
         package = package_folder("facenet_pytorch")
@@ -122,7 +122,9 @@ class Cascade:
 def suppress(
     boxes: Floats, scores: Floats, most: float, *, of_smaller: bool = False
 ) -> NDArray[np.intp]:
-    """Indices of the boxes that no better box overlaps, best first (non-maximum suppression).
+    """Indices of the boxes that no better box overlaps too much, best first.
+
+    This is non-maximum suppression.
 
     Args:
         boxes: (N, 4) x0 y0 x1 y1.

@@ -21,13 +21,13 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     """Reads a file of tensors without running anything in it.
 
     Args:
-        path: a safetensors file, or a torch file, of which `params_ema` is read if there is one,
-            else `params`, else all of it.
+        path: a safetensors file, or a torch file, of which `params_ema` is read if it is there,
+            else `params`, else everything.
     Returns:
         the tensors by key, on the CPU; the metadata, empty for torch files.
     Raises:
         WeightsError: the file cannot be read.
-        CheckpointError: it is damaged, or of another kind.
+        CheckpointError: the file is damaged, or of another kind.
     """
     path = Path(path)
     return _read_safetensors(path) if _is_safetensors(path) else (_read_torch(path), {})
@@ -95,7 +95,7 @@ def load_strictly(
 
     Args:
         network: may be on the meta device; the tensors are not copied where they need no change.
-        path, kind: what to call the file and the network in an error.
+        path, kind: names of the file and the network for error messages.
     Raises:
         CheckpointError: keys or shapes differ; the first five of each kind of difference are named.
     """
@@ -132,7 +132,7 @@ def digest_of(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-# What unpickling damaged bytes raises, according to the documentation of pickle, and to trials.
+# Exceptions that unpickling damaged bytes raises, by pickle's documentation and by experiment.
 DAMAGE = (
     pickle.UnpicklingError,
     RuntimeError,

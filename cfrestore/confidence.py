@@ -22,8 +22,8 @@ def confidence_by_region(
 ) -> Mapping[str, float | None]:
     """Mean certainty of the codes of each of REGIONS.
 
-    The eyes are what is near either eye, the nose what is near the line from between the eyes to
-    its tip, and the mouth what is near the line between its corners; the face is the whole crop.
+    The eyes are the area near either eye, the nose the area near the line from between the eyes to
+    its tip, and the mouth the area near the line between its corners; the face is the whole crop.
 
     Args:
         certainty: (s,s) in [0, 1]: for each code, 1 - its entropy / the largest possible entropy.

@@ -1,7 +1,7 @@
-"""What a painted face keeps of the crop that it was painted from. No torch.
+"""Corrects a painted face by the crop that it was painted from. No torch.
 
 The network paints what is likely. Where the photograph shows something else, the photograph wins:
-in colours and light, in structure that its blur has left, in having no colours.
+in colours and light, in structure that its blur has left, and in a lack of colours.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from cfrestore.models.codeformer import CodeFormerConfig
 
-_LOW = 1 / 10  # of a crop's side: the Gaussian that leaves colours and light
+_LOW = 1 / 10  # of a crop's side: sigma of the Gaussian that leaves colours and light
 _KEPT = 0.9  # share of the original's low frequencies in a restored crop
 _TONED = 2.0  # levels: least deviation from a tone that counts as colour; scans have 1, photos 10
-_OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: Gaussians that leave all coarser ones
-_BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: Gaussians that are tried
+_OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: sigmas that remove the finest, the two finest
+_BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: sigmas that are tried
 
 
 def correct(
@@ -34,7 +34,7 @@ def correct(
     config: CodeFormerConfig,
     gray: bool,
 ) -> NDArray[np.uint8]:
-    """The painted crop with as much of the original as the network's configuration asks for.
+    """Corrects the painted crop by the original, as the network's configuration requires.
 
     Args:
         crop, original: (S, S, 3) uint8.
@@ -54,15 +54,15 @@ def correct(
 
 
 def tone_of(crop: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-    """The tone that a crop has instead of colours, as sepia prints and yellowed paper have.
+    """The tone that a crop has instead of colours, such as sepia prints and yellowed paper.
 
-    Each channel then is a function of brightness, here a parabola, but for noise, which is blurred
-    first.
+    Each channel is then a function of brightness, here a parabola, apart from noise, which is
+    blurred first.
 
     Args:
         crop: (S, S, 3).
     Returns:
-        (3, 3), rows for the powers 0, 1 and 2 of brightness, columns for channels; None where the
+        (3, 3), rows for the powers 0, 1 and 2 of brightness, columns for channels; None if the
         crop has colours.
     """
     seen = _blur(crop.astype(np.float32), 1 / 64)[::4, ::4].reshape(-1, 3)
@@ -76,10 +76,10 @@ def _powers(brightness: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The crop with nine tenths of the original's low frequencies, to keep colours and light.
+    """Takes nine tenths of the low frequencies from the original, to keep colours and light.
 
-    Degradation leaves low frequencies nearly intact, and restoration adds high ones. A tenth stays
-    the network's, whose errors differ from the original's.
+    Degradation leaves low frequencies nearly intact, and restoration adds high ones. A tenth is
+    left to the network, whose errors differ from the original's.
 
     Args:
         crop, original: (S, S, 3) uint8.
@@ -93,12 +93,12 @@ def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArra
 def back_project(
     crop: NDArray[np.uint8], original: NDArray[np.uint8], strength: float
 ) -> NDArray[np.uint8]:
-    """The crop, changed so that it would look like the original if it were as blurred.
+    """Changes the crop so that, if blurred like the original, it would look like the original.
 
-    The blur is estimated: it is the Gaussian that brings the crop nearest to the original. The
-    remaining difference is structure that the network painted differently from what the original
-    shows. It is added, denoised and blurred once more. Only brightness is changed, since the
-    colours of degraded pictures are noisy, and no frequencies that `keep_colours` sets.
+    The blur is estimated as the Gaussian that brings the crop nearest to the original. The
+    remaining difference is structure that the network painted differently from the original. It is
+    denoised, blurred once more and added. Only brightness is changed, since the colours of degraded
+    pictures are noisy, and no frequencies that `keep_colours` sets.
 
     Args:
         crop, original: (S, S, 3) uint8.
@@ -106,7 +106,7 @@ def back_project(
     Returns:
         (S, S, 3) uint8; details finer than the blur are the crop's.
     Source: one step of iterative back-projection, Irani & Peleg, "Improving Resolution by Image
-    Registration" (1991), with the estimated blur and its adjoint; denoised as `detail` does it.
+    Registration" (1991), with the estimated blur and its adjoint; denoised as in `detail`.
     """
     painted, seen = (to_gray(each)[..., 0].astype(np.float32) for each in (crop, original))
     blur = min(_BLURS, key=lambda sigma: np.square(_blur(painted, sigma) - seen).mean())
@@ -116,7 +116,7 @@ def back_project(
 
 
 def _denoised(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The two finest octaves of (S, S) shrunk where they are no stronger than their noise."""
+    """Shrinks the two finest octaves of (S, S) where they are no stronger than their noise."""
     result, finer = np.zeros_like(values), values
     for sigma in _OCTAVES:
         coarser = _blur(values, sigma)
@@ -137,7 +137,7 @@ def _like_gray(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[
 
 
 def _blur(values: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """A Gaussian blur whose deviation is this share of the side."""
+    """A Gaussian blur; sigma is a fraction of the side."""
     return np.asarray(cv2.GaussianBlur(values, (0, 0), sigma * len(values)))
 
 

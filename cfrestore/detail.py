@@ -1,9 +1,9 @@
-"""How sharp a large face is in its photograph: (pixels, AlignedFace) -> Detail. No torch.
+"""Measures how sharp a large face is in its photograph: (pixels, AlignedFace) -> Detail. No torch.
 
 A face that spans more pixels than the crop a network restores has detail that the network can
 neither see nor paint. Whether it is worth keeping depends on what it is: real sharpness, noise, or
 almost nothing where the photograph is blurred. The energy of the octave just finer than the crop
-tells these apart. In sharp photographs each octave has about the energy of the next (Field,
+distinguishes these. In sharp photographs each octave has about the energy of the next (Field,
 "Relations between the statistics of natural images and the response properties of cortical cells",
 1987); in blurred ones the finer octave has less. Detail is strong in few places, such as lashes and
 hair, while noise is the same everywhere; the median shows its level (Donoho and Johnstone, "Ideal
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 _Depth = TypeVar("_Depth", np.uint8, np.float32)
 
 LARGE_FROM = 1.25
-"""Photograph pixels per crop pixel from which a loss of detail is visible."""
+"""Photograph pixels per crop pixel above which a loss of detail is visible."""
 
 SHARP_FROM = 0.14
-"""Sharpness from which a large face is better left alone; chosen by benchmarks/large_faces.py."""
+"""Sharpness from which a large face is better left alone; found by benchmarks/large_faces.py."""
 
 SIGNAL_FROM = 0.3
-"""Least share of its detail that is not noise; the dots of printed pictures have less."""
+"""Least share of a sharp face's detail that is not noise; halftone dots of prints have less."""
 
 TOO_SHARP = "sharper than the network paints"
 
-_REACH = 3 / 256  # of an octave's side, deviation of the Gaussian that energy is averaged by
-_LEAST_PART = 0.5  # of the finer octave, however few pixels there are: filters let so much through
-_LEAST = 1e-6  # energy, so that nothing is divided by 0
-_NORMAL_MEDIAN = 0.6745  # of the magnitude of a normal variable of deviation 1
+_REACH = 3 / 256  # of an octave's side: sigma of the Gaussian by which energy is averaged
+_LEAST_PART = 0.5  # of the finer octave, however few pixels there are: filters pass that much
+_LEAST = 1e-6  # energy, prevents division by 0
+_NORMAL_MEDIAN = 0.6745  # median magnitude of a standard normal variable
 
 
 @dataclass(frozen=True, eq=False)
 class Detail:
-    """What a face has that is finer than its crop.
+    """The detail of a face that is finer than its crop.
 
     Attributes:
         sharpness: energy of the octave finer than the crop, without noise, over that of the crop's
-            finest octave, as far as the photograph has pixels for it; 0 where all is blur or noise,
+            finest octave, as far as the photograph has pixels for it; 0 if all is blur or noise,
             about 0.3 in a sharp photograph.
         share: part of the finer octave's energy that is not noise, in [0, 1].
         kept: (S, S) float32 in [0, 1], the share worth keeping at each pixel of the crop.
@@ -73,13 +73,13 @@ class Detail:
 
 
 def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
-    """The detail of a face that the photograph shows and the crop does not, in brightness.
+    """Measures the detail, in brightness, of a face in the photograph that its crop does not show.
 
     Args:
-        pixels: (H, W, 3) uint8 or uint16 RGB, the picture that the face was aligned in.
+        pixels: (H, W, 3) uint8 or uint16 RGB, the picture in which the face was aligned.
         aligned: crop (S, S, 3).
     Returns:
-        None where the photograph has no more pixels than the crop.
+        the detail, or None if the photograph has no more pixels than the crop.
     """
     octaves = math.log2(aligned.shrink)
     if octaves <= 0:
@@ -115,7 +115,7 @@ def weigh(
 
 
 def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The part of a brightness (T, T) that half the side cannot show.
+    """The part of a brightness image (T, T) that is lost at half its side.
 
     Args:
         crop: (T, T), T even.
@@ -127,7 +127,7 @@ def finest_octave(crop: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def noise_energy(octave: NDArray[np.float32]) -> float:
-    """Energy of the noise in one octave (T, T) of an aligned face.
+    """Energy of the noise in an octave (T, T) of an aligned face.
 
     Source: Donoho and Johnstone (1994): the median is that of noise alone, since detail is sparse.
     """
@@ -135,7 +135,7 @@ def noise_energy(octave: NDArray[np.float32]) -> float:
 
 
 def signal_share(octave: NDArray[np.float32], noise: float) -> NDArray[np.float32]:
-    """The share of one octave (T, T) that is not noise, at each pixel: (T, T) in [0, 1].
+    """The share of an octave (T, T) that is not noise, at each pixel: (T, T) in [0, 1].
 
     Args:
         noise: its energy, see `noise_energy`.

@@ -1,4 +1,4 @@
-"""Photo pixels to faces: three detectors, one kind of value.
+"""Detects faces: three detectors with one type of result.
 
 RetinaFace (ResNet-50 or MobileNet-0.25) needs a weight file; MTCNN's weights come with its package.
 """
@@ -38,10 +38,10 @@ CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One detected face, in pixels of the picture given to the detector.
+    """A detected face, in pixels of the picture given to the detector.
 
     Attributes:
-        box: (4,) float32, x0 y0 x1 y1; may reach over the picture's border.
+        box: (4,) float32, x0 y0 x1 y1; may extend beyond the picture.
         score: the detector's confidence, in [0, 1].
         landmarks: (5, 2) float32, x then y: image-left eye, image-right eye, nose, image-left and
             image-right mouth corner.
@@ -68,11 +68,11 @@ class Detector(Protocol):
 def load_detector(
     name: str = "auto", device: str | torch.device = "cpu", threshold: float | None = None
 ) -> Detector:
-    """The detector of that name, ready to be called.
+    """Loads the detector of that name, ready to be called.
 
     Args:
         name: retinaface (ResNet-50), mobilenet (RetinaFace on MobileNet-0.25) or mtcnn; auto, the
-            first of these three whose weights are here; or the path of a RetinaFace file.
+            first of these three whose weights are present; or the path of a RetinaFace file.
         device: where RetinaFace computes; a name is resolved by choose_device.
         threshold: the score above which a face counts, in [0, 1]; None: RETINAFACE_THRESHOLD, or as
             in MTCNNDetector.
@@ -102,16 +102,16 @@ def load_detector(
 
 
 class RetinaFaceDetector:
-    """RetinaFace with the published pipeline's preparation and thresholds.
+    """RetinaFace with the published pipeline's preprocessing and thresholds.
 
-    Source: network and weights of facexlib (MIT). The picture's short side becomes 640 px, the
-    long side at most LONG_SIDE, which the published pipeline does not bound.
+    Source: network and weights of facexlib (MIT). The picture's short side becomes 640 px, and the
+    long side at most LONG_SIDE, a bound that the published pipeline does not have.
     """
 
     def __init__(
         self, path: str | Path, device: torch.device, threshold: float | None = None
     ) -> None:
-        """Loads the file at path, which decides the backbone; raises as load_detector does."""
+        """Loads the file at path, which determines the backbone; raises as load_detector does."""
         self.name, self._network = _load_retinaface(path, device)
         self._threshold = RETINAFACE_THRESHOLD if threshold is None else threshold
         self._device = device
@@ -144,13 +144,13 @@ class MTCNNDetector:
     """MTCNN, whose weights are always installed.
 
     Large pictures are searched in a copy with a short side of 1024 px and a long side of at most
-    LONG_SIDE; faces below 20 px there are not found. It runs on the CPU whatever device the rest
-    uses: its networks are tiny, and the area pooling it relies on is missing on some devices.
+    LONG_SIDE; faces below 20 px there are not found. It always runs on the CPU: its networks are
+    tiny, and some devices lack the area pooling it relies on.
 
     Source: `cascade`. A doubtful face (score 0.7 to 0.9) counts only if it is large: then it is
-    rather the only face of a degraded portrait than an ear or a pattern. On 40 old photographs, 102
-    portraits and 25 pictures without faces this kept every face and dropped every false one. A
-    threshold given by the caller replaces both, whatever the size.
+    more likely the only face of a degraded portrait than an ear or a pattern. On 40 old
+    photographs, 102 portraits and 25 pictures without faces this kept every face and dropped every
+    false one. A threshold given by the caller replaces both, whatever the size.
     """
 
     name = "mtcnn"
@@ -166,7 +166,7 @@ class MTCNNDetector:
         from cfrestore.device import inference
 
         scale, resized = _resize(pixels, short_side=1024, enlarge=False)
-        margin = 32  # px, so that faces cut by the border are seen whole
+        margin = 32  # px, so that faces at the border are not cut
         padded = np.pad(resized, ((margin, margin), (margin, margin), (0, 0)), constant_values=127)
         with inference(alone=False):
             boxes, scores, landmarks = self._cascade(padded, 20, self._doubtful)
@@ -180,8 +180,8 @@ def make_priors(height: int, width: int) -> Floats:
     """RetinaFace's anchors for an input of that size.
 
     Returns:
-        (N, 4) float32, centre x and y, width and height, as fractions of the input's; by stride,
-        then row, then column, then size.
+        (N, 4) float32, centre x and y, width and height, as fractions of the input's size; ordered
+        by stride, then row, then column, then size.
     """
     levels = []
     for stride, sides in PRIOR_SIZES.items():
@@ -209,7 +209,7 @@ def decode(priors: Floats, offsets: Floats, landmark_offsets: Floats) -> tuple[F
     """
     centres, sizes = priors[:, :2], priors[:, 2:]
     middle = centres + CENTRE_VARIANCE * offsets[:, :2] * sizes
-    # The bound keeps numbers no trained network gives from overflowing.
+    # The bound prevents overflow on values that no trained network produces.
     half = sizes * np.exp(np.minimum(SIZE_VARIANCE * offsets[:, 2:], 10)) / 2
     landmarks = (
         centres[:, None] + CENTRE_VARIANCE * landmark_offsets.reshape(-1, 5, 2) * sizes[:, None]
@@ -220,7 +220,7 @@ def decode(priors: Floats, offsets: Floats, landmark_offsets: Floats) -> tuple[F
 def _resize(
     pixels: NDArray[np.uint8], *, short_side: int, enlarge: bool
 ) -> tuple[float, NDArray[np.uint8]]:
-    """The picture resized to the short side, or less if the long side would be too long.
+    """Resizes the picture to the short side, or further down if the long side is too long.
 
     Returns:
         the factor, and the picture; its sides are the products, truncated as published.
@@ -237,7 +237,7 @@ def _resize(
 
 
 def _to_faces(boxes: Floats, scores: Floats, landmarks: Floats) -> tuple[Face, ...]:
-    """Faces in descending order of score, without those too small to be restored."""
+    """Faces in descending order of score, without those too small to restore."""
     eye_distances = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
     order = np.argsort(-scores, kind="stable")
     return tuple(

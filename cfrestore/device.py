@@ -1,4 +1,4 @@
-"""What the numbers are computed on: the one place that chooses device, precision, inference mode.
+"""Chooses device, precision and inference mode; no other module does.
 
 Codes are chosen in float32 by default: a code is an argmax, and rounding flips some of them, each
 of which repaints a patch of the face. Painting is two thirds of the operations, and errors do not
@@ -37,7 +37,7 @@ R = TypeVar("R")
 CPU = torch.device("cpu")
 
 FACES_AT_ONCE = 16
-"""First batch size tried for auto where batches save time."""
+"""The first batch size that auto tries where batches save time."""
 
 _COMPUTING = threading.RLock()
 
@@ -47,7 +47,7 @@ class _OneThread:
     """The state of `one_thread`.
 
     Attributes:
-        users: contexts that are open.
+        users: number of open contexts.
         before: number of torch's threads before the first was opened.
         lock: held while these change.
     """
@@ -60,16 +60,16 @@ class _OneThread:
 _ONE_THREAD = _OneThread()
 
 _TRIMMING = list[Callable[[int], int]]()
-"""glibc's malloc_trim once `reuse_memory` was called; else empty."""
+"""glibc's malloc_trim once `reuse_memory` has been called; else empty."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # in malloc.h
 
-# What torch says, by device and library, where it has no exception of its own for it.
+# Messages of torch, by device and library, where it has no exception type for this.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 
 
 class Precision(Enum):
-    """The precision of convolutions and, for bf16 and fp16, of all other products."""
+    """The precision of convolutions and, for bf16 and fp16, of all other matrix products."""
 
     FP32 = "fp32"
     TF32 = "tf32"
@@ -86,7 +86,7 @@ class Execution:
         precision: precision of painting.
         code_precision: precision of choosing codes.
         compile: whether the network is compiled for full batches.
-        backend: what runs it, see `backends.PACKAGES`.
+        backend: the runtime, see `backends.PACKAGES`.
     """
 
     device: torch.device = CPU
@@ -97,7 +97,7 @@ class Execution:
 
 
 ON_CPU = Execution()
-"""In float32 on the CPU, by torch."""
+"""Float32 on the CPU, with torch."""
 
 
 _REDUCED = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
@@ -109,7 +109,7 @@ _FOR_CODES = (Precision.FP32, Precision.TF32)
 
 
 def available_devices() -> tuple[str, ...]:
-    """The names that choose_device accepts here besides auto, fastest first, cpu last."""
+    """The names besides auto that choose_device accepts here, fastest first, cpu last."""
     cards = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     metal = ["mps"] if torch.backends.mps.is_available() else []
     return (*cards, *metal, "cpu")
@@ -121,7 +121,7 @@ def choose_device(name: str = "auto") -> torch.device:
     Args:
         name: auto (CUDA, else Metal, else CPU), cpu, cuda (the current card), cuda:N or mps.
     Raises:
-        ConfigError: the name is unknown or the device is absent; the text lists what there is.
+        ConfigError: the name is unknown or the device is absent; the text lists the choices.
     """
     available = available_devices()
     wanted = available[0] if name == "auto" else name
@@ -159,17 +159,17 @@ def choose_code_precision(name: str, device: torch.device) -> Precision:
 
 
 def choose_parsing_precision(name: str, device: torch.device) -> Precision:
-    """The precision for parsing faces, if that precision was asked for.
+    """The precision for parsing faces, given the name of the requested precision.
 
     Only the largest logit counts, and the mask is blurred, so bf16 is used on CPUs that compute in
-    it natively, unless fp32 was asked for. Elsewhere it is always fp32.
+    it natively, unless fp32 was requested. Elsewhere it is always fp32.
     """
     reduces = name != "fp32" and device.type == "cpu" and _has_native_bf16()
     return Precision.BF16 if reduces else Precision.FP32
 
 
 def _has_native_bf16() -> bool:
-    """Whether this processor multiplies bf16; others are slower in it than in float32."""
+    """Whether this processor multiplies bf16; others are slower in bf16 than in float32."""
     questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public ones
     return any(getattr(torch.cpu, question, bool)() for question in questions)
 
@@ -185,7 +185,7 @@ def _precision(name: str, device: torch.device, choices: Sequence[Precision]) ->
 
 
 def choose_mixed(wanted: bool | None, device: torch.device) -> bool:
-    """Whether to train in mixed precision: as is wanted, else where there is CUDA."""
+    """Whether to train in mixed precision: as requested, by default on CUDA."""
     return device.type == "cuda" if wanted is None else wanted
 
 
@@ -203,7 +203,7 @@ def check_compiling(device: torch.device) -> None:
 
 
 def faces_at_once(wanted: BatchSize, device: torch.device) -> int:
-    """How many faces to give a network at a time, if that many are wanted.
+    """The number of faces per batch, given the requested number.
 
     On the CPU always one: there the last bits of a result depend on whether its batch had one face
     or more, and batches of 512 px save no time.
@@ -216,9 +216,9 @@ def faces_at_once(wanted: BatchSize, device: torch.device) -> int:
 def reuse_memory() -> None:
     """Tells glibc to keep freed blocks of up to 256 MiB for reuse.
 
-    By default it returns each to the system, which hands out zeroed pages again one by one: for a
-    network on the CPU that is a third of the time. The setting holds for the whole process, so it
-    is made by programs, not by libraries. With other C libraries nothing happens.
+    By default it returns each to the system, which then supplies zeroed pages one by one: for a
+    network on the CPU that takes a third of the time. The setting affects the whole process, so
+    programs should make it, not libraries. With other C libraries nothing happens.
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
@@ -231,9 +231,9 @@ def reuse_memory() -> None:
 def spare_memory(layer: nn.Module) -> None:
     """Returns free memory to the system whenever inference reaches the layer.
 
-    What `reuse_memory` keeps is in pieces too small for what the network needs next, so where it
-    needs the most memory, the most would be free but unusable. In programs that do not call
-    `reuse_memory`, and in training, nothing happens.
+    The blocks that `reuse_memory` keeps are too small for what the network needs next, so at its
+    peak the most memory would be free but unusable. In programs that do not call `reuse_memory`,
+    and in training, nothing happens.
     """
     layer.register_forward_pre_hook(_trim)
 
@@ -244,7 +244,7 @@ def _trim(*_: object) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """One line for people: kind of device, its name, and memory or threads."""
+    """One line for display: kind of device, its name, and memory or threads."""
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         return f"{device} ({card.name}, {card.total_memory / 2**30:.0f} GiB)"
@@ -255,7 +255,7 @@ def describe(device: torch.device) -> str:
 
 
 def cuda_version() -> str | None:
-    """The version of CUDA that torch was built with; None for a torch without."""
+    """The CUDA version that torch was built with, or None."""
     return torch.version.cuda
 
 
@@ -265,13 +265,13 @@ def inference(*, alone: bool = True) -> Iterator[None]:
 
     No gradients are recorded, and float32 is exact: by default torch rounds the factors of
     convolutions on CUDA to TF32, whose 10 bits are too few to keep the codes the same. That setting
-    holds for the whole process, so two threads cannot each have their own.
+    affects the whole process, so two threads cannot have different ones.
 
     Args:
         alone: false for a small network on the CPU, which may run beside others.
     Raises:
-        MemoryError: there is not enough memory, on whatever device.
-        ConfigError: a network that is to be compiled cannot be.
+        MemoryError: the device, GPU or CPU, is out of memory.
+        ConfigError: compiling the network failed.
     """
     with _alone() if alone else nullcontext(), torch.inference_mode():
         try:
@@ -291,14 +291,14 @@ def one_thread() -> Iterator[None]:
     """The context in which torch uses a single thread for each thread of the program.
 
     The last bits of a sum depend on how many threads share it, so this makes results the same on
-    machines with different numbers of cores. The setting holds for the whole process until the last
-    user has left.
+    machines with different numbers of cores. The setting affects the whole process until the last
+    such context is left.
     """
     with _ONE_THREAD.lock:
         if not _ONE_THREAD.users:
             _ONE_THREAD.before = torch.get_num_threads()
         _ONE_THREAD.users += 1
-    torch.set_num_threads(1)  # also of this thread itself
+    torch.set_num_threads(1)  # also for this thread itself
     try:
         yield
     finally:
@@ -316,14 +316,14 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def _tf32(*, convolutions: bool) -> Iterator[None]:
-    """Sets TF32 for convolutions and turns it off for products; restores the settings afterwards.
+    """Sets TF32 for convolutions and disables it for matrix products; restores both afterwards.
 
     Products never use it: they compute the logits, and are 2 % of the published network's work.
     """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     name: str
     values: tuple[str | bool, str | bool]
-    if hasattr(cudnn, "conv"):  # since torch 2.9, which may refuse to mix the two ways
+    if hasattr(cudnn, "conv"):  # since torch 2.9, which may refuse a mix of both interfaces
         switches, name = (cudnn.conv, products), "fp32_precision"
         values = ("tf32" if convolutions else "ieee", "ieee")
     else:
@@ -341,7 +341,7 @@ def _tf32(*, convolutions: bool) -> Iterator[None]:
 def reduced(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context in which the device computes in that precision, used within `inference`.
 
-    TF32 applies to convolutions only, bf16 and fp16 to all products.
+    TF32 applies to convolutions only, bf16 and fp16 to all matrix products.
     """
     if precision in _REDUCED:
         return torch.autocast(device.type, dtype=_REDUCED[precision])
@@ -349,16 +349,16 @@ def reduced(device: torch.device, precision: Precision) -> AbstractContextManage
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function with elementwise steps fused, compiled at its first call with given shapes.
+    """Fuses the elementwise steps of a function; compiled at the first call for each set of shapes.
 
-    CUDA graphs are not used: with the batches that compiling is for, launches cost little, and
-    torch's graphs belong to one thread and overwrite what they returned.
+    CUDA graphs are not used: for the batches that justify compiling, launches cost little, and
+    torch's graphs belong to one thread and overwrite their earlier results.
     """
     return torch.compile(function, fullgraph=True)
 
 
 def settle(network: nn.Module, device: torch.device) -> None:
-    """Moves a network to the device, on CUDA with kernels in the channels-last order of the faces.
+    """Moves a network to the device; on CUDA its kernels become channels last, like the faces.
 
     Otherwise each convolution there would reorder its kernel at every call.
     """
@@ -368,7 +368,7 @@ def settle(network: nn.Module, device: torch.device) -> None:
 
 
 def upload(arrays: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
-    """Arrays of one shape as one tensor on the device, in a single copy that is not waited for."""
+    """Copies arrays of one shape to the device as one tensor, in a single asynchronous transfer."""
     shape, pinned = (len(arrays), *arrays[0].shape), device.type == "cuda"
     host = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
     np.stack(arrays, out=host.numpy())
@@ -376,19 +376,19 @@ def upload(arrays: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:
 
 
 def download(values: Tensor) -> NDArray[np.uint8]:
-    """Bytes on the device copied to main memory, in a single copy that is waited for."""
-    host = values.to("cpu", non_blocking=values.device.type == "cuda")  # which torch then pins
+    """Copies bytes from the device to main memory, in a single transfer, and waits for it."""
+    host = values.to("cpu", non_blocking=values.device.type == "cuda")  # torch then pins the memory
     synchronize(values.device)
     return np.asarray(host.numpy(), np.uint8)
 
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
-    """The context of mixed training: bfloat16 when enabled, else float32 throughout."""
+    """The context of mixed-precision training: bfloat16 if enabled, else float32 throughout."""
     return reduced(device, Precision.BF16 if enabled else Precision.FP32)
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until everything queued on the device is done, so that time can be measured."""
+    """Waits until everything queued on the device is done, so that it can be timed."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -401,12 +401,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def autotune() -> None:
-    """Lets cuDNN try its algorithms once per shape, for work whose shapes repeat."""
+    """Lets cuDNN benchmark its algorithms once per shape, for work whose shapes repeat."""
     torch.backends.cudnn.benchmark = True
 
 
 def own_device(device: torch.device, index: int) -> torch.device:
-    """The device of that kind and index, made the current one of this process."""
+    """Makes the device of that kind and index the current one of this process; returns it."""
     own = torch.device(device.type, index)
     if own.type == "cuda":
         torch.cuda.set_device(own)

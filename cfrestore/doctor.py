@@ -1,6 +1,6 @@
-"""What this installation consists of, what this machine offers, and whether both work.
+"""Examines this installation and this machine, and tests whether they work.
 
-Heavy packages are imported inside functions, so that one that cannot be imported is a finding.
+Heavy packages are imported inside functions, so that a failing import is reported as a finding.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PACKAGES = {
 """Distributions and the names of their modules."""
 
 EXTRAS = {"onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-"""The same for optional packages, which are examined only if they are installed."""
+"""The same for optional packages, which are examined only if installed."""
 
 VARIABLES = (
     "CFRESTORE_HOME",
@@ -77,12 +77,12 @@ BROKEN = (
     SyntaxError,
     MemoryError,
 )
-"""What a package raises that does not fit its neighbours, or a device whose memory is full."""
+"""Raised by a package that is incompatible with others, or by a device whose memory is full."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package this program needs; version and error are None if there is none."""
+    """A package that this program needs; version or error is None if there is none."""
 
     name: str
     version: str | None
@@ -91,10 +91,10 @@ class Package:
 
 @dataclass(frozen=True)
 class Device:
-    """A device that networks can run on, and what a trial with the shipped weights showed.
+    """A device that networks can run on, and the result of a trial with the shipped weights.
 
     Attributes:
-        name, description: as `choose_device` takes it, and for people.
+        name, description: as `choose_device` takes it, and for display.
         seconds: for one face at w = 1, after one at w = 0.
         change: mean difference of the two, in levels of 255.
         error: why there are no figures, or what is wrong with them.
@@ -111,7 +111,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder where weights are looked for or put; if it does not exist, its parent is examined.
+    """A folder where weights are searched or stored; if missing, its nearest parent is examined.
 
     Attributes:
         purpose: what it is for.
@@ -134,8 +134,8 @@ class Weights:
     Attributes:
         name, file, licence, purpose: see WeightFile.
         state: absent, verified (it has the SHA-256 on record), pinned (none is on record; it is the
-            file first seen here), shipped, wrong, or unknown for want of a package.
-        path: where it lies.
+            file first seen here), shipped, wrong, or unknown because a package is missing.
+        path: where it is.
         sha256: on record.
         error: what is wrong.
     """
@@ -152,7 +152,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the command uses by default; if that fails, only the error is set."""
+    """What the command uses by default; if that fails to load, only the error is set."""
 
     model: str | None = None
     detector: str | None = None
@@ -165,7 +165,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that has to be fixed, and its exit code."""
+    """A problem to be fixed, and its exit code."""
 
     code: int
     text: str
@@ -173,7 +173,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings; `dataclasses.asdict` makes plain values of it.
+    """All findings; `dataclasses.asdict` converts it to plain values.
 
     Attributes:
         schema: SCHEMA.
@@ -200,7 +200,7 @@ class Report:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What has to be fixed, without repetitions."""
+        """The problems to be fixed, without repetitions."""
         return tuple({problem.text: problem for problem in self._problems()}.values())
 
     def _problems(self) -> Iterator[Problem]:
@@ -219,7 +219,7 @@ class Report:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth knowing but not a problem."""
+        """Findings that are worth knowing, but not problems."""
         closed = (
             f"{folder.path} cannot be written to, so nothing can be fetched to it"
             for folder in self.folders
@@ -234,7 +234,7 @@ class Report:
 
 
 def examine() -> Report:
-    """Examines and tries everything once; takes seconds, opens no connection."""
+    """Examines and tests everything once; takes seconds, opens no connection."""
     extras = {n: module for n, module in EXTRAS.items() if importlib.util.find_spec(module)}
     packages = tuple(_package(name, module) for name, module in (PACKAGES | extras).items())
     return Report(
@@ -264,7 +264,7 @@ def _package(name: str, module: str) -> Package:
         loaded = load_package(module)
     except BROKEN as error:
         return Package(name, version, _reason(error))
-    # Its own word comes first: OpenCV comes in several distributions, torch names its CUDA.
+    # The module's own version is preferred: OpenCV has several distributions, torch adds its CUDA.
     return Package(name, getattr(loaded, "__version__", version), None)
 
 
@@ -273,7 +273,7 @@ def _devices() -> Iterator[Device]:
         import torch
 
         from cfrestore.device import available_devices, describe
-    except BROKEN:  # told by _package
+    except BROKEN:  # reported by _package
         return
     for name in available_devices():
         try:
@@ -313,7 +313,7 @@ def _trial(name: str, description: str) -> Device:
 def _difference(
     low: RestoredFace | FailedFace, high: RestoredFace | FailedFace
 ) -> tuple[float | None, str | None]:
-    """Mean difference of two paintings of one face, and what is wrong with it."""
+    """Mean difference between two paintings of a face, and what is wrong with it."""
     import numpy as np
 
     from cfrestore.restore import FailedFace
@@ -353,7 +353,7 @@ def _weights(row: WeightFile) -> Weights:
         state = "absent" if path is None else _state(row)
     except WeightsError as problem:
         state, error = "wrong", str(problem)
-    except ImportError:  # told by _package: the hub's cache cannot be looked into
+    except ImportError:  # reported by _package; the hub's cache cannot be searched
         state = "unknown"
     return Weights(
         row.name,
@@ -368,7 +368,7 @@ def _weights(row: WeightFile) -> Weights:
 
 
 def _state(row: WeightFile) -> str:
-    """The state of a file that is here and right."""
+    """The state of a file that is present and correct."""
     if row.shipped:
         return "shipped"
     return "verified" if row.sha256 else "pinned"
@@ -379,7 +379,7 @@ def _folders() -> Iterator[Folder]:
         yield _folder(FETCHED_TO if path == store_folder() else LOOKED_FOR, path)
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
-    except BROKEN:  # told by _package
+    except BROKEN:  # reported by _package
         return
     yield _folder("cache of the Hugging Face hub", Path(HF_HUB_CACHE))
 
@@ -405,7 +405,7 @@ def _environment() -> dict[str, str]:
 
 
 def hide_credentials(address: str) -> str:
-    """The address of a proxy without user and password, whatever characters they contain."""
+    """Removes user and password from a proxy's address, whatever characters they contain."""
     _, found, host = address.rpartition("@")
     scheme, colon, _ = address.partition("://")
     return f"{scheme + colon if colon else ''}***@{host}" if found else address
@@ -421,7 +421,7 @@ def _memory() -> int | None:
 def _cuda_version() -> str | None:
     try:
         from cfrestore.device import cuda_version
-    except BROKEN:  # told by _package
+    except BROKEN:  # reported by _package
         return None
     return cuda_version()
 
@@ -440,5 +440,5 @@ def _driver() -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, on one line, never empty."""
+    """The message of an error, on one line, never empty."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The ways cfrestore can fail, and nothing else. The command line catches CFRestoreError only."""
+"""The exceptions that cfrestore raises. The command line catches only CFRestoreError."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class CFRestoreError(Exception):
     """Base of every failure a caller can act on; its text is one complete sentence.
 
     Attributes:
-        exit_code: of a command that fails so.
+        exit_code: exit code of a command that fails in this way.
     """
 
     exit_code: ClassVar[int] = 1

@@ -1,6 +1,6 @@
-"""A CodeFormer as an ONNX graph: image and w in, restored image and codes out.
+"""Exports a CodeFormer as an ONNX graph: image and w in, restored image and codes out.
 
-onnx, and onnxscript, with which torch exports, are optional, so they are imported where needed.
+onnx, and onnxscript, which torch needs for exporting, are optional, so they are imported on demand.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     import onnx
 
 LAYOUT = 1
-"""Version of an exported file's content; newer ones are refused."""
+"""Version of an exported file's content; newer versions are rejected."""
 
 OPSET = 18
 IMAGE, FIDELITY, RESTORED, CODES = "image", "w", "restored", "codes"
 
 PAINTING = ("network.generator.", "network.fuse_convs_dict.")
-"""Prefixes of the names of weights that paint; the others decide which codes are chosen."""
+"""Name prefixes of the weights for painting; the others decide which codes are chosen."""
 
 
 class _Graph(nn.Module):
-    """What is exported; w is an input, so the fusion is always part of it."""
+    """The module that is exported; w is an input, so the fusion is always part of it."""
 
     def __init__(self, network: CodeFormer, match_statistics: bool) -> None:
         super().__init__()
@@ -53,10 +53,10 @@ class _Graph(nn.Module):
 
 
 class _WholeMapNorm(nn.Module):
-    """Group normalisation that never gives a map another shape.
+    """Group normalisation that never reshapes maps.
 
-    Exporters flatten maps to groups, which needs NCHW, while OpenVINO's convolutions want channels
-    last: each norm would then cost two copies, 6 % of all CPU time.
+    Exporters flatten maps to groups, which needs NCHW, while OpenVINO's convolutions use channels
+    last: each norm would then cost two copies, in all 6 % of the CPU time.
     """
 
     weight: Tensor
@@ -79,7 +79,7 @@ class _WholeMapNorm(nn.Module):
         return x * scale + (self.bias - mean * scale)
 
     def _over_groups(self, of_maps: Tensor) -> Tensor:
-        """(B, C, 1, 1) to the same shape, the same for all channels of a group."""
+        """Averages (B, C, 1, 1) over the channels of each group; keeps the shape."""
         means = of_maps.reshape(-1, self.groups, len(self.group_of) // self.groups).mean(2)
         return means.index_select(1, self.group_of)[..., None, None]
 
@@ -87,24 +87,24 @@ class _WholeMapNorm(nn.Module):
 def export(
     network: CodeFormer, *, match_statistics: bool, facts: Mapping[str, str] | None = None
 ) -> onnx.ModelProto:
-    """The graph of a network, for any batch size and w.
+    """Exports the graph of a network, for any batch size and w.
 
     Inputs are image (B,3,S,S) float32 RGB in [-1, 1] and w () float32; outputs are restored
     (B,3,S,S) float32, nominally in [-1, 1], and codes (B,T) int64. The metadata hold the network's
-    configuration, so that the file needs nothing beside it.
+    configuration, so that the file is self-contained.
 
     Args:
-        network: on the CPU, in evaluation mode; it is left as it is.
+        network: on the CPU, in evaluation mode; not changed.
         match_statistics: see `CodeFormer.forward`; fixed in the graph.
         facts: more metadata, such as licence and SHA-256 of the weights.
     Raises:
-        ConfigError: a package that this needs is not installed.
+        ConfigError: a required package is not installed.
     """
     require("onnx", "onnxscript", extra="onnx")
     graph = _Graph(for_runtimes(network), match_statistics)
     side = network.config.image_size
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    with quiet(), torch.enable_grad():  # without gradients SiLU is done in place
+    with quiet(), torch.enable_grad():  # without gradients SiLU works in place
         program = torch.onnx.export(
             graph,
             (torch.zeros(2, 3, side, side), torch.tensor(0.5)),
@@ -113,7 +113,7 @@ def export(
             input_names=[IMAGE, FIDELITY],
             output_names=[RESTORED, CODES],
             dynamic_shapes={IMAGE: {0: batch}, FIDELITY: None},
-            optimize=False,  # it takes minutes, and runtimes do as much in seconds
+            optimize=False,  # takes minutes, and runtimes do the same in seconds
             verbose=False,
         )
     assert program is not None
@@ -150,7 +150,7 @@ def config_of(facts: Mapping[str, str], path: Path) -> CodeFormerConfig:
     """The configuration in an exported file's metadata.
 
     Raises:
-        CheckpointError: they do not describe a CodeFormer, or have a newer layout.
+        CheckpointError: the metadata do not describe a CodeFormer, or have a newer layout.
     """
     try:
         if int(facts["layout"]) > LAYOUT:
@@ -161,12 +161,12 @@ def config_of(facts: Mapping[str, str], path: Path) -> CodeFormerConfig:
 
 
 def without_fusion(model: onnx.ModelProto) -> None:
-    """Removes the fusion, which w = 0 does not use: a quarter of the graph.
+    """Removes the fusion, a quarter of the graph, which w = 0 does not need.
 
-    There x + w * change becomes x.
+    It replaces x + w * change by x.
 
     Raises:
-        CheckpointError: the graph is not one of `export`.
+        CheckpointError: the graph was not made by `export`.
     """
     nodes = model.graph.node
     scaled = {node.output[0] for node in nodes if FIDELITY in node.input}
@@ -182,10 +182,10 @@ def without_fusion(model: onnx.ModelProto) -> None:
 
 
 def _keep_reachable(model: onnx.ModelProto) -> None:
-    """Removes the nodes, weights and inputs that no output depends on."""
+    """Removes the nodes, weights and inputs on which no output depends."""
     graph = model.graph
     wanted = {output.name for output in graph.output}
-    for node in reversed(graph.node):  # which are in topological order
+    for node in reversed(graph.node):  # nodes are in topological order
         if wanted & set(node.output):
             wanted |= set(node.input)
     kept = [node for node in graph.node if wanted & set(node.output)]
@@ -199,7 +199,7 @@ def _keep_reachable(model: onnx.ModelProto) -> None:
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a graph in one step, so that a file of that name is always complete.
+    """Writes a graph in one step, so that the file is complete at every moment.
 
     Raises:
         OutputError: it cannot be written.
@@ -210,7 +210,7 @@ def write(model: onnx.ModelProto, path: Path) -> None:
 
 @contextmanager
 def drafted(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
-    """Writes a graph to a file beside path, which becomes path at the end, or is removed on error.
+    """Writes a graph to a draft beside path; it replaces path at the end, or is removed on error.
 
     Raises:
         OutputError: it cannot be written.
@@ -225,11 +225,11 @@ def drafted(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """An exported file as a graph.
+    """Reads an exported file as a graph.
 
     Raises:
         ConfigError: onnx is not installed.
-        WeightsError, CheckpointError: the file cannot be read, or is no graph.
+        WeightsError, CheckpointError: the file cannot be read, or is not a graph.
     """
     require("onnx", extra="onnx")
     import onnx
@@ -244,18 +244,18 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a file is an ONNX graph rather than one of tensors; false if it cannot be read."""
+    """Whether a file is an ONNX graph rather than a file of tensors; false if unreadable."""
     try:
         with Path(path).open("rb") as file:
             head = file.read(9)
     except OSError:
         return False
-    # Field 1, the version, comes first; a safetensors file may begin so too, but then has its "{".
+    # Field 1, the version, comes first; a safetensors file may start like it, but then has its "{".
     return head[:1] == b"\x08" and head[8:] != b"{"
 
 
 def for_runtimes(network: CodeFormer) -> CodeFormer:
-    """A copy of a network with constant kernels and maps of one shape, as runtimes want them."""
+    """A copy of a network with constant kernels and without reshaped maps, which suits runtimes."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -267,7 +267,7 @@ def for_runtimes(network: CodeFormer) -> CodeFormer:
 
 
 def _forget_origin(model: onnx.ModelProto) -> None:
-    """Removes what torch records about the code that calls it: names, lines and folders."""
+    """Removes what torch records about the calling code: names, lines and folders."""
     graph = model.graph
     for thing in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         thing.doc_string = ""
@@ -278,7 +278,7 @@ def _forget_origin(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the exporter's remarks, which do not help users."""
+    """Silences the exporter's messages, which do not help users."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

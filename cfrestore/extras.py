@@ -31,9 +31,9 @@ def install(extra: str) -> str:
 def load_package(name: str) -> ModuleType:
     """Imports a package; openvino and onnxruntime without telemetry.
 
-    openvino reports each import to its makers unless its package for that cannot be imported.
+    openvino reports each import to its vendor unless its telemetry package cannot be imported.
     onnxruntime, from 1.32, keeps an identifier and a database in the user's cache and uploads from
-    threads of its own, unless it is told not to; who wants that sets ORT_DISABLE_TELEMETRY=0.
+    its own threads, unless it is told not to; ORT_DISABLE_TELEMETRY=0 allows it to.
     """
     if name == "onnxruntime":
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -43,7 +43,7 @@ def load_package(name: str) -> ModuleType:
 
 
 def package_folder(name: str) -> Path | None:
-    """The folder of a package, which is not imported; None if it is not installed."""
+    """The folder of a package, found without importing it; None if it is not installed."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -15,17 +15,17 @@ from typing import BinaryIO
 
 
 def exists(path: Path) -> bool:
-    """Whether a file or folder is there; unlike pathlib, false if the system does not say."""
+    """Whether a file or folder exists; unlike pathlib, false if the system refuses to tell."""
     return os.path.exists(path)  # noqa: PTH110
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there, likewise."""
+    """Whether a path is an existing file, in the same way."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there, likewise."""
+    """Whether a path is an existing folder, in the same way."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
@@ -39,14 +39,14 @@ def sha256_of(path: Path) -> str:
 
 
 def plain(path: Path) -> Path:
-    """The path, without .. if its folder is missing, since making that would change its meaning."""
+    """The path, without `..` if its folder is missing: creating that would change its meaning."""
     missing = ".." in path.parts and not exists(path.parent)
     return Path(os.path.realpath(path)) if missing else path
 
 
 @contextmanager
 def drafted(target: Path) -> Iterator[Path]:
-    """An empty file beside target, which replaces it at the end, or is removed after an error.
+    """Yields an empty file next to target, which replaces it at the end unless there is an error.
 
     So target is always either the old or the complete new file. Links are followed. Whatever fills
     the draft may replace it; a new file has the mode that the umask gives, see also `settle`.
@@ -66,7 +66,7 @@ def drafted(target: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         settle(draft, target)
     finally:
-        with suppress(OSError):  # which would hide the one that is being told
+        with suppress(OSError):  # so as not to hide the original error
             draft.unlink(missing_ok=True)
 
 

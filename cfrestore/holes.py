@@ -1,4 +1,4 @@
-"""Which pixels of a picture are to be filled, and which face fills each of them. No torch."""
+"""Finds the pixels of a picture to be filled, and which face fills each of them. No torch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 def white_holes(pixels: Pixels) -> Holes:
-    """The pure white pixels of a picture (H, W, 3), which the published command takes for holes."""
+    """The pure white pixels of a picture (H, W, 3), which are holes to the published command."""
     return np.asarray((pixels == np.iinfo(pixels.dtype).max).all(axis=2))
 
 
 def mask_holes(mask: Photo) -> Holes:
     """The bright pixels of a mask: at least half as bright as its brightest one.
 
-    So a mask may hold 0 and 1 as well as 0 and 255, and may be a JPEG, whose black is not quite
-    black. Transparent pixels count as black.
+    So a mask may have the values 0 and 1 as well as 0 and 255, and may be a JPEG, whose black is
+    not quite black. Transparent pixels count as black.
     """
     brightness = mask.pixels.max(axis=2).astype(np.float32)
     if mask.alpha is not None:
@@ -46,7 +46,7 @@ def enlarge_holes(holes: Holes, scale: int) -> Holes:
 
 
 def share_holes(holes: Holes, faces: Sequence[AlignedFace], *, scale: int = 1) -> NDArray[np.int16]:
-    """Which face fills each pixel: of the crops that contain it, the one whose centre is nearest.
+    """Decides which face fills each pixel: of all crops containing it, the one with nearest centre.
 
     So a face at the edge of its neighbour's crop is filled from its own crop, in any order.
 
@@ -55,7 +55,7 @@ def share_holes(holes: Holes, faces: Sequence[AlignedFace], *, scale: int = 1) -
         faces: aligned in the (H, W) picture.
         scale: how many times the picture was enlarged.
     Returns:
-        the shape of holes; indices of faces, -1 where there is no hole or no face.
+        (H * scale, W * scale), indices of faces, -1 where there is no hole or no face.
     """
     owners = np.full(holes.shape, -1, np.int16)
     nearest = np.full(holes.shape, np.inf, np.float32)
@@ -76,12 +76,12 @@ def share_holes(holes: Holes, faces: Sequence[AlignedFace], *, scale: int = 1) -
 
 
 def blank(crop: NDArray[np.uint8], gap: Holes) -> NDArray[np.uint8]:
-    """The crop (S, S, 3) with white in the gap (S, S), as inpainting networks expect it."""
+    """Paints the gap (S, S) of a crop (S, S, 3) white, as inpainting networks expect it."""
     return np.where(gap[..., None], np.uint8(255), crop)
 
 
 def fill(crop: NDArray[np.uint8], original: NDArray[np.uint8], gap: Holes) -> NDArray[np.uint8]:
-    """The original (S, S, 3) that the network was given, with the painted crop in the gap (S, S).
+    """The original (S, S, 3), which the network was given, with the painted crop in the gap (S, S).
 
     Source: the published inpainting command.
     """

@@ -1,4 +1,4 @@
-"""Chooses the network of a task by name and the place where it computes, and opens it."""
+"""Chooses the network of a task, and how it computes, by name; and opens it."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
 
 
 class Network(Protocol):
-    """What paints faces: a CodeFormer, or one exported to another runtime.
+    """A network that paints faces: a CodeFormer, or one exported to another runtime.
 
     Attributes:
-        config: the shape of the network.
+        config: its configuration.
     """
 
     config: CodeFormerConfig
 
     def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
-        """Images (B,3,S,S) to whatever `decode` takes, which does not depend on w."""
+        """Converts images (B,3,S,S) to the input of `decode`, which does not depend on w."""
 
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
-        """The painted images (B,3,S,S)."""
+        """Paints images (B,3,S,S)."""
 
 
 def choose_execution(
     backend: str, device: str, precision: str, code_precision: str = "auto", *, compile: bool
 ) -> Execution:
-    """How to compute, by names; only torch can use other devices than the CPU.
+    """Chooses how to compute, by names; only torch can use devices other than the CPU.
 
     Raises:
-        ConfigError: a name is unknown, the backend or the device is absent, or they do not go
-            together.
+        ConfigError: a name is unknown, the backend or the device is absent, or they are
+            incompatible.
     """
     check_backend(backend)
     if backend == "torch":
@@ -71,10 +71,10 @@ def choose_execution(
 
 
 def open_network(path: Path, task: Task, execution: Execution) -> Network:
-    """The network of a file; for other backends than torch, an exported one.
+    """Opens the network of a file; for backends other than torch, an exported one.
 
     Raises:
-        ConfigError: an exported file and the backend or the task do not go together.
+        ConfigError: an exported file does not suit the backend or the task.
         WeightsError, CheckpointError, OutputError: as `load_codeformer` and `exported`.
     """
     ready = is_exported(path)
@@ -89,7 +89,7 @@ def open_network(path: Path, task: Task, execution: Execution) -> Network:
 
 
 def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
-    """Path and name of the weights for restoration that a name means, and remarks on them.
+    """Path and name of the restoration weights that a name selects, and notes on the choice.
 
     Raises:
         WeightsError, CheckpointError: as `choose_model`.
@@ -102,13 +102,13 @@ def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
 
 
 def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
-    """Path and name of the weights that a name means, and remarks on the choice.
+    """Path and name of the weights that a name selects, and notes on the choice.
 
     Args:
         model: see `load_pipeline`.
     Raises:
         WeightsError: the weights are missing, or differ from the published ones.
-        CheckpointError: a file that is named cannot be read.
+        CheckpointError: a named file cannot be read.
         ConfigError: the task has no such weights.
     """
     if model == "compact" and not task.has_compact:

@@ -28,7 +28,7 @@ CHOICES: tuple[Choice, ...] = ("all", "center", "largest")
 
 @dataclass(frozen=True)
 class Options:
-    """How one photograph is to be restored.
+    """How to restore one photograph.
 
     Attributes:
         fidelity: w of the controllable feature transformation; 0 trusts the codebook alone
@@ -48,7 +48,7 @@ class Options:
         samples: number of additional results, whose codes are drawn from the distribution that the
             network predicts; the main result has the codes that the network chooses.
         temperature: of that distribution; below 1 samples are more alike.
-        seed: decides, together with the crop of a face, what is drawn for it.
+        seed: determines, together with the crop of a face, what is drawn for it.
 
     Raises:
         ConfigError: a value is of another type or out of range, or two contradict each other.
@@ -109,7 +109,7 @@ def parse_batch_size(text: str) -> BatchSize:
     """The batch size that a text such as auto or 4 means.
 
     Raises:
-        ConfigError: the text means nothing of the kind.
+        ConfigError: the text has no such meaning.
     """
     if text == "auto":
         return "auto"
@@ -125,7 +125,7 @@ def parse_max_face(text: str) -> MaxFace:
     """The largest face that a text such as auto, none or 900 means.
 
     Raises:
-        ConfigError: the text means nothing of the kind.
+        ConfigError: the text has no such meaning.
     """
     if text == "auto":
         return "auto"
@@ -143,7 +143,7 @@ def parse_faces(text: str) -> Choice | tuple[int, ...]:
     """The choice of faces that a text such as center or 0,2 means.
 
     Raises:
-        ConfigError: the text means nothing of the kind.
+        ConfigError: the text has no such meaning.
     """
     for choice in CHOICES:
         if text == choice:
@@ -160,7 +160,7 @@ def parse_quality(text: str | None) -> Quality | None:
     """The quality that a text such as 90 or keep means; None stays None.
 
     Raises:
-        ConfigError: the text means nothing of the kind.
+        ConfigError: the text has no such meaning.
     """
     if text is None:
         return None
@@ -172,7 +172,7 @@ def parse_quality(text: str | None) -> Quality | None:
 
 
 def _whole(text: str, least: int) -> int:
-    """The whole number that a text means; raises ValueError if it is none or below the least."""
+    """The whole number that a text means; raises ValueError if it is not one, or below `least`."""
     number = int(text)
     if number < least:
         raise ValueError
@@ -184,7 +184,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _is_count(value: object, least: int = 0) -> bool:
-    """Whether a value is a whole number (a bool is not) of at least that."""
+    """Whether a value is a whole number (not a bool) and at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 

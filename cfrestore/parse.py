@@ -35,13 +35,13 @@ _FRAME = 10
 
 
 class FaceParser:
-    """A ParseNet, which tells the pixels of a crop that belong to the face.
+    """A ParseNet, which finds the pixels of a crop that belong to the face.
 
     Args:
         path: a ParseNet weight file, `parsing_parsenet.pth` or one with the same keys.
         device: where to compute.
-        side: side of the pictures that the network sees, a multiple of 16; smaller than the
-            published one it costs less and gives other masks, see benchmarks/parsing.py.
+        side: side of the pictures that the network sees, a multiple of 16; a side smaller than the
+            published one costs less and gives other masks, see benchmarks/parsing.py.
         precision: what the network computes in, see `choose_parsing_precision`.
     Raises:
         WeightsError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""From restored faces back into the picture: (pixels, RestoredFace, mask) -> pixels. No torch.
+"""Pastes restored faces into the picture: (pixels, RestoredFace, mask) -> pixels. No torch.
 
 Every face is warped, masked and blurred within its own bounding box only. The result is that of the
 published full-frame formulas with two corrections: it is rounded, not truncated, and the outermost
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from cfrestore.image import Pixels
     from cfrestore.restore import RestoredFace
 
-_EXACT_FADE = 20  # px; wider fades are blurred in a smaller picture, where they have
-_SMALL_FADE = 15  # px, which keeps them within 1/255
+_EXACT_FADE = 20  # px; wider fades are blurred in a smaller picture, in which they have
+_SMALL_FADE = 15  # px; this keeps their error within 1/255
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One face in the picture's geometry, within its bounding box.
+    """A face in the picture's geometry, within its bounding box.
 
     Attributes:
-        rows, columns: where in the picture.
-        face: (h, w, 3) float32, in [0, 255], which warping may overshoot.
-        opacity: (h, w) float32 in [0, 1]; exactly 0 where the picture is to stay untouched.
+        rows, columns: the bounding box in the picture.
+        face: (h, w, 3) float32 in [0, 255], which warping may overshoot.
+        opacity: (h, w) float32 in [0, 1]; exactly 0 where the picture stays untouched.
         kept: (h, w) float32, share of the picture's detail that is added to the face; or None.
     """
 
@@ -65,26 +65,26 @@ def paste_faces(
     Overlapping faces are rounded in between, which costs at most one level.
 
     Args:
-        pixels: (H, W, 3) uint8 or uint16 RGB, the picture that the faces were aligned in.
-        faces: in pasting order; 8-bit faces are spread over the full range of a 16-bit picture.
-            Those whose AlignedFace says so keep detail of the picture.
+        pixels: (H, W, 3) uint8 or uint16 RGB, the picture in which the faces were aligned.
+        faces: in pasting order; 8-bit faces are scaled to the full range of a 16-bit picture.
+            Those with AlignedFace.kept keep detail of the picture.
         scale: the result is exactly this many times the picture's size.
-        masks: one (S, S) float32 in [0, 1] per face, further limits of what is pasted; or None.
+        masks: one (S, S) float32 in [0, 1] per face, which further limits what is pasted; or None.
         background: picture of the same content and dtype at any size, used in place of pixels.
-        owners: (H * scale, W * scale), see `share_holes`: each face fully replaces just the pixels
-            that have its index; masks are not used.
+        owners: (H * scale, W * scale), see `share_holes`: each face fully replaces exactly the
+            pixels that have its index; masks are not used.
     Returns:
         (H * scale, W * scale, 3) of the dtype of pixels, newly allocated. Outside the masks it is
         the background, bit for bit.
     Raises:
-        ValueError: masks do not match the faces, or the background's dtype is another.
+        ValueError: masks do not match the faces, or the background has another dtype.
     """
     canvas = _enlarge(pixels, scale, background)
     if canvas.dtype != pixels.dtype:
         raise ValueError(f"background must be {pixels.dtype} like the picture, not {canvas.dtype}")
     original = pixels if scale == 1 and background is None else canvas
     if original is canvas and len(faces) > 1 and any(f.aligned.kept is not None for f in faces):
-        original = canvas.copy()  # else nothing else is pasted before it is read
+        original = canvas.copy()  # otherwise it is read before anything else is pasted
     limits = masks if masks is not None else [None] * len(faces)
     for index, (face, mask) in enumerate(zip(faces, limits, strict=True)):
         to_picture = invert(face.aligned.to_crop, scale)
@@ -101,9 +101,9 @@ def paste_faces(
 
 
 def _blend(region: Pixels, layer: Layer, original: Pixels) -> None:
-    """Lays a face over a region of its size; both are overwritten.
+    """Blends a face into a region of its size; both are overwritten.
 
-    It works on a few rows at a time, which stay in the processor's cache.
+    Processes a few rows at a time, which stay in the processor's cache.
 
     Args:
         original: the region before anything was pasted, whose detail faces may keep.
@@ -127,7 +127,7 @@ def _blend(region: Pixels, layer: Layer, original: Pixels) -> None:
 def invert(to_crop: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
     """The (2, 3) float64 matrix from crop pixels to pixels of the picture enlarged by scale.
 
-    Source: the published pipeline. For scale > 1 it moves the face by scale/2 pixels, where the
+    Source: the published pipeline. For scale > 1 it moves the face by scale/2 pixels, but the
     enlarged background moves by (scale - 1)/2: half an output pixel too far, kept for parity.
     """
     to_picture = np.asarray(cv2.invertAffineTransform(to_crop), dtype=np.float64) * scale
@@ -145,20 +145,20 @@ def face_layer(
     mask: NDArray[np.float32] | None = None,
     kept: NDArray[np.float32] | None = None,
 ) -> Layer | None:
-    """Brings one crop and its mask into the picture, within the crop's bounding box.
+    """Warps a crop and its mask into the picture, within the crop's bounding box.
 
-    Crops under 512 px are warped bicubically and, where the face is smaller than half the crop,
+    Crops under 512 px are warped bicubically and, if the face is smaller than half the crop,
     averaged down first; at 512 px the warp is the published bilinear one.
 
     Args:
-        crop: (S, S, 3) uint8, or float32 where it is a difference of crops.
+        crop: (S, S, 3) uint8, or float32 if it is a difference of crops.
         to_picture: (2, 3), crop px -> picture px.
         shape: (height, width) of the picture.
         scale: how many times the picture was enlarged; widens the erosion.
         mask: (S, S) float32 in [0, 1], or None.
         kept: (S, S) float32 in [0, 1], see Layer, or None.
     Returns:
-        None if no part of the face lies in the picture.
+        the layer, or None if no part of the face lies in the picture.
     """
     if mask is not None and mask.shape != crop.shape[:2]:
         raise ValueError(f"mask must be {crop.shape[:2]} like its crop, found {mask.shape}")
@@ -178,7 +178,7 @@ def face_layer(
     if mask is not None:
         opacity = np.minimum(opacity, cv2.warpAffine(mask, to_picture - origin, extent))
     opacity *= coverage
-    del coverage  # four bytes a pixel, while the face takes twelve
+    del coverage  # frees 4 bytes per pixel before the face takes 12
     face = cv2.warpAffine(
         small,
         small_to_picture - origin,
@@ -198,21 +198,21 @@ def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
     Args:
         coverage: (h, w) float32 in [0, 1].
     Returns:
-        (h, w) float32 in [0, 1]. A picture border that cuts the square is no edge of it.
+        (h, w) float32 in [0, 1]. Where the picture's border cuts the square, nothing fades.
     Source: the published pipeline: erosion, then Gaussian blur with OpenCV's sigma.
     """
     edge = math.isqrt(int(cv2.sumElems(coverage)[0])) // 20
     if edge > _EXACT_FADE:
         return _soften_widely(coverage, edge)
-    core = _erode(coverage, 2 * edge or 3)  # 3: what OpenCV makes of an empty kernel
+    core = _erode(coverage, 2 * edge or 3)  # OpenCV takes an empty kernel as 3 x 3
     return np.asarray(cv2.GaussianBlur(core, (2 * edge + 1, 2 * edge + 1), 0), dtype=np.float32)
 
 
 def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float32]:
-    """The fade of a large face, in time that does not grow with its width.
+    """Fades a large face, in time that does not grow with the fade's width.
 
-    The core is eroded in 8 bits, averaged down until the blur is narrow, and enlarged again: first
-    along columns, then, when few are left, along rows.
+    The core is eroded in 8 bits and averaged down until the blur is narrow, first along columns
+    and then, with few rows left, along rows; the blurred result is enlarged again.
     """
     height, width = (side + 2 * edge for side in coverage.shape)
     size = tuple(math.ceil(side * _SMALL_FADE / edge) for side in (width, height))
@@ -234,13 +234,13 @@ def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float
 
 
 def _erode(mask: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """The minimum over a square of that side; what lies beyond the picture is ignored."""
+    """The minimum over a square of that side; ignores everything beyond the picture."""
     kernel = np.ones((side, side), dtype=np.uint8)
     return np.asarray(cv2.erode(mask, kernel), dtype=np.float32)
 
 
 def _enlarge(pixels: Pixels, scale: int, background: Pixels | None) -> Pixels:
-    """A new picture of scale times the size: the background, else the pixels themselves."""
+    """A new picture of scale times the size, from the background if given, else from the pixels."""
     height, width = pixels.shape[:2]
     size = (width * scale, height * scale)
     if background is None:

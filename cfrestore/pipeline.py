@@ -1,4 +1,4 @@
-"""From photograph to photograph: detect, align, paint, parse, paste."""
+"""The pipeline from photograph to photograph: detect, align, paint, parse, paste."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from cfrestore.network import Network
 
 Candidate: TypeAlias = AlignedFace | FailedFace | SkippedFace
-"""One detected face before anything is painted."""
+"""A detected face before painting."""
 
 NOTHING_TO_FILL = "with nothing to fill"
 
@@ -54,12 +54,12 @@ class Pipeline:
 
     Attributes:
         network: a CodeFormer in evaluation mode, on the device, or an exported one.
-        detector: finds the faces; None: only pictures of aligned faces can be worked on.
+        detector: finds the faces; None: only pictures of aligned faces can be processed.
         parser: limits what is pasted to the face proper; None: a whole soft square is pasted.
         execution: how the network computes; see also `painted_in`.
         model_name: name of the network in messages.
         notes: sentences about the choice of weights that the user should read.
-        identity: what decides its results besides the options, such as the SHA-256 of weights.
+        identity: everything besides the options that decides results, such as SHA-256 of weights.
         files: the weight files that were read, by purpose.
         match_statistics: whether restoration uses latent AdaIN, see `CodeFormer.forward`; None: as
             the network's configuration says.
@@ -88,12 +88,12 @@ class Pipeline:
 
     @property
     def detector_name(self) -> str | None:
-        """What finds the faces."""
+        """Name of the detector, if there is one."""
         return None if self.detector is None else self.detector.name
 
     @property
     def painted_in(self) -> str:
-        """The precision of painting, which is fixed in an exported network."""
+        """The precision of painting, which an exported network fixes."""
         if isinstance(self.network, ExportedNetwork):
             return self.network.precision
         return self.execution.precision.value
@@ -104,7 +104,7 @@ class Pipeline:
         return self.execution.device
 
     def __call__(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
-        """Restores the faces of a photograph that the options ask for.
+        """Restores the faces of a photograph that the options select.
 
         Network and detector see 8 bits; pasting keeps 16. The result is exactly `options.upscale`
         times the input's size. With `options.aligned` the picture is stretched to S x S, the
@@ -127,7 +127,7 @@ class Pipeline:
                 pixels.
             options: as in restoration; `fidelity` is not used.
         Raises:
-            ImageError: the holes are not of the photograph's size.
+            ImageError: the holes do not have the photograph's size.
             ValueError: the holes are not (H, W) bool.
         Source: the published command, which takes aligned faces only: w = 1, no AdaIN.
         """
@@ -136,7 +136,7 @@ class Pipeline:
     def colorize(self, photo: Photo, options: Options = Options()) -> Restoration:  # noqa: B008
         """Gives the faces of a photograph new colours.
 
-        The rest stays as it is: a gray photograph gets coloured faces in gray surroundings. The
+        The rest is unchanged: a gray photograph gets coloured faces in gray surroundings. The
         network must be one for colorization. `options.fidelity` is not used.
 
         Source: the published command, which takes aligned faces only: w = 0, AdaIN, no gray test.
@@ -194,13 +194,13 @@ class Pipeline:
         options: Options,
         **own: object,
     ) -> Procedure:
-        """A task as a procedure.
+        """Makes the procedure of a task.
 
         Args:
             own: settings that only this task has. Options that it does not use, or that do not
-                change results, are no settings.
+                change results, are not settings.
         Raises:
-            ConfigError: faces are to be found, and there is no detector.
+            ConfigError: faces must be found, but there is no detector.
         """
         if self.detector is None and not options.aligned:
             raise ConfigError("this pipeline was loaded for aligned faces, and finds none")
@@ -232,12 +232,12 @@ class Pipeline:
         correct: Callable[[RestoredFace], RestoredFace] = lambda face: face,
         gray_stays: bool = True,
     ) -> Prepared:
-        """The steps of every task: find faces, align them and, when they are painted, paste them.
+        """The steps of every task: find faces, align them and, once they are painted, paste them.
 
         Args:
-            paste: makes the whole result from new faces.
+            paste: makes the whole result from painted faces.
             choose: decides which aligned faces are painted, and why others are not.
-            correct: makes what is pasted from what the network painted.
+            correct: prepares a painted face for pasting.
             gray_stays: whether gray pixels stay gray.
         """
         pixels, size = to_uint8(photo.pixels), self.crop_size
@@ -295,7 +295,7 @@ class Pipeline:
             ]
 
         def correct(face: RestoredFace) -> RestoredFace:
-            """In a photograph the holes decide what is pasted, so everything painted is kept."""
+            """Keeps everything painted, unless aligned: in a photograph the holes limit pasting."""
             crop = without_colours(face.crop) if gray else face.crop
             if options.aligned:
                 crop = fill(crop, face.aligned.crop, gap_of(face.aligned))
@@ -316,7 +316,7 @@ class Pipeline:
         return replace(prepared, finish=finish)
 
     def _find(self, pixels: NDArray[np.uint8], options: Options) -> tuple[Face | SkippedFace, ...]:
-        """All faces of the picture, those skipped that the options leave out."""
+        """All faces of the picture; those that the options exclude are SkippedFaces."""
         assert self.detector is not None
         largest = options.max_face if isinstance(options.max_face, int) else None
         return select_faces(
@@ -345,12 +345,12 @@ def load_pipeline(
     backend: str = "torch",
     aligned: bool = False,
 ) -> Pipeline:
-    """A pipeline ready to be called.
+    """Loads a pipeline, ready to be called.
 
     Args:
         model: auto (published weights if they are on this machine, else compact), published,
             compact (the ones that come with cfrestore, for restoration only), or the path of a
-            weight file. Other backends than torch take exported files as well.
+            weight file. Backends other than torch take exported files as well.
         detector: see `load_detector`.
         device: see `choose_device`.
         parser: a ParseNet file; None: the published one if it is on this machine.
@@ -359,15 +359,15 @@ def load_pipeline(
         code_precision: see `choose_code_precision`.
         compile: compiles the network when it is first used, see `check_compiling`.
         task: what the weights are for.
-        backend: torch, or onnx or openvino, which run on the CPU and have weights exported for them
+        backend: torch, or onnx or openvino, which run on the CPU and for which weights are exported
             once, see `backends.exported`.
-        aligned: every picture will be one aligned face (Options.aligned): nothing is searched for
-            or pasted, so neither detector nor parser is loaded.
+        aligned: every picture will be one aligned face (Options.aligned): nothing is detected or
+            pasted, so neither detector nor parser is loaded.
     Raises:
-        WeightsError: a weight file is not there, or differs from the published one.
+        WeightsError: a weight file is missing, or differs from the published one.
         CheckpointError: a weight file holds something else.
-        ConfigError: a name is unknown, the device or the backend is absent, or they do not go
-            together.
+        ConfigError: a name is unknown, the device or the backend is absent, or they are
+            incompatible.
     """
     execution = choose_execution(backend, device, precision, code_precision, compile=compile)
     kind = find_task(task)
@@ -394,7 +394,7 @@ def load_pipeline(
             "detector": None if finder is None else _detector_identity(detector, finder),
             "threshold": threshold,
             "parser": known_sha256(parsing) if parsing else None,
-            # What was asked for: several machines may share the work.
+            # As requested, not as chosen: several machines may share the work.
             "parser_precision": ("fp32" if precision == "fp32" else "auto") if parsing else None,
             "precision": execution.precision.value,
             "code_precision": execution.code_precision.value,
@@ -413,7 +413,7 @@ def _detector_identity(name: str, detector: Detector) -> str:
 
 
 def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
-    """What is done differently because files that belong to the published network are missing."""
+    """A note on the substitutes for missing files that belong to the published network."""
     lacks = {}
     if retinaface:
         lacks[weight_file("retinaface").file] = "MTCNN finds the faces"
@@ -425,7 +425,7 @@ def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
 def _each(
     faces: Sequence[Candidate], apply: Callable[[Sequence[AlignedFace]], Sequence[Value]]
 ) -> tuple[Value | FailedFace | SkippedFace, ...]:
-    """Applies a function to the aligned faces; the others stay in their places as they are."""
+    """Applies a function to the aligned faces; the others stay unchanged in their places."""
     outcomes = iter(apply([face for face in faces if isinstance(face, AlignedFace)]))
     return tuple(next(outcomes) if isinstance(face, AlignedFace) else face for face in faces)
 
@@ -456,7 +456,7 @@ def _align(
 
 
 def _stretch(pixels: NDArray[np.uint8], size: int) -> AlignedFace:
-    """The whole picture as one aligned face, whose aspect ratio is not kept, as published."""
+    """The whole picture as one aligned face; as published, its aspect ratio is not kept."""
     fy, fx = (size / side for side in pixels.shape[:2])
     to_crop = np.array([[fx, 0, (fx - 1) / 2], [0, fy, (fy - 1) / 2]])  # pixel areas coincide
     landmarks = (FFHQ_TEMPLATE * (size / PUBLISHED_SIZE) - to_crop[:, 2]) / (fx, fy)

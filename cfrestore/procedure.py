@@ -64,9 +64,9 @@ class Prepared:
     """One photograph with its faces found and cut out.
 
     Attributes:
-        faces: what the network is to paint.
-        finish: makes the result from the painted faces, in the same order; to be called once, in
-            any thread.
+        faces: the faces for the network to paint.
+        finish: makes the result from the painted faces, in the same order; call it once, in any
+            thread.
     """
 
     faces: tuple[AlignedFace, ...]
@@ -79,10 +79,10 @@ class Procedure:
 
     Attributes:
         prepare: finds faces and cuts them out, in any thread.
-        paint: what the network makes of each face, from any number of photographs.
+        paint: lets the network paint faces, from any number of photographs.
         batch_size: number of faces worth waiting for before painting.
-        upscale: size of the result over that of the photograph.
-        settings: everything besides the photograph that decides the result, as JSON values.
+        upscale: size of the result divided by that of the photograph.
+        settings: everything besides the photograph that determines the result, as JSON values.
     """
 
     prepare: Callable[[Photo], Prepared]
@@ -92,7 +92,7 @@ class Procedure:
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def __call__(self, photo: Photo) -> Restoration:
-        if not isinstance(photo, Photo):  # a path or an array, easily
+        if not isinstance(photo, Photo):  # easily a path or an array
             found = type(photo).__name__
             raise TypeError(f"photo must be a Photo, as read_photo gives it, found {found}")
         prepared = self.prepare(photo)

@@ -1,9 +1,9 @@
-"""Exported networks that paint in 8 bits, calibrated on real faces.
+"""Quantises exported networks to paint in 8 bits, calibrated on real faces.
 
 Encoder and transformer stay in float32, so that the codes of a face do not change, and so do the
 few convolutions that 8 bits would harm most.
-Source: static quantisation of onnxruntime; an int8 weight for each output channel, uint8 inputs of
-convolutions, between the smallest and the largest value that calibration met.
+Source: static quantisation of onnxruntime; int8 weights, scaled per output channel, and uint8
+inputs of convolutions, between the smallest and the largest value seen in calibration.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ EXACT_SHARE = 0.125
 
 LEAST_FACES = 4
 MOST_FACES = 64
-"""How many faces of a folder are used: half to calibrate, half to measure."""
+"""Limits on the number of faces used of a folder: half to calibrate, half to measure."""
 
 FIDELITIES = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well int8 agrees with fp32 on faces that calibration has not seen.
+    """How well int8 agrees with fp32 on faces that were not used for calibration.
 
     Attributes:
         faces: number of faces.
         psnr: dB over all of them, values clamped to [-1, 1], at the w where it is lowest.
-        equal_codes: whether int8 chose every code that fp32 did.
+        equal_codes: whether int8 chose the same codes as fp32.
     """
 
     faces: int
@@ -63,13 +63,13 @@ class Agreement:
 
 
 def read_faces(folder: Path, side: int, most: int = MOST_FACES) -> NDArray[np.float32]:
-    """Aligned faces of a folder, damaged as in restoration: one half slightly, one severely.
+    """Reads aligned faces of a folder and damages them, one half slightly, the other severely.
 
     Args:
-        side: S; larger and smaller pictures are resized.
-        most: how many, in the order of their names.
+        side: S; pictures of other sizes are resized.
+        most: largest number of faces, the first by name.
     Returns:
-        (N,3,S,S) RGB in [-1, 1], in that order.
+        (N,3,S,S) RGB in [-1, 1]; the slightly damaged half comes first.
     Raises:
         ConfigError: fewer than LEAST_FACES pictures can be read.
     """
@@ -80,7 +80,7 @@ def read_faces(folder: Path, side: int, most: int = MOST_FACES) -> NDArray[np.fl
         )
     clean = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 255
     generator = torch.Generator().manual_seed(0)
-    # Every other one: halves of the folder would not have both kinds of damage.
+    # Alternating, so that each half of the folder gets both kinds of damage.
     kinds = (clean[0::2], SMALL.scaled(side)), (clean[1::2], LARGE.scaled(side))
     damaged = [degrade(images, damage, generator) for images, damage in kinds]
     return (torch.cat(damaged) * 2 - 1).numpy()
@@ -100,13 +100,13 @@ def _read(folder: Path) -> Iterator[NDArray[np.uint8]]:
 def quantize(
     network: CodeFormer, model: onnx.ModelProto, faces: NDArray[np.float32], backend: str
 ) -> tuple[onnx.ModelProto, Agreement]:
-    """The graph with convolutions of generator and fusion in int8, and how well it agrees.
+    """Quantises the convolutions of generator and fusion to int8, and measures the agreement.
 
     Args:
-        network: what was exported; not changed.
+        network: the network that was exported; not changed.
         model: from `export`; not changed.
         faces: from `read_faces`; every other one is held out for measuring.
-        backend: what runs the measurement, onnx or openvino.
+        backend: the runtime for measuring, onnx or openvino.
     Returns:
         the new graph, whose metadata hold the agreement, and the agreement.
     Raises:
@@ -129,7 +129,7 @@ def quantize(
 
 @dataclass
 class Convolution:
-    """Statistics of a convolution that paints.
+    """Statistics of a convolution used for painting.
 
     Attributes:
         operations: multiply-adds for one face.
@@ -145,9 +145,9 @@ class Convolution:
 
     @property
     def error(self) -> float:
-        """Squared error of what is painted when the input is rounded to 256 levels.
+        """Squared error of the painted values if the input is rounded to 256 levels.
 
-        Rounding counts as independent noise, uniform within a step: of variance step^2 / 12.
+        Rounding counts as independent noise, uniform within a step, so of variance step^2 / 12.
         """
         return ((self.most - self.least) / 255) ** 2 / 12 * self.squared_slope
 
@@ -155,9 +155,9 @@ class Convolution:
 def watch_convolutions(
     network: CodeFormer, faces: NDArray[np.float32], match_statistics: bool
 ) -> dict[str, Convolution]:
-    """The convolutions that paint, by the names of their weights in the exported graph.
+    """Statistics of the convolutions for painting, by the names of their exported weights.
 
-    One backward pass per face gives the slopes of all: with random signs v for the painted values,
+    One backward pass per face gives all slopes: with random signs v for the painted values,
     E |J^T v|^2 is the sum of squares of the derivatives J (Hutchinson's estimator).
 
     Args:
@@ -186,14 +186,15 @@ def watch_convolutions(
 
 
 def _watch(convolution: Convolution) -> Any:
-    """A hook to call before a layer, which records statistics of its input."""
+    """A forward pre-hook for a layer, which records statistics of its input."""
 
     def watch(layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        x = inputs[0].view_as(inputs[0])  # others may use the same input
+        x = inputs[0].view_as(inputs[0])  # other layers may use the same input
         least, most = x.detach().aminmax()
         convolution.least = min(convolution.least, least.item())
         convolution.most = max(convolution.most, most.item())
-        assert isinstance(layer.weight, Tensor)  # strides are 1
+        assert isinstance(layer.weight, Tensor)
+        # All strides are 1.
         convolution.operations = layer.weight.numel() * x.shape[2] * x.shape[3]
 
         def add(gradient: Tensor) -> None:
@@ -208,11 +209,11 @@ def _watch(convolution: Convolution) -> Any:
 def choose_exact(
     convolutions: Mapping[str, Convolution], share: float = EXACT_SHARE
 ) -> frozenset[str]:
-    """The names of those that stay in float32: those that save most error per multiply-add.
+    """Chooses the convolutions that stay in float32: those that save most error per multiply-add.
 
     Args:
         convolutions: from `watch_convolutions`.
-        share: largest share of all multiply-adds that they may have.
+        share: the largest share that they may have of all multiply-adds.
     """
     left = share * sum(convolution.operations for convolution in convolutions.values())
     chosen = set()
@@ -270,7 +271,7 @@ def _quantize(
 
 
 class _Feed:
-    """Faces one by one, each with the next w, as onnxruntime requests them."""
+    """Supplies faces one by one, each with the next w, as onnxruntime requests them."""
 
     def __init__(self, faces: NDArray[np.float32]) -> None:
         self._inputs = iter(

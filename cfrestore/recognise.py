@@ -29,7 +29,8 @@ SHA256 = "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30"
 REGION = (90, 144, 332)
 """The region of an aligned face of 512 px that is used: left, top, side, in pixels.
 
-It is the median, made symmetrical, of what dlib cuts out of real portraits by its own landmarks.
+It is the median, made symmetrical, of the regions that dlib cuts out of real portraits by its own
+landmarks.
 """
 
 MEAN = (122.782, 117.001, 104.298)
@@ -40,7 +41,7 @@ def recogniser_file() -> Path:
     """The path of the weights.
 
     Raises:
-        ConfigError: the package that they come with is not installed.
+        ConfigError: the package that contains them is not installed.
     """
     folder = package_folder(PACKAGE)
     if folder is None:

@@ -1,4 +1,4 @@
-"""From aligned crops to restored ones: the only place where the network is run on photographs."""
+"""Restores aligned crops; no other module runs the network on photographs."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ FLAWS = (
     "the network's output is one flat colour",
     "the network's output is not finite",
 )
-"""What can be wrong with a painted face, by the index that `_pack` puts behind the pixels."""
+"""What can be wrong with a painted face, by the index that `_pack` appends to its pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class RestoredFace:
-    """One face as the network painted it.
+    """A face as the network painted it.
 
     Attributes:
         crop: (S, S, 3) uint8 RGB.
-        aligned: what the network was given.
-        fidelity: the w it was painted with.
+        aligned: the network's input.
+        fidelity: the w that it was painted with.
         certainty: (s, s) float32, how sure the network was of each code at its first look:
             1 - the entropy of its distribution / the largest possible entropy; None if the runtime
-            does not give it.
+            does not provide it.
         samples: the face painted with codes drawn from that distribution, (S, S, 3) each.
     """
 
@@ -81,17 +81,17 @@ class RestoredFace:
     def softened(self) -> bool:
         """Whether detail was lost.
 
-        That is, the face is more than 1.25 times the crop's size and none of its detail was kept.
+        That is, the face has more than 1.25 times the crop's size and none of its detail was kept.
         """
         return self.aligned.kept is None and self.aligned.shrink > LARGE_FROM
 
 
 @dataclass(frozen=True, eq=False)
 class FailedFace:
-    """One face that was left as it is.
+    """A face that was left unchanged.
 
     Attributes:
-        face: what the detector said, in image pixels.
+        face: as the detector found it, in image pixels.
         reason: why, as half a sentence.
     """
 
@@ -103,7 +103,7 @@ class Painter:
     """Paints aligned faces with a network and fixed settings.
 
     Attributes:
-        batch_size: faces in one forward pass; halved for good if there is not enough memory.
+        batch_size: faces in one forward pass; halved permanently if there is not enough memory.
     """
 
     def __init__(
@@ -118,18 +118,18 @@ class Painter:
         temperature: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """Computes nothing yet.
+        """Stores the settings; computes nothing yet.
 
         Args:
             network: on the device, in evaluation mode; S is its image size.
             fidelity: w, see Options.
             match_statistics: see `CodeFormer.forward`.
             batch_size: faces in one forward pass.
-            execution: how to compute; a network that is compiled is compiled for that batch size,
-                and smaller batches are filled up.
+            execution: how to compute; if the network is compiled, then for that batch size, and
+                smaller batches are padded.
             samples, temperature, seed: see Options.
         Raises:
-            ConfigError: an exported network is to draw samples.
+            ConfigError: samples are requested of an exported network.
         """
         if samples and not isinstance(network, CodeFormer):
             raise ConfigError(
@@ -154,7 +154,7 @@ class Painter:
         Args:
             aligned: crops (S, S, 3) uint8 RGB.
         Returns:
-            one value per face, in the same order; FailedFace if the network gave no picture.
+            one value per face, in the same order; FailedFace if the network's output is unusable.
         Raises:
             MemoryError: there is not enough memory even for a single face.
             ConfigError: the network cannot be compiled.
@@ -178,7 +178,7 @@ class Painter:
         return tuple(results)
 
     def _paint(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """`_pack` in main memory, with an axis in front: the chosen codes, then the samples."""
+        """`_pack` in main memory, with a leading axis: the chosen codes, then the samples."""
         device = self._execution.device
         with inference():
             x = from_levels(upload(crops, device))  # (B, 3, S, S)
@@ -195,7 +195,7 @@ class Painter:
         return np.stack(painted)
 
     def _assured(self, features: Features, certainty: Tensor | None) -> Features:
-        """The features after a second look at faces that the network was too unsure of."""
+        """The features after a second look at faces of which the network was too unsure."""
         network = self._network
         least = network.config.second_look
         if certainty is None or not least or not isinstance(network, CodeFormer):
@@ -228,7 +228,7 @@ class Painter:
         return painted
 
     def _draw(self, crops: Sequence[NDArray[np.uint8]], features: Features) -> Tensor:
-        """Codes (samples, B, T); those of a face depend on seed and crop, not on other faces."""
+        """Draws codes (samples, B, T); those of a face depend on seed and crop, not on others."""
         assert features.logits is not None
         drawn = []
         for crop, logits in zip(crops, features.logits, strict=True):
@@ -245,7 +245,7 @@ class Painter:
 
 
 def corrected(face: RestoredFace, *, config: CodeFormerConfig, gray: bool) -> RestoredFace:
-    """The face as it is pasted, see `correction.correct`."""
+    """Prepares a painted face for pasting, see `correction.correct`."""
     crops = face.crop, face.aligned.crop
     return replace(face, crop=correct(*crops, fidelity=face.fidelity, config=config, gray=gray))
 
@@ -264,7 +264,7 @@ def restore_faces(
     Args:
         gray: the picture is gray, so the results are gray too, with their crop's brightness and
             contrast.
-        others: see `Painter`; the network's configuration says whether statistics are matched.
+        others: see `Painter`; the network's configuration decides whether statistics are matched.
     """
     paint = Painter(
         network,
@@ -282,7 +282,7 @@ def restore_faces(
 
 
 def _pack(images: Tensor, certainty: Tensor | None) -> Tensor:
-    """Images (B, 3, S, S) and facts about them, on their device: (B, S * S * 3 + T + 1) uint8.
+    """Packs images (B, 3, S, S) and facts on them, on their device: (B, S * S * 3 + T + 1) uint8.
 
     For each image its pixels, the certainty (T) of its codes in 1/255 (T is 0 if unknown), and the
     index in FLAWS of what is wrong with it.
@@ -305,7 +305,7 @@ def _certainty(logits: Tensor) -> Tensor:
 def _judge(
     values: NDArray[np.uint8], aligned: AlignedFace, fidelity: float
 ) -> RestoredFace | FailedFace:
-    """One face's rows of `_pack` as a result with memory of its own, if all are pictures."""
+    """Converts a face's rows of `_pack` to a result with its own memory, if none has a flaw."""
     if reason := FLAWS[values[:, -1].max()]:
         return FailedFace(aligned.face, reason)
     shape, size = aligned.crop.shape, aligned.crop.size

@@ -1,4 +1,4 @@
-"""Faces of nobody: codes drawn from a prior, painted by a network's generator at w = 0."""
+"""Draws faces of no real person: codes from a prior, painted by a network's generator at w = 0."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def sample_faces(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Pictures of faces of nobody, the same for the same seed on one machine.
+    """Draws faces of no real person; the same seed gives the same faces on one machine.
 
     Args:
         network: in evaluation mode, with the codebook that the prior was trained on.
         prior: without conditions, in evaluation mode, on the network's device.
-        count: how many.
+        count: number of faces.
         size: height and width in pixels, multiples of the pixels per code and at least the
             network's side; None: that side.
         seed: decides what is drawn.
@@ -42,7 +42,8 @@ def sample_faces(
     Returns:
         (count, height, width, 3) uint8 RGB.
     Raises:
-        ConfigError: the size, the temperature or top_k is not possible.
+        ConfigError: the size, the temperature or top_k is out of range, or the prior needs
+            conditions.
     """
     shape = network.config.autoencoder
     height, width = size or (shape.image_size, shape.image_size)

@@ -1,4 +1,4 @@
-"""Which of the detected faces to work on. No torch."""
+"""Selects which detected faces to process. No torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SkippedFace:
-    """One face that was left out.
+    """A face that was left out.
 
     Attributes:
-        face: what the detector said, in image pixels.
+        face: as the detector found it, in image pixels.
         reason: why, as half a sentence.
     """
 
@@ -61,14 +61,14 @@ def select_faces(
 
 
 def missing_faces(count: int, wanted: Choice | tuple[int, ...]) -> tuple[int, ...]:
-    """The wanted indices that none of count faces has, ascending."""
+    """The wanted indices that exceed the number of faces, ascending."""
     if not isinstance(wanted, tuple):
         return ()
     return tuple(sorted({index for index in wanted if index >= count}))
 
 
 def _unfit(face: Face, min_face: int, max_face: int | None) -> str | None:
-    """Why a face is too small or too large, if it is."""
+    """Why a face is excluded by its size, or None."""
     side = _shorter_side(face)
     if side < min_face:
         return f"smaller than {min_face} px"
@@ -82,7 +82,7 @@ def _shorter_side(face: Face) -> float:
 
 
 def _distance(face: Face, size: tuple[int, int]) -> float:
-    """Distance from the middle of the box to that of the picture."""
+    """Distance between the centres of the box and the picture."""
     middle = (face.box[:2] + face.box[2:]) / 2
     return float(np.linalg.norm(middle - np.array(size[::-1]) / 2))
 

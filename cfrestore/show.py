@@ -1,4 +1,4 @@
-"""What is drawn for people to look at: frames, before beside after, sheets. No torch."""
+"""Draws pictures for viewing: frames, comparisons side by side, contact sheets. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GREEN = (0, 255, 0)
 
 
 def draw_frames(pixels: Pixels, faces: Sequence[AlignedFace], *, scale: int = 1) -> Pixels:
-    """The picture with a green frame just inside the square that each face was cut from.
+    """Draws a green frame just inside the square from which each face was cut.
 
     Args:
         pixels: (H * scale, W * scale, 3) uint8 or uint16 RGB.
@@ -32,7 +32,7 @@ def draw_frames(pixels: Pixels, faces: Sequence[AlignedFace], *, scale: int = 1)
     Returns:
         The same shape and dtype, newly allocated.
     Source: the published pipeline, whose lines are about 3 px wide; but it draws none around faces
-    of more than 1400 px, and its result is floating point.
+    larger than 1400 px, and its result is floating point.
     """
     canvas = pixels.copy()
     green = np.array(GREEN, np.float32) * (np.iinfo(pixels.dtype).max / 255)
@@ -75,7 +75,7 @@ def sheet(pictures: NDArray[np.uint8], columns: int | None = None) -> NDArray[np
     """Pictures (N,h,w,3) tiled into one, row by row, in a grid as close to square as possible.
 
     Args:
-        columns: how many make a row, if that is to be said.
+        columns: number of columns, in place of the default.
     """
     count, height, width, _ = pictures.shape
     columns = columns or math.ceil(math.sqrt(count))

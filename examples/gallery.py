@@ -2,8 +2,8 @@
 
     python examples/gallery.py PHOTO... --output docs/gallery [--note TEXT] [--fidelity 0.7]
 
-Each photograph is restored as the command would do it, laid beside itself, and brought to at most
-SIDE pixels; what was found, restored and left alone stands on the page. Nothing is left out.
+Each photograph is restored as by the command, shown next to its result, and reduced to at most SIDE
+pixels. The page says how many faces were found, restored and left alone. Nothing is left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes the example photograph and README's picture of what becomes of it.
+"""Makes the example photograph, and README's picture of it before and after.
 
     python examples/make.py
 

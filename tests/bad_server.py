@@ -1,4 +1,4 @@
-"""A server on this machine that misbehaves as it is told, and remembers what it was asked."""
+"""A local server that misbehaves as instructed, and remembers the requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Behaviour = Callable[["Handler", bytes], None]
 
 
 class BadServer:
-    """Serves one content under every path, honestly where nothing else was said.
+    """Serves the same content under every path, correctly unless told otherwise.
 
     Attributes:
         content: the bytes of every file.
@@ -35,7 +35,7 @@ class BadServer:
         return f"http://127.0.0.1:{self._http.server_address[1]}/{path}"
 
     def will(self, *behaviours: Behaviour, path: str = "weights.pth") -> str:
-        """Says how to answer successive requests, the last way for ever; returns the URL."""
+        """Sets how to answer successive requests (the last applies forever); returns the URL."""
         self._behaviours[f"/{path}"] = list(behaviours)
         return self.url(path)
 
@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.bad.asked.append((self.path, self.headers.get("Range")))
         self.close_connection = True
-        with suppress(ConnectionError):  # the client has had enough
+        with suppress(ConnectionError):  # the client has gone
             self.bad.behaviour(self.path)(self, self.bad.content)
 
     def head(self, code: int, **headers: object) -> None:
@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def head_of(self, content: bytes) -> bytes:
-        """Sends the headers for what the client asks of the content; returns the body due."""
+        """Sends the headers for the part that the client requests; returns the body to send."""
         body = content[self.start :]
         if not self.start:
             self.head(200, Content_Length=len(body))
@@ -106,7 +106,7 @@ def ignores_range(handler: Handler, content: bytes) -> None:
 
 
 def wrong_range(handler: Handler, content: bytes) -> None:
-    """Sends other bytes than those asked for, and says so, unless all are."""
+    """Sends other bytes than requested, and says so, unless all are requested."""
     if not handler.start:
         honest(handler, content)
         return
@@ -128,12 +128,12 @@ def sends(other: bytes) -> Behaviour:
 
 
 def breaks_off(after: int) -> Behaviour:
-    """Promises all, sends so many bytes of it, and closes the connection."""
+    """Promises everything, sends `after` bytes of it, and closes the connection."""
     return lambda handler, content: _write(handler, handler.head_of(content)[:after])
 
 
 def resets(after: int) -> Behaviour:
-    """Promises all, sends so many bytes of it, and resets the connection."""
+    """Promises everything, sends `after` bytes of it, and resets the connection."""
 
     def behave(handler: Handler, content: bytes) -> None:
         _write(handler, handler.head_of(content)[:after])
@@ -156,7 +156,7 @@ def status(code: int) -> Behaviour:
 
 
 def hangs(handler: Handler, content: bytes) -> None:
-    """Takes the request and says nothing."""
+    """Accepts the request and never answers."""
     handler.bad.released.wait()
 
 

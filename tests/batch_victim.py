@@ -1,8 +1,8 @@
-"""A process that runs batches in children of its own, to be killed; see test_batch_kill.py.
+"""A process that runs batches in child processes, to be killed; see test_batch_kill.py.
 
-It reads `FOLDER OUTPUT CRASH` a line, to restore FOLDER/in to FOLDER/OUTPUT. It says the id of the
-child that does it, and when that has ended, its exit code. At CRASH, if it is not `-`, the child
-dies on the spot.
+It reads lines `FOLDER OUTPUT CRASH`, and restores FOLDER/in to FOLDER/OUTPUT. It prints the id of
+the child that does it and, when the child has ended, its exit code. At CRASH, if it is not `-`, the
+child dies at once.
 """
 
 import os
@@ -24,7 +24,7 @@ def die(*_: object) -> None:
 
 
 def after(function: Callable[..., Any], times: int = 1) -> Callable[..., Any]:
-    """The function, but the process dies after its call of that number."""
+    """The function, except that the process dies after the given number of calls."""
     left = [times]
 
     def dying(*values: Any, **others: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The command in this process, for tests of what it says and does."""
+"""Runs the command in this process, for tests of its output and effects."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ class Result:
 
 
 class Command:
-    """The command, in this process; its exit code and what it said."""
+    """Runs the command in this process and returns its exit code and output."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys

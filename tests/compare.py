@@ -1,11 +1,11 @@
-"""Pictures compared so that a failure says how wrong they are, and where."""
+"""Compares pictures so that a failure shows how wrong they are, and where."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 def assert_close(found: NDArray, expected: NDArray, tolerance: int) -> None:
-    """Passes when no value differs by more than tolerance levels; else shows the histogram."""
+    """Passes if no value differs by more than `tolerance` levels; else shows the histogram."""
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
     error = np.abs(found.astype(np.int64) - expected.astype(np.int64))

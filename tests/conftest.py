@@ -20,7 +20,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The material that is developed against but not part of the project."""
+    """Material that is used for development but is not part of the project."""
     path = REPOSITORY.parent / "shared"
     if not path.is_dir():
         pytest.skip("needs the folder ../shared (specification, golden outputs, faces)")
@@ -29,7 +29,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _on_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests neither reach out nor touch what is the user's; downloads come from a local server."""
+    """Isolates tests from the network and the user's files; downloads use a local server."""
     for name in [name for name in os.environ if name.startswith("CFRESTORE_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("CFRESTORE_OFFLINE", "1")
@@ -40,7 +40,7 @@ def _on_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the current one."""
+    """An empty folder, which is the working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

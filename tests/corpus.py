@@ -1,6 +1,6 @@
-"""Files that people, networks and disks make bad, and what reading each of them gives.
+"""Files as people, networks and disks damage them, and the result of reading each of them.
 
-As a program: python tests/corpus.py FOLDER puts them there, to try anything else on them.
+As a program: python tests/corpus.py FOLDER writes them there, to try other things on them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Case:
 
     Attributes:
         name: what is wrong with it.
-        file: what it is called.
-        make: what the file holds, or what makes it at a path.
-        gives: what reading it says; NAME stands for its path, ... for whatever the decoder adds.
-            For a picture that is read all the same, its size and its notes.
+        file: its name.
+        make: the file's contents, or a function that makes the file at a path.
+        gives: the message of reading it; NAME stands for its path, ... for the decoder's words.
+            For a picture that can be read, its size and its notes.
     """
 
     name: str
@@ -65,14 +65,14 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, *extra: bytes, samples: bytes = b"") -> bytes:
-    """An RGB PNG of 8 bits of whatever size its head says."""
+    """An 8-bit RGB PNG whose header gives any size."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(samples, 9))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(extra) + body + chunk(b"IEND", b"")
 
 
 def tiff(content: bytes, *entries: tuple[int, int, int, int]) -> bytes:
-    """A TIFF of one directory, tag, type, number and value, and of content at 1024."""
+    """A TIFF with one directory of (tag, type, count, value), and with content at 1024."""
     packed = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4)
     return head.ljust(1024, b"\0") + content
@@ -96,7 +96,7 @@ def plain_tiff(
 
 
 def sized(data: bytes, mark: bytes, offset: int, layout: str, *numbers: int) -> bytes:
-    """A file with other numbers at a place behind a mark."""
+    """The file with other numbers at an offset after a mark."""
     at = data.index(mark) + offset
     return data[:at] + struct.pack(layout, *numbers) + data[at + struct.calcsize(layout) :]
 
@@ -303,11 +303,11 @@ NAMES = (
     os.fsdecode(b"caf\xe9 \xff.png"),
     "a" * 200 + ".png",
 )
-"""Names of whole pictures that have broken programs before; the last but one is not UTF-8."""
+"""Names that have broken programs before, for whole pictures; the last but one is not UTF-8."""
 
 
 def describe(path: Path) -> str:
-    """What reading a file gives, in the words of `Case.gives`."""
+    """The result of reading a file, in the form of `Case.gives`."""
     from cfrestore.errors import ImageError
     from cfrestore.image import read_photo
 

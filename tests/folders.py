@@ -1,4 +1,4 @@
-"""Folders of files, and what is in them."""
+"""Makes folders of files, and reads their contents."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ def touch(*names: str) -> None:
 
 
 def make_pictures(count: int, height: int = 40, width: int = 50) -> None:
-    """Makes in/000.png and so on, each another picture."""
+    """Makes in/000.png and so on, each a different picture."""
     Path("in").mkdir(exist_ok=True)
     for index in range(count):
         write_photo(Photo(picture(height, width, seed=index)), f"in/{index:03d}.png")
 
 
 def contents(folder: str) -> dict[str, bytes]:
-    """Files by name, but for hidden ones."""
+    """Contents of the files by name, without hidden ones."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))

@@ -3,7 +3,7 @@
 What can be read is written and read again.
 
 As a program: python tests/fuzz.py COUNT [FIRST]. It reads the files of numbers FIRST to
-FIRST + COUNT - 1, which are the same in every run, and prints what came of them as JSON.
+FIRST + COUNT - 1, which are the same in every run, and prints the results as JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cfrestore.image.heif import missing_codec
 
 PIXELS = 1_000_000
 SECONDS = 20
-"""What one file may take before the run is ended; the slowest take a fraction of one."""
+"""Seconds that one file may take before the run is ended; the slowest take less than one."""
 
 NUMBERS = (0, 1, 2, 7, 8, 16, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1)
 
@@ -98,7 +98,7 @@ def kinds() -> list[bytes]:
 
 
 def second() -> Image.Image:
-    """A second page or frame; a new one each time, for Pillow leaves settings in what it saves."""
+    """A second page or frame; a new one each time, as Pillow leaves settings in what it saves."""
     return Image.new("RGB", (13, 9), (9, 90, 200))
 
 
@@ -120,7 +120,7 @@ def damaged(files: list[bytes], number: int) -> bytes:
 
 
 def damage(data: bytearray, files: list[bytes], chance: random.Random) -> None:
-    # Heads decide more than pixels do, so that half of the damages are near the beginning.
+    # Headers matter more than pixels, so half of the damages are near the beginning.
     end = max(1, len(data) if chance.random() < 0.5 else min(len(data), 120))
     at, length = chance.randrange(end), chance.choice((1, 2, 4, 8, 40))
     match chance.randrange(9):
@@ -150,7 +150,7 @@ def damage(data: bytearray, files: list[bytes], chance: random.Random) -> None:
 
 
 def mend_png(data: bytearray) -> None:
-    """Makes the checks of a PNG's chunks right, so that what is in them is looked at."""
+    """Corrects the checksums of a PNG's chunks, so that their contents are read."""
     at = 8
     while at + 12 <= len(data):
         (size,) = struct.unpack_from(">I", data, at)
@@ -162,12 +162,12 @@ def mend_png(data: bytearray) -> None:
 
 
 def outcome(data: bytes) -> str:
-    """What came of reading a file: "read" or "refused".
+    """The result of reading a file: "read" or "refused".
 
-    What is read, whatever its metadata are like now, is written and read again.
+    What can be read is written and read again, whatever its metadata are like now.
 
     Raises:
-        AssertionError: the error is no sentence on one line, or the size is another.
+        AssertionError: the error is not a sentence on one line, or the size differs.
     """
     try:
         photo = read_photo(data, max_pixels=PIXELS)
@@ -184,7 +184,7 @@ def outcome(data: bytes) -> str:
 
 
 def peak() -> float:
-    """The most memory that this process ever had, in MB; 0 where that is not told."""
+    """The most memory that this process ever had, in MB; 0 if the system does not tell."""
     try:
         import resource
     except ImportError:
@@ -204,7 +204,7 @@ def main(count: int, first: int = 0) -> int:
         start = time.perf_counter()
         try:
             outcomes[outcome(damaged(files, number))] += 1
-        except Exception:  # noqa: BLE001, the very thing that is looked for
+        except Exception:  # noqa: BLE001, exactly what is looked for
             sys.stderr.write(f"file {number}\n")
             traceback.print_exc()
             outcomes["wrong"] += 1

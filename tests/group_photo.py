@@ -1,4 +1,4 @@
-"""Composes a group photo of known people at known places.
+"""Composes a group photo of known people at known positions.
 
 As a program: python tests/group_photo.py FACES_DIR OUT.png, where FACES_DIR holds valid-512/.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 TEMPLATE = np.array(
     [[192.98, 239.95], [318.90, 240.19], [256.63, 314.02], [201.26, 371.41], [313.09, 371.15]]
 )
-"""Where the faces of valid-512 have eyes, nose and mouth corners; right within about 12 px."""
+"""Eyes, nose and mouth corners of the faces of valid-512; correct within about 12 px."""
 
 SIDES = (60, 260)  # smallest and largest side of a pasted 512 px crop
 TILTS = (-25, 25)  # degrees
@@ -29,7 +29,7 @@ def compose_group(
 
     Returns:
         (H, W, 3) uint8 RGB pixels, and the (5, 2) landmarks of each face in the order of Face,
-        largest face first, right within about a tenth of the distance between the eyes.
+        largest face first, correct within about a tenth of the distance between the eyes.
     """
     random = np.random.default_rng(seed)
     height, width = size

@@ -1,4 +1,4 @@
-"""Weight files in the published layouts, with random numbers in place of the published ones."""
+"""Weight files in the published layouts, with random instead of published numbers."""
 
 import importlib.util
 from pathlib import Path
@@ -17,7 +17,7 @@ def random_state(shared: Path) -> ModuleType:
 
 
 def random_published_file(shared: Path, name: str, path: Path, seed: int = 1001) -> Path:
-    """A file as the project publishes them, of the layout of that name."""
+    """A file in the published layout of that name, with random numbers."""
     state = random_state(shared).state(str(shared / f"spec/statedict_{name}.json"), seed)
     torch.save({"params_ema": {k: torch.from_numpy(v) for k, v in state.items()}}, path)
     return path

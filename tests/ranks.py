@@ -1,8 +1,8 @@
-"""Every stage of training, small, in one process or in several that torchrun starts.
+"""Every stage of training at small size, in one process or in several started by torchrun.
 
     python -m torch.distributed.run --nproc-per-node 2 tests/ranks.py ALONE FOLDER
 
-ALONE holds what one process made of the same; see test_train_ranks.py.
+ALONE is the folder with the results of one process; see test_train_ranks.py.
 """
 
 import sys
@@ -36,13 +36,13 @@ LOOKS = Augmentation(shift=2, brightness=0.1, contrast=0.1, saturation=0.2, gray
 
 
 def build(name: str, alone: Path) -> Stage:
-    """A stage, which starts from what one process made of those before it."""
+    """A stage that starts from one process's results of the stages before it."""
     torch.manual_seed(0)
     one, two, three = (alone / stage / "last.pt" for stage in ("autoencoder", "codes", "fusion"))
     if name == "autoencoder":
         return Autoencoder(AutoencoderRecipe(MODEL, HOW, MOVING), Features(), CPU)
     if name == "judged":
-        # Not by one with BatchNorm, whose statistics are each process's own.
+        # Without BatchNorm, whose statistics each process computes on its own.
         judge = replace(CRITIC, lead=1, spectral=True, detail=8, replays=2)
         recipe = AutoencoderRecipe(MODEL, HOW, MOVING, adversary=judge)
         return Autoencoder(recipe, Features(), CPU)
@@ -65,7 +65,7 @@ def run(
     resume: bool = False,
     minutes: float | None = None,
 ) -> bool:
-    """Trains a stage with a batch of BATCH over all processes; whether it was completed."""
+    """Trains a stage with BATCH faces over all processes; returns whether it was completed."""
     sampler = Sampler(faces(), LOOKS, BATCH // world, 1, rank, world)
     schedule = Schedule(log_every=1, max_minutes=minutes)
     end = train(build(name, alone), sampler, folder / name, schedule, lambda _: None, resume)
@@ -78,7 +78,7 @@ def main() -> None:
     _, rank, world = distributed.start(CPU)
     for name in NAMES:
         assert run(name, alone, folder / "whole", rank=rank, world=world)
-    # One more iteration than none, for others to continue, and what others began.
+    # One iteration, for others to continue, and the continuation of what others began.
     assert not run("autoencoder", alone, folder / "begun", rank=rank, world=world, minutes=0)
     assert run("autoencoder", alone, folder / "taken", rank=rank, world=world, resume=True)
     distributed.stop()

@@ -1,4 +1,4 @@
-"""Small stand-ins: a CodeFormer of 32 px, networks that do one thing, detectors that know."""
+"""Small stubs: a CodeFormer of 32 px, networks that do one thing, detectors with known faces."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +49,7 @@ def save_network(path: Path, network: CodeFormer, config: str | None = None) -> 
 
 
 class StubNetwork(nn.Module):
-    """A network that paints what the function makes of the crops, and remembers its calls."""
+    """A network that paints by applying a function to the crops, and remembers its calls."""
 
     def __init__(self, paint: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class StubDetector:
 
 
 class LeftParser:
-    """A parser to which the left half of a crop of 32 px is the face."""
+    """A parser for which the left half of a crop of 32 px is the face."""
 
     def __call__(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         masks = np.zeros(crops.shape[:3], np.float32)
@@ -109,7 +109,7 @@ def picture(height: int, width: int, dtype: type = np.uint8, seed: int = 0) -> N
 
 
 def leaves(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Discs that lie over one another: as sharp, and at every scale, as photographs are.
+    """Overlapping discs, which are as sharp as photographs at every scale.
 
     Source: Lee, Mumford and Huang, "Occlusion models for natural images" (2001): radii r as r^-3.
     """

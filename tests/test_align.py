@@ -77,7 +77,7 @@ def test_one_bad_landmark_of_five_does_not_tilt_the_face() -> None:
 
 
 def least_squares(points: NDArray, target: NDArray) -> NDArray[np.float64]:
-    """The similarity of least squared error, as one complex factor and one complex shift."""
+    """The least-squares similarity, as one complex factor and one complex shift."""
     plane = points.astype(np.float64) @ (1, 1j)
     columns = np.stack([plane, np.ones(len(plane))], axis=1)
     (factor, shift), *_ = np.linalg.lstsq(columns, target.astype(np.float64) @ (1, 1j))

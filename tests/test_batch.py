@@ -156,7 +156,7 @@ def test_a_whole_name_takes_no_suffix() -> None:
         planned("a.jpg", output="b.jpg", suffix="new")
 
 
-# What is kept beside the results
+# Additional files next to the results
 
 
 def beside(*inputs: str, output: str | None = None) -> list[str]:
@@ -313,7 +313,7 @@ def unchanged(photo: Photo) -> Restoration:
 
 
 def procedure(restore: Callable[[Photo], Restoration] = unchanged) -> Procedure:
-    """A procedure without networks, which does everything at its end."""
+    """A procedure without networks, which does all its work in `finish`."""
 
     def prepare(photo: Photo) -> Prepared:
         return Prepared((), lambda painted: restore(photo))

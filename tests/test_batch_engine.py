@@ -1,4 +1,4 @@
-"""The run: what overlaps, what shares a batch, what stays apart, and that none of it shows."""
+"""The batch engine: work overlaps and faces share batches, but results do not depend on it."""
 
 import gc
 import os
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Networks compute in one thread, which is faster for tiny ones on a busy machine."""
+    """Lets networks compute in one thread, which is faster for tiny ones on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -52,7 +52,7 @@ def aligned(count: int) -> tuple[AlignedFace, ...]:
 
 
 class Painting:
-    """A procedure whose pictures have so many faces each, and which remembers its batches."""
+    """A procedure whose pictures have given numbers of faces; it remembers its batches."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Painting:
 )
 def test_faces_of_different_pictures_share_batches(faces: list[int], batches: list[int]) -> None:
     make_pictures(len(faces))
-    # One worker, because with several it is not said which picture gets which number of faces.
+    # One worker: with several, it is not certain which picture gets which number of faces.
     painting = Painting(faces, batch_size=4)
     jobs = plan(["in"], "out", isolate=True)
     outcomes = list(run(jobs, painting.procedure, workers=1))
@@ -125,7 +125,7 @@ def test_a_batch_too_large_is_halved_and_no_face_is_lost() -> None:
     assert [result.aligned for result in results if isinstance(result, RestoredFace)] == list(faces)
     network.calls.clear()
     assert len(painter(faces[:4])) == 4
-    assert [len(x) for x, _, _ in network.calls] == [2, 2]  # it has learnt
+    assert [len(x) for x, _, _ in network.calls] == [2, 2]  # it has learned
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_batch_sizes_are_numbers_or_auto() -> None:
 
 
 class Anywhere:
-    """A detector whose faces, one to three, depend on the picture."""
+    """A detector that finds one to three faces, depending on the picture."""
 
     name = "anywhere"
 

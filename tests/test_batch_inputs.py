@@ -1,4 +1,4 @@
-"""Which pictures words stand for, what their results are called, and how they are divided."""
+"""Which pictures the arguments mean, how results are named, and how work is divided."""
 
 import os
 from io import BytesIO
@@ -25,7 +25,7 @@ def pairs(jobs: tuple[Job, ...]) -> list[tuple[str, str]]:
 
 
 def sayings(words: list[str], output: str | None = None, recursive: bool = True) -> list[str]:
-    """What planning says of what it leaves out."""
+    """The messages of planning about what it leaves out."""
     said: list[str] = []
     plan(words, output, recursive=recursive, say=said.append)
     return said

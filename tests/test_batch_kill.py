@@ -1,4 +1,4 @@
-"""A batch that is killed loses nothing that was done, and leaves nothing that is half done."""
+"""A killed batch loses no finished results and leaves no half-finished ones."""
 
 import os
 import random
@@ -21,21 +21,21 @@ FILES, KILLS = 200, 10
 
 
 class Victim:
-    """Starts batches in a process of their own."""
+    """Starts batches in a separate process."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         assert self._line() == "ready"
 
     def start(self, output: str, crash: str = "-") -> int:
-        """The id of a process that restores in/ to output."""
+        """Starts a process that restores in/ to output; returns its id."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{Path.cwd()} {output} {crash}\n")
         self._process.stdin.flush()
         return int(self._line())
 
     def end(self) -> int:
-        """Waits for that process, and gives its exit code."""
+        """Waits for that process and returns its exit code."""
         return int(self._line())
 
     def _line(self) -> str:

@@ -1,4 +1,4 @@
-"""What is recorded, what the next run makes of it, and what is never lost."""
+"""What the manifest records, how the next run uses it, and what is never lost."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ MANIFEST = Path("out/.cfrestore.jsonl")
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with three pictures of one face each."""
+    """The working folder, with three pictures of one face each."""
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for index, name in enumerate("abc"):
@@ -123,7 +123,7 @@ def test_other_settings_are_done_anew_and_their_results_replace_ours() -> None:
     assert statuses(Shop(0.5)()) == ["done"] * 3
     settings = {line["settings"] for line in lines()}
     assert len(settings) == 2
-    # What does not change results is no setting.
+    # Options that do not change results are not settings.
     pipeline = Pipeline(StubNetwork(lambda x: -x), StubDetector(face_at(4, 4, 32)))
     (one, two) = (pipeline.restoring(Options(batch_size=size)).settings for size in (1, 7))
     assert one == two
@@ -188,7 +188,7 @@ def test_what_is_kept_beside_results_is_taken_up_too() -> None:
     shop = Shop()
     shop(kept=[CROPS, COMPARED])
     assert statuses(shop(kept=[CROPS, COMPARED])) == ["unchanged"] * 3
-    assert statuses(shop()) == ["done"] * 3  # which asks for something else
+    assert statuses(shop()) == ["done"] * 3  # these settings differ
     assert statuses(shop(kept=[CROPS, COMPARED])) == ["unchanged"] * 3
     Path("out/cropped_faces/b_00.png").unlink()
     assert statuses(shop(kept=[CROPS, COMPARED])) == ["unchanged", "done", "unchanged"]
@@ -325,7 +325,7 @@ def test_in_place_a_picture_is_restored_once() -> None:
 
 
 class Full:
-    """A disk that is full after so many bytes."""
+    """A disk that is full after a given number of bytes."""
 
     def __init__(self, room: int) -> None:
         self.room = room

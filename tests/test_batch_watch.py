@@ -1,4 +1,4 @@
-"""A folder that is watched."""
+"""Watching a folder for new pictures."""
 
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,13 @@ LOOK = partial(plan, ["in"], "out", isolate=True)
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder, with an empty one in it."""
+    """The working folder, with an empty folder in it."""
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
 
 
 class Days:
-    """What happens between looks; the watch ends with the last of them."""
+    """Events between looks at the folder; watching ends after the last one."""
 
     def __init__(self, *events: object) -> None:
         self.events = list(events)

@@ -68,7 +68,7 @@ def test_every_option_reaches_the_pipeline(
         " --weights-dir folder --parser p --batch-size 3 --faces 1,0 --min-face 9 --max-face 90"
     )
     words += " --draw-box --det-threshold 0.4 --precision bf16 --code-precision fp32"
-    assert cfrestore_(*words.split(), "--strict").code == 1  # as there is no face 0, nor 1
+    assert cfrestore_(*words.split(), "--strict").code == 1  # as there is neither face 0 nor face 1
     others = {"threshold": 0.4, "precision": "bf16", "code_precision": "fp32", "compile": False}
     others |= {"task": "restoration", "backend": "torch", "aligned": False}
     assert seen["load"] == ("m", "d", "cpu", Path("p"), others)
@@ -189,12 +189,12 @@ def test_the_words_of_the_published_command_do_the_same(cfrestore_: Command) -> 
     assert Path("out/a_x.png").read_bytes() == Path("out2/a_x.png").read_bytes()
 
 
-# Weights that are to be fetched
+# Weights to be fetched
 
 
 @dataclass
 class Supplied:
-    """What was asked for, and whether the published weights are there afterwards."""
+    """Records the requests, and whether the published weights exist afterwards."""
 
     asked: list[tuple[str, bool]]
     published: bool = False

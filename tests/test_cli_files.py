@@ -1,4 +1,4 @@
-"""Where pictures come from and go to, and as what they are written."""
+"""Where pictures are read from and written to, and in which format."""
 
 import io
 import os
@@ -80,7 +80,7 @@ def test_a_list_from_stdin_of_one_name_still_gives_a_folder(
 def test_a_tree_is_found_and_restored_twice(
     cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `find . -name '*.png' -print0 | cfrestore --files-from - -0 -o restored/`."""
+    """Like `find . -name '*.png' -print0 | cfrestore --files-from - -0 -o restored/`."""
     make("a/x.png", "b/x.png", "y.png")
     before = names(".")
 
@@ -348,7 +348,7 @@ def test_a_folder_is_watched_until_interrupted(
 
 @pytest.fixture
 def shell(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an old photograph in it, where `cfrestore` is the command."""
+    """A folder with an old photograph, in which `cfrestore` runs the command."""
     monkeypatch.chdir(tmp_path)
     Path("old.jpg").write_bytes((repository / "examples/collins.jpg").read_bytes())
     command = Path("bin/cfrestore")

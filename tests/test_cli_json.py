@@ -22,7 +22,7 @@ ROW = re.compile(r"\| `(\w+)` \|")
 
 
 def table(repository: Path, head: str) -> list[str]:
-    """The first column of the table in the document that has this head."""
+    """The first column of the document's table with this head."""
     text = (repository / "docs/json.md").read_text(encoding="utf-8")
     lines = text.split(f"| {head} |")[1].splitlines()[2:]
     found = [ROW.match(line) for line in lines[: lines.index("")]]
@@ -39,7 +39,7 @@ def promised(repository: Path) -> list[str]:
 
 
 def check(record: dict[str, Any], promised: list[str], repository: Path) -> None:
-    """Holds a record to what the document promises."""
+    """Checks a record against the document."""
     assert list(record) == promised
     assert record["schema"] == SCHEMA == 1
     assert record["status"] in ("done", "unchanged", "failed", "planned")
@@ -112,7 +112,7 @@ def test_a_large_face_says_what_was_kept_or_why_it_was_left_alone(
     assert (large["detail_kept"], small["detail_kept"]) == (None, None)
     (again,) = records(cfrestore_(*words).out)
     assert (again["status"], again["faces"]) == ("unchanged", record["faces"])
-    (other,) = records(cfrestore_(*words, "--max-face", "none").out)  # what is asked for counts
+    (other,) = records(cfrestore_(*words, "--max-face", "none").out)  # what was asked for counts
     assert other["status"] == "done"
     large, small = other["faces"]
     assert (large["status"], large["softened"]) == ("restored", False)

@@ -1,4 +1,4 @@
-"""Flags, above variables, above cfrestore.toml, above what is by default."""
+"""Options take precedence over variables, these over cfrestore.toml, and that over defaults."""
 
 import os
 import re
@@ -29,7 +29,7 @@ RESERVED_VALUES = {
 
 @pytest.fixture
 def seen(cfrestore_: Command, monkeypatch: pytest.MonkeyPatch) -> list[Options]:
-    """What the pipeline is asked for."""
+    """The options that the pipeline receives."""
     asked: list[Options] = []
     restoring = Pipeline.restoring
 
@@ -70,7 +70,7 @@ def test_a_variable_switches_a_flag_off_that_the_file_switches_on(
     Path("cfrestore.toml").write_text("draw-box = true")
     monkeypatch.setenv("CFRESTORE_DRAW_BOX", value)
     assert cfrestore_("a.png").code == 0
-    assert seen[0].draw_box is (value == "")  # an empty variable says nothing
+    assert seen[0].draw_box is (value == "")  # an empty variable has no effect
 
 
 def test_a_variable_that_makes_no_sense_is_refused(
@@ -94,7 +94,7 @@ def test_a_variable_that_makes_no_sense_is_refused(
 
 @pytest.mark.parametrize("app", [restore.app, inpaint.app])
 def test_every_option_has_its_variable(app: typer.Typer) -> None:
-    """Each is asked for by its name; only what shows something and ends has none."""
+    """Each is named after its option; only options that show something and exit have none."""
     command: Any = typer.main.get_command(app)
     options = [option for option in command.params if option.param_type_name == "option"]
     silent = [option.name for option in options if not option.allow_from_autoenv]
@@ -144,7 +144,7 @@ def test_a_file_cannot_have_originals_replaced(cfrestore_: Command) -> None:
 def test_a_file_found_in_the_working_folder_may_not_say_what_is_read_and_sent_where(
     cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """That folder may be somebody else's; a file that is named, and the user's own, may."""
+    """The working folder may be somebody else's; the user's own or a named file may set it."""
     key, value = name.replace("_", "-"), RESERVED_VALUES[name]
     Path("cfrestore.toml").write_text(f"{key} = {value}\n")
     make("a.png")
@@ -221,7 +221,7 @@ def test_every_shared_option_can_be_set(tmp_path: Path) -> None:
         read_settings(path)
 
 
-# Variables that were there before
+# Older variables
 
 
 def test_the_folder_of_weights_may_be_told_in_each_way(

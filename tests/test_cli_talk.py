@@ -1,4 +1,4 @@
-"""What is said while the work is done, to whom, and how the command ends."""
+"""Messages during the work, where they go, and exit codes."""
 
 import os
 import re
@@ -88,7 +88,7 @@ def test_faces_that_lost_detail_are_told() -> None:
 
 
 def on_terminal(capture: Any, **environment: str) -> str:
-    """What a bar looks like to the end."""
+    """The progress bar's output, up to the end."""
     from rich.console import Console
 
     console = Console(

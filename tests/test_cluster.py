@@ -1,4 +1,4 @@
-"""The same batch on a Ray cluster: one of two cores, started and stopped here, with the command."""
+"""The same batch on a Ray cluster of two cores, started and stopped here by the command."""
 
 import json
 import os
@@ -33,7 +33,7 @@ WAIT = 300  # seconds until a test that would hang fails
 
 
 def environment(**others: str) -> dict[str, str]:
-    """What commands are to be told: no reports to Ray's makers, this code, one thread."""
+    """The environment of commands: no usage reports by Ray, this code, one thread."""
     return {
         **os.environ,
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -44,7 +44,7 @@ def environment(**others: str) -> dict[str, str]:
 
 
 def workers_of(session: str, title: str = "") -> list[int]:
-    """Processes of a cluster, by the folder that its session is told to use."""
+    """Processes of a cluster, found by its session's folder."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -70,7 +70,7 @@ class Cluster:
         return [sys.executable, "-m", "cfrestore", *words, *engine]
 
     def actors(self) -> list[int]:
-        """Processes of actors that have a pipeline."""
+        """Processes of the actors that have a pipeline."""
         return workers_of(self.mark, "Painting")
 
 
@@ -114,7 +114,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def ready(here: Path) -> Iterator[None]:
-    """The folder has a network; torch has one thread, as there."""
+    """The folder has a network; torch has one thread, as on the cluster."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     save_network(Path("tiny.safetensors"), small_network())
@@ -123,7 +123,7 @@ def ready(here: Path) -> Iterator[None]:
 
 
 def manifest(folder: str) -> dict[str, Any]:
-    """What is recorded in a folder, but for what differs from run to run: times."""
+    """A folder's manifest, without the times, which differ from run to run."""
     found = {}
     for name, records in Manifest.read(Path(folder)).records.items():
         (record,) = records
@@ -133,7 +133,7 @@ def manifest(folder: str) -> dict[str, Any]:
 
 
 def records(out: str, folder: str) -> dict[str, dict[str, Any]]:
-    """Lines of JSON by their inputs, but for times and the folder of results."""
+    """Records by their inputs, without times and the folder of results."""
     found = {}
     for line in out.splitlines():
         record = json.loads(line.replace(f'"{folder}/', '"out/'))
@@ -172,7 +172,7 @@ def test_one_process_four_shards_and_a_cluster_give_the_same(
     assert found["in/bad.png"]["code"] == "unreadable"
     assert "24 of 25 pictures written, 1 failed" in many.stderr
 
-    # What is done is not done again, whoever did it.
+    # Finished work is not repeated, whoever did it.
     Path("many/003.png").unlink()
     before = {path: path.stat().st_mtime_ns for path in Path("many").glob("*.png")}
     again = records(run(cluster.command("in", "-o", "many/", *WORDS)).stdout, "many")
@@ -181,7 +181,7 @@ def test_one_process_four_shards_and_a_cluster_give_the_same(
     assert contents("many") == contents("one")
     third = records(local("in", "-o", "many/", *WORDS).out, "many")
     assert {record["status"] for record in third.values()} == {"unchanged", "failed"}
-    # With other settings all is, and what was edited since is not lost.
+    # With other settings it is, but results edited since then are not lost.
     Path("many/005.png").write_bytes(b"mine")
     other = records(run(cluster.command("in", "-o", "many/", "--w", "0", *WORDS)).stdout, "many")
     codes = {path: record["code"] for path, record in other.items() if record["code"]}
@@ -320,7 +320,7 @@ def test_pictures_behind_urls_are_restored_as_others_are(
 def test_a_folder_behind_a_url_looks_like_one_here(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """With memory://, which no other process sees: fetched, restored and sent by this one."""
+    """With memory://, which no other process sees: this one fetches, restores and sends."""
     fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
     memory = fsspec.filesystem("memory")
     make_pictures(3, 24, 30)

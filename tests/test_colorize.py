@@ -1,4 +1,4 @@
-"""Faces given colours: the library, then the command."""
+"""Colouring faces: the library, then the command."""
 
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str]]:
-    """Exit code of `cfrestore colorize` and the lines that it said."""
+    """Exit code of `cfrestore colorize` and the lines that it printed."""
     result = Command(capsys)("colorize", "--device", "cpu", *words)
     return result.code, result.err.splitlines()
 

@@ -1,4 +1,4 @@
-"""Bad input, on purpose: every file of the corpus gives what docs/formats.md says it gives."""
+"""Bad input: every file of the corpus gives the result stated in docs/formats.md."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_source_that_fails_midway_is_named() -> None:
 
 
 def run(program: str, cwd: Path, **settings: Any) -> str:
-    """What a program of its own says."""
+    """The output of a program in its own process."""
     head = "import sys; from cfrestore.errors import *; from cfrestore.image import *\n"
     code = head + textwrap.dedent(program)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -202,7 +202,7 @@ def test_a_folder_that_may_not_be_written_to(
     folder = tmp_path / "locked"
     folder.mkdir()
     folder.chmod(0o500)
-    if os.geteuid() == 0:  # to whom nothing is forbidden
+    if os.geteuid() == 0:  # root may do everything
 
         def refuse(path: Path, mode: str) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

@@ -24,7 +24,7 @@ def test_colours_are_kept_where_the_model_asks_for_it() -> None:
     shifted = np.clip(original.astype(int) + shift + detail, 0, 255).astype(np.uint8)
     kept = keep_colours(shifted, original)
     left = kept.mean((0, 1)) - original.mean((0, 1))
-    assert np.abs(left - shift / 10).max() < 1  # a tenth is the network's
+    assert np.abs(left - shift / 10).max() < 1  # a tenth comes from the network
     assert np.corrcoef(kept[..., 1].ravel(), detail.ravel())[0, 1] > 0.95
     assert (keep_colours(original, original) == original).all()
 
@@ -82,7 +82,7 @@ def detailed(side: int = 128) -> Levels:
 
 
 def bump(side: int = 128) -> NDArray[np.float64]:
-    """Structure where the network is mistaken, wider than the blur and narrower than low."""
+    """Structure where the network is wrong, wider than the blur and narrower than low."""
     y, x = np.mgrid[:side, :side] - side / 2
     return np.asarray(40 * np.exp(-(x**2 + y**2) / (2 * 4**2)))
 
@@ -111,7 +111,7 @@ def test_noise_and_colours_of_the_original_are_not_put_in() -> None:
     original = (blurred(face, 3) + noise).clip(0, 255).astype(np.uint8)
     added = back_project(face, original, 1).astype(float) - back_project(face, blurred(face, 3), 1)
     assert added.std() < 12 / 8
-    assert np.ptp(added, axis=2).max() <= 1  # brightness only, but for rounding
+    assert np.ptp(added, axis=2).max() <= 1  # brightness only, except for rounding
     tinted = np.clip(face + np.array([30.0, 0, -30]), 0, 255).astype(np.uint8)
     assert np.abs(back_project(face, tinted, 1).astype(int) - face).mean() < 1
 
@@ -125,7 +125,7 @@ def test_a_crop_that_is_its_original_stays_and_so_does_one_without_structure() -
 
 @pytest.mark.parametrize("config", [{}, {"back_projection": 1.0}])
 def test_the_pipeline_projects_back_in_proportion_to_w(config: dict[str, float]) -> None:
-    network = StubNetwork(lambda x: x.flip(-1))  # mistaken everywhere
+    network = StubNetwork(lambda x: x.flip(-1))  # wrong everywhere
     network.config = replace(network.config, **config)
     pipeline, photo = Pipeline(network, StubDetector(face_at(0, 0, 32))), Photo(picture(32, 32))
     mirrored = photo.pixels[:, ::-1].astype(int)

@@ -94,7 +94,7 @@ def test_jpeg_is_close_to_a_real_encoder(quality: int) -> None:
 
 
 def test_a_face_does_not_depend_on_its_batch() -> None:
-    """The canvas grows with the largest face of a batch; a smaller one must not notice."""
+    """The canvas grows with the largest face of a batch; this must not affect smaller ones."""
     fixed = Degradation((1, 1), (4, 4), (0, 0), (50, 50), kernel_size=9)
     clean = smooth_faces(3)
     together = degrade(clean, fixed, seeded())

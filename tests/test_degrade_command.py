@@ -1,4 +1,4 @@
-"""The command `cfrestore degrade`: each face by what its name draws, and nothing lost."""
+"""The command `cfrestore degrade`: damage depends on the face's name, and nothing is lost."""
 
 import json
 import shutil

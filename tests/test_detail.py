@@ -1,4 +1,4 @@
-"""Faces larger than the crop: what is measured of them, what is kept, and which are left alone."""
+"""Faces larger than the crop: what is measured, what is kept, and which are left alone."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_sharp_and_blurred_are_told_apart_whatever_the_size(side: int) -> None:
     for blur in (1, 2, 3):  # px of the crop
         soft = measured(blurred(sharp, blur * side / 128), 128, side)
         assert soft.sharpness < 0.4 * measured(sharp, 128, side).sharpness
-        assert side == 160 or not soft.sharp  # of which there is but a third of an octave more
+        assert side == 160 or not soft.sharp  # which has only a third of an octave more
 
 
 @pytest.mark.parametrize("sigma", [6, 12, 25])
@@ -112,7 +112,7 @@ def paste(
     scale: int = 1,
     times: int = 1,
 ) -> NDArray:
-    """Pastes faces of 400 px on each other, brighter than their crops by so much."""
+    """Pastes faces of 400 px onto each other, each brighter than its crop by a given amount."""
     plain = align_face(pixels, face_at(30, 20, 400), size)
     share = None if kept is None else np.full((size, size), kept, np.float32)
     aligned = AlignedFace(plain.crop, plain.to_crop, plain.face, share)
@@ -158,7 +158,7 @@ def test_faces_on_one_another_do_not_add_up(scale: int) -> None:
     assert np.abs(once[inner].astype(int) - twice[inner]).max() <= 1
 
 
-# What becomes of faces
+# Results for faces
 
 
 def pipeline(*faces: object, paint: object = None) -> Pipeline:
@@ -174,7 +174,7 @@ def test_a_sharp_large_face_is_left_alone_with_its_reason() -> None:
     assert isinstance(large, SkippedFace)
     assert large.reason == TOO_SHARP
     assert isinstance(small, RestoredFace)
-    assert len(restore.network.calls) == 1  # what is left alone costs no painting
+    assert len(restore.network.calls) == 1  # faces that are left alone are not painted
     for limit in (None, 500):
         everything = restore(photo, Options(max_face=limit))
         assert len(everything.restored) == 2
@@ -233,7 +233,7 @@ def test_the_limit_is_part_of_the_settings_of_a_batch() -> None:
 
 
 def test_real_photographs_sharp_and_damaged(shared: Path) -> None:
-    """A sharp one comes back as it was; a damaged one is restored, and sharper than it came."""
+    """A sharp one is returned unchanged; a damaged one is restored, and becomes sharper."""
     path = shared / "faces" / "valid-512" / "neutral_front__007_03.jpg"
     sharp = read_photo(path).pixels
     network = load_codeformer(shipped(), "cpu")
@@ -267,6 +267,6 @@ def test_a_restored_sharp_photograph_is_nearer_to_what_it_was(shared: Path) -> N
 
 
 def gradient(pixels: NDArray[np.uint8]) -> float:
-    """Mean gradient of the face, in levels a pixel."""
+    """Mean gradient of the face, in levels per pixel."""
     luma = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)[120:440, 130:380]
     return float(np.hypot(*np.gradient(luma)).mean())

@@ -169,7 +169,7 @@ def test_two_calls_give_the_same_faces(detector, portraits):
 
 
 def test_faces_too_small_to_restore_are_left_out(mobilenet, portraits):
-    # RetinaFace enlarges this to 640 px, where the face is large; here its eyes are 4 px apart.
+    # RetinaFace enlarges this to 640 px, where the face is large; its eyes are 4 px apart here.
     tiny = np.full((40, 40, 3), 210, np.uint8)
     tiny[8:24, 8:24] = cv2.resize(portraits[0], (16, 16), interpolation=cv2.INTER_AREA)
     assert mobilenet(tiny) == ()

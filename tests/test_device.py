@@ -89,7 +89,7 @@ def test_faces_are_parsed_in_bf16_where_the_processor_has_it(monkeypatch, answer
     assert choose_parsing_precision("fp16", CPU) is Precision.BF16
     assert choose_parsing_precision("fp32", CPU) is Precision.FP32
     assert choose_parsing_precision("auto", torch.device("cuda")) is Precision.FP32
-    monkeypatch.delattr(torch.cpu, answer)  # a torch that cannot tell
+    monkeypatch.delattr(torch.cpu, answer)  # a torch version that cannot tell
     assert choose_parsing_precision("auto", CPU) is Precision.FP32
 
 
@@ -129,14 +129,14 @@ except ZeroDivisionError:
     [
         "",
         "torch.set_float32_matmul_precision('high')",
-        # What the second of these sets, torch 2.9 and later alone read.
+        # Only torch 2.9 and later read what the second of these sets.
         "torch.backends.cudnn.allow_tf32 = False; torch.backends.fp32_precision = 'tf32'",
     ],
 )
 def test_float32_is_float32_in_inference_whatever_the_host_program_set(
     host: str, repository: Path
 ) -> None:
-    # In a process of its own, because torch may not forget which of its switches were used.
+    # In a separate process, because torch may remember which of its switches were used.
     done = subprocess.run(
         [sys.executable, "-c", TF32.format(host=host)],
         cwd=repository,

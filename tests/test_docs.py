@@ -1,4 +1,4 @@
-"""What the documents say about tests is held to the tests."""
+"""Checks the documents against the tests and the help."""
 
 import ast
 import re
@@ -28,7 +28,7 @@ def parity(repository: Path) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of every row of every table, without heads and rules."""
+    """The cells of every row of every table, without heads and separators."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [row for row in cells if row[0] != "what" and set(row[0]) != {"-"}]

@@ -165,7 +165,7 @@ def test_a_missing_package_is_a_finding(
 ) -> None:
     monkeypatch.setitem(sys.modules, doctor.PACKAGES[name], None)
     report = examine()
-    # MTCNN's weights come with facenet-pytorch, and with 4 weights are missing.
+    # MTCNN's weights come with facenet-pytorch; exit code 4 means that weights are missing.
     assert report.exit_code == (4 if name == "facenet-pytorch" else 1)
     (package,) = (package for package in report.packages if package.error)
     assert package.name == name
@@ -188,7 +188,7 @@ def test_a_fresh_process_without_a_package_shows_no_traceback(machine: Path, abs
 
 
 def test_a_package_may_break_in_any_way(monkeypatch: pytest.MonkeyPatch, machine: Path) -> None:
-    """As torchvision does beside another torch than its own."""
+    """As torchvision does with another version of torch than its own."""
     (machine / "broken.py").write_text("raise RuntimeError('operator nms does not exist')")
     monkeypatch.syspath_prepend(machine)
     assert doctor._package("broken", "broken").error == "operator nms does not exist"

@@ -1,4 +1,4 @@
-"""The command, with the shipped weights, on a real face that was degraded here."""
+"""The command, with the shipped weights, on a real face that the test degrades."""
 
 import io
 from dataclasses import replace
@@ -29,7 +29,7 @@ def clean() -> Pixels:
 
 @pytest.fixture(scope="module")
 def degraded(clean: Pixels) -> Pixels:
-    """Blurred, noisy, compressed: four times reduced, as far as the face can still be found."""
+    """Blurred, noisy, compressed and reduced to a quarter, while the face can still be found."""
     damage = replace(SMALL.scaled(128), downsample=(3, 3), noise=(12, 12), jpeg_quality=(60, 60))
     batch = torch.from_numpy(clean).permute(2, 0, 1)[None].float() / 255
     out = degrade(batch, damage, torch.Generator().manual_seed(0))
@@ -109,7 +109,7 @@ def test_everyone_in_a_group_is_restored(shared: Path, tmp_path: Path) -> None:
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=50)
     worse = read_photo(data.getvalue()).pixels
-    restored = restore(np.asarray(worse), tmp_path, "--max-face", "none")  # some are sharp still
+    restored = restore(np.asarray(worse), tmp_path, "--max-face", "none")  # some are still sharp
     changed = (restored != worse).any(axis=2)
     for landmarks in people:
         x, y = landmarks.mean(axis=0).astype(int)

@@ -75,13 +75,13 @@ def person(repository: Path) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    """What judges where no weights but MTCNN's are."""
+    """A judge that has no weights but MTCNN's."""
     return Judge()
 
 
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No face is found anywhere, which is quick, in pictures that are none of faces."""
+    """Detection finds no face anywhere, which is fast, for pictures that show none."""
     monkeypatch.setattr("cfrestore.evaluate.networks.load_detector", lambda name: StubDetector())
 
 
@@ -298,7 +298,7 @@ def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(kind, "load_state_dict", lambda self, state: None)
         network = kind("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
-    for layer in network.modules():  # else what they make of a face is nothing in the end
+    for layer in network.modules():  # otherwise their outputs vanish in the end
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight)
     torch.save(network.state_dict(), path)
@@ -322,7 +322,7 @@ def test_fid_is_the_distance_of_what_inception_makes_of_faces(
         for folder in ("noisy", "clean")
     ]
     assert features[0].shape == (3, 2048)
-    axes = np.linalg.qr(np.concatenate(features).T)[0]  # they differ in these alone
+    axes = np.linalg.qr(np.concatenate(features).T)[0]  # they differ only in these
     parts = [Statistics.of(list(table @ axes)) for table in features]
     expected = frechet_distance(*parts)
     assert expected > 1e-3 * np.trace(parts[1].covariance)
@@ -888,7 +888,7 @@ def test_the_shipped_weights_restore_a_damaged_face(
     assert rows["w = 0"]["found"] == 1
     assert rows["w = 0"]["sharpness"] > rows["input"]["sharpness"]
     assert rows["w = 1"]["psnr"] > rows["w = 0"]["psnr"]
-    assert rows["autoencoder"]["psnr"] > rows["w = 0"]["psnr"]  # the same painting of better codes
+    assert rows["autoencoder"]["psnr"] > rows["w = 0"]["psnr"]  # the same, from better codes
     assert record["metrics"]["lmd"]["computed"]
     assert record["metrics"]["lmd"]["files"]["onet"]["sha256"]
 

@@ -1,4 +1,4 @@
-"""Exported networks: what is in the file, and that both runtimes make of it what torch does."""
+"""Exported networks: the contents of the file, and that both runtimes agree with torch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ each_backend = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module", autouse=True)
 def _each_network_is_exported_once() -> Iterator[None]:
-    """Exporting takes a quarter of a minute even of a small network."""
+    """Exporting even a small network takes a quarter of a minute."""
     make_, made = export.export, {}
 
     def export_(
@@ -66,7 +66,7 @@ def _each_network_is_exported_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small random network, and the same exported."""
+    """Weights of a small random network, and the exported network."""
     folder = tmp_path_factory.mktemp("exported")
     weights = save_network(folder / "small.safetensors", small_network())
     export.write(export_file(weights), folder / "small.onnx")
@@ -417,7 +417,7 @@ def test_the_command_exports_compares_and_restores(
         result = cfrestore_(*words, "--model", model, "--backend", backend, "-o", f"{model}.png")
         assert result.code == 0
         assert f'"backend": "{backend}"' in result.out
-        assert '"confidence": null' in result.out  # the graph does not tell, so nothing is said
+        assert '"confidence": null' in result.out  # the graph does not report it, so it is null
         ours, theirs = (read_photo(name).pixels for name in ("torch.png", f"{model}.png"))
         assert np.abs(ours.astype(int) - theirs).max() <= 1
     xmp = read_photo("small.onnx.png").xmp or b""

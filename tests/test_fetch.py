@@ -1,4 +1,4 @@
-"""Fetching from a server that misbehaves. No other server is ever asked."""
+"""Fetching from a server that misbehaves. No other server is ever contacted."""
 
 import errno
 import hashlib
@@ -41,12 +41,12 @@ OTHER_SHA256 = hashlib.sha256(OTHER).hexdigest()
 
 @dataclass
 class Store:
-    """An empty store, and a table of the one file `weights`, which the server has.
+    """An empty store, and a table with the single file `weights`, which the server has.
 
     Attributes:
         folder: where the file will be.
-        server: which has it.
-        said: the remarks of the fetches so far.
+        server: the server that has it.
+        said: the messages of the fetches so far.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class Store:
         self.monkeypatch.setattr(table, "WEIGHT_FILES", (row,))
 
     def hurry(self) -> None:
-        """Shortens the patience with servers that hang."""
+        """Shortens the timeouts for servers that hang."""
         self.monkeypatch.setattr(transport, "OPEN_SECONDS", 0.3)
         self.monkeypatch.setattr(transport, "SILENCE_SECONDS", 0.3)
 
@@ -79,7 +79,7 @@ class Store:
         return fetch("weights", lambda progress: self.said.append(progress.remark))
 
     def fails(self, kind: type[WeightsError] = WeightsError) -> str:
-        """Fetches in vain; the one sentence of the error. Nothing is left that would be used."""
+        """Fetches in vain; returns the error's sentence. Checks that no file is left to use."""
         with pytest.raises(kind) as error:
             self.fetch()
         assert not self.file.exists()
@@ -103,7 +103,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         yield made
 
 
-# What goes well
+# Success
 
 
 def test_a_file_is_fetched_once(store: Store, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_part_is_continued_by_the_second_source(store: Store) -> None:
     assert store.server.asked[-1] == ("/second", "bytes=1000-")
 
 
-# Trouble that passes
+# Temporary problems
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_attempts_that_bring_the_same_again_do_count(
     assert len(store.server.asked) == 4
 
 
-# Trouble that does not pass
+# Permanent problems
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def test_a_read_only_file_system_is_told(store: Store, monkeypatch: pytest.Monke
     def refuse(*_arguments: object, **_options: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(os, "open", refuse)  # which locks are made with
+    monkeypatch.setattr(os, "open", refuse)  # which creates locks
     assert "Read-only file system" in store.fails()
 
 
@@ -458,7 +458,7 @@ def test_a_wrong_file_in_the_way_is_not_replaced_until_it_is_removed(store: Stor
     assert store.fetch().read_bytes() == CONTENT
 
 
-# No digest on record
+# No recorded digest
 
 
 def test_without_a_digest_on_record_the_first_is_pinned(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""The kernels for CUDA, against torch's group norm: on a card, else in Triton's interpreter."""
+"""The CUDA kernels against torch's group norm: on a GPU, else in Triton's interpreter."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def drawn(generator: torch.Generator, device: str, *shape: int) -> torch.Tensor:
 
 
 def compare(device: str, silu: bool, kind: torch.dtype) -> None:
-    """Values, and gradients of everything that has one, in units of their largest."""
+    """Compares values and all gradients, in units of the largest."""
     from cfrestore.models.fused import group_norm
 
     for batch, channels, height, width, groups in SHAPES:
@@ -56,7 +56,7 @@ def test_values_and_gradients_on_a_card(silu: bool, kind: torch.dtype) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("silu", [False, True])
 def test_values_and_gradients_in_the_interpreter(silu: bool) -> None:
-    """In a process of its own: Triton asks for the variable when it is imported."""
+    """In a separate process: Triton reads the variable when it is imported."""
     code = f"import torch, test_fused; test_fused.compare('cpu', {silu}, torch.float32)"
     paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])  # noqa: PTH120
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}

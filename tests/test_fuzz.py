@@ -1,4 +1,4 @@
-"""Files damaged at random: nothing but ImageError comes out, soon, quietly, in little memory."""
+"""Files damaged at random raise only ImageError: quickly, quietly and in little memory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def test_nothing_but_image_errors_comes_out_of_damaged_files() -> None:
     assert result["read"] + result["refused"] == COUNT
     assert result["read"] > COUNT / 10 and result["refused"] > COUNT / 10
     assert result["kinds"] > 80
-    assert result["grown"] < 200  # MB; the largest picture that is allowed takes 4
-    # Decoders of AVIF, and of PNG inside OpenCV, say something on stderr now and then.
+    assert result["grown"] < 200  # MB; the largest allowed picture takes 4
+    # The decoders of AVIF, and of PNG in OpenCV, sometimes print to stderr.
     assert len(done.stderr.splitlines()) < COUNT / 200, done.stderr[:3000]

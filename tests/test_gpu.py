@@ -1,4 +1,4 @@
-"""What a CUDA device must do beyond what other files ask of every device."""
+"""What CUDA devices must do, beyond the tests for every device in other files."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture(scope="module")
 def faces(repository: Path, network: CodeFormer) -> list[AlignedFace]:
-    """Forty crops, no two alike: one face, shifted, darkened, and made noisy."""
+    """Forty different crops of one face, shifted, darkened, and made noisy."""
     side = network.config.image_size
     example = read_photo(repository / "examples/collins.jpg").pixels
     example = cv2.resize(example, (side, side), interpolation=cv2.INTER_AREA)
@@ -60,7 +60,7 @@ def network() -> CodeFormer:
 
 @pytest.fixture
 def painter(network: CodeFormer) -> Iterator[Callable[..., Painter]]:
-    """Makes painters of the shipped network on the card, in batches of 8 unless said otherwise."""
+    """Makes painters of the shipped network on the GPU, by default with batches of 8."""
     torch._dynamo.reset()
 
     def make(batch_size: int = 8, **how: Any) -> Painter:
@@ -96,7 +96,7 @@ def test_codes_in_float32_are_those_of_the_cpu(
 ) -> None:
     on_card = codes_of(network, faces, Precision.FP32)
     on_cpu = codes_of(load_codeformer(shipped()), faces, Precision.FP32)
-    assert (on_card == on_cpu).double().mean() >= 0.999  # two may be as likely as each other
+    assert (on_card == on_cpu).double().mean() >= 0.999  # two codes may be equally likely
 
 
 def test_nearly_all_codes_in_tf32_are_those_in_float32(
@@ -148,7 +148,7 @@ def test_faces_together_are_faces_alone(
     )
     worst = np.abs(together - alone).max((1, 2, 3))
     allowed = {Precision.FP32: 1, Precision.TF32: 2, Precision.FP16: 3, Precision.BF16: 8}
-    assert (worst <= allowed[precision]).sum() >= 15  # a code may be as likely as another
+    assert (worst <= allowed[precision]).sum() >= 15  # two codes may be equally likely
 
 
 @pytest.mark.slow

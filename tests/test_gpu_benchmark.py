@@ -1,4 +1,4 @@
-"""The benchmark for a card, where there is none."""
+"""The GPU benchmark, on a machine without a GPU."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr("sys.argv", ["gpu.py", *words])
-    monkeypatch.setattr(gpu, "autotune", lambda: None)  # it is for the whole process
+    monkeypatch.setattr(gpu, "autotune", lambda: None)  # it affects the whole process
     return gpu.main()
 
 

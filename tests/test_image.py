@@ -1,4 +1,4 @@
-"""Photographs in and out: nothing lost, nothing half read, nothing half written."""
+"""Reading and writing photographs: nothing is lost, half read or half written."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ needs_heif = pytest.mark.skipif("HEIF" not in READABLE, reason="pillow-heif is n
 
 
 def exif_block(orientation: int = 1, order: str = "<") -> bytes:
-    """An EXIF block written by hand: orientation, a camera, a maker's note full of odd bytes."""
+    """An EXIF block written by hand: orientation, a camera, a maker note full of odd bytes."""
     note = bytes(range(256))
     make = b"Kamera & Sohn\0"
     make_at = 8 + 2 + 3 * 12 + 4
@@ -306,7 +306,7 @@ def test_gif_holds_only_full_transparency() -> None:
 def test_gray_keeps_its_transparency(format: str) -> None:
     if missing_codec(format):
         pytest.skip(f"{format} needs {missing_codec(format)}")
-    gray = np.arange(32 * 64).reshape(32, 64).astype(np.uint8)  # all there are
+    gray = np.arange(32 * 64).reshape(32, 64).astype(np.uint8)  # all levels
     alpha = np.full(gray.shape, 255, np.uint8)
     alpha[:3] = 0
     buffer = io.BytesIO()
@@ -361,7 +361,7 @@ def test_cmyk_without_a_profile_is_the_plain_complement(format: str) -> None:
 def test_cmyk_goes_through_its_profile() -> None:
     inks = Image.fromarray(np.full((16, 16, 4), (0, 255, 0, 0), np.uint8), "CMYK")
     back = read_photo(saved(inks, "TIFF", icc_profile=cmyk_profile()))
-    # This profile knows no magenta: its inks darken all three channels alike, to half.
+    # This profile has no magenta: its inks darken all three channels equally, to half.
     red, green, blue = back.pixels[8, 8].astype(int)
     assert max(abs(red - green), abs(green - blue)) <= 2
     assert 100 < red < 220
@@ -371,7 +371,7 @@ def test_cmyk_goes_through_its_profile() -> None:
 
 
 def cmyk_profile() -> bytes:
-    """A minimal ICC v2 printer profile: any full ink is a middle gray (L* 60), none is white."""
+    """A minimal ICC v2 printer profile: any full ink is a middle gray (L* 60), no ink is white."""
     grid = np.full((2, 2, 2, 2, 3), (153, 128, 128), np.uint8)
     grid[0, 0, 0, 0] = (255, 128, 128)
     identity = np.tile(np.arange(256, dtype=np.uint8), 4).tobytes()
@@ -460,7 +460,7 @@ def test_sixteen_bit_tiff_kinds_of_other_writers() -> None:
 
 
 def test_a_fourth_channel_that_nothing_names_is_alpha() -> None:
-    """OpenCV writes it so."""
+    """OpenCV writes it this way."""
     samples = noise(5, 6, 4, dtype=np.uint16)
     photo = read_photo(cv2.imencode(".tif", samples[..., [2, 1, 0, 3]])[1].tobytes())
     assert np.array_equal(photo.pixels, samples[..., :3])
@@ -504,7 +504,7 @@ def test_sixteen_bit_tiff_in_every_arrangement(
 def test_sixteen_bit_tiff_in_every_usual_compression(method: int) -> None:
     colour = noise(37, 53, 3, dtype=np.uint16)
     kind = [cv2.IMWRITE_TIFF_COMPRESSION, method]
-    _, data = cv2.imencode(".tiff", colour[..., ::-1], kind)  # with differences, where it can
+    _, data = cv2.imencode(".tiff", colour[..., ::-1], kind)  # with a predictor if possible
     assert np.array_equal(read_photo(data.tobytes()).pixels, colour)
 
 
@@ -776,7 +776,7 @@ def test_pillows_own_limit_is_neither_used_nor_changed(monkeypatch: pytest.Monke
 
 
 class Pipe(io.RawIOBase):
-    """A stream that gives bytes in order and can do nothing else."""
+    """A stream that can only be read in order."""
 
     def __init__(self, data: bytes) -> None:
         self._rest = io.BytesIO(data)

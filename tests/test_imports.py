@@ -1,4 +1,4 @@
-"""The rooms of the house, and which may look into which; checked without importing anything."""
+"""Which part of the package may import which; checked without importing anything."""
 
 import ast
 import importlib
@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cfrestore"
 
-# Each room may import from the rooms above it; the data flow, from bytes to bytes, goes downwards.
+# Each room (module or sub-package) may import from those above it; data flows downwards.
 ORDER = (
     "errors",
     "files",
@@ -72,7 +72,7 @@ def files(*rooms: str) -> list[Path]:
 
 
 def imports(path: Path, *, types: bool = True) -> set[str]:
-    """Names of the modules a file imports, at its head or anywhere else in it."""
+    """Names of the modules that a file imports, at its top or anywhere else."""
     found: set[str] = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped: set[ast.AST] = set()
@@ -147,7 +147,7 @@ def test_only_one_file_speaks_of_devices() -> None:
 
 
 def loaded_by(*words: str) -> set[str]:
-    """The heavy modules that a fresh interpreter has loaded after these words."""
+    """The heavy modules that a fresh interpreter has loaded after running this code."""
     code = (
         "import sys\n"
         "try:\n"

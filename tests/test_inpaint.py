@@ -1,4 +1,4 @@
-"""Holes in faces filled: the library, then the command."""
+"""Filling holes in faces: the library, then the command."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ WHITE = np.uint8(255)
 
 
 def hole(height: int, width: int, *boxes: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    """Holes given as rows from, to, columns from, to."""
+    """A mask of holes, each given as (first row, end row, first column, end column)."""
     holes = np.zeros((height, width), bool)
     for top, bottom, left, right in boxes:
         holes[top:bottom, left:right] = True
@@ -43,7 +43,7 @@ def direct(network: CodeFormer, crop: NDArray[np.uint8], gap: NDArray[np.bool_])
 
 
 def teal() -> StubNetwork:
-    """Paints every face in one colour but for one corner."""
+    """A network that paints every face in one colour except for one corner."""
 
     def paint(x: Tensor) -> Tensor:
         y = torch.tensor([-0.5, 0.25, 0.5]).view(3, 1, 1).expand(x.shape).clone()
@@ -205,7 +205,7 @@ def test_a_face_that_fails_keeps_its_hole_which_is_counted() -> None:
 
 
 def test_colours_are_not_taken_from_the_hole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restoration with our own models keeps low frequencies, here those of a white hole."""
+    """Restoration with our own models keeps low frequencies, which here would be a white hole's."""
     network = teal()
     network.config = type(network.config).tiny()
     assert network.config.keep_colours
@@ -243,7 +243,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str]]:
-    """Exit code of `cfrestore inpaint` and the lines that it said."""
+    """Exit code of `cfrestore inpaint` and the lines that it printed."""
     result = Command(capsys)("inpaint", "--device", "cpu", *words)
     return result.code, result.err.splitlines()
 

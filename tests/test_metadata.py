@@ -1,4 +1,4 @@
-"""What goes with the pixels: kept, renewed or left out, and never silently."""
+"""Metadata is kept, updated or left out, but never silently."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PACKET = (
 
 
 def put(photo: Photo, format: str, **settings: Any) -> tuple[bytes, tuple[str, ...]]:
-    """What write_photo writes and what it says."""
+    """The bytes that write_photo writes, and its notes."""
     buffer = io.BytesIO()
     notes = write_photo(photo, buffer, format=format, **settings)
     return buffer.getvalue(), notes
@@ -63,7 +63,7 @@ def again(photo: Photo, format: str, **settings: Any) -> Photo:
 
 
 def records(packet: bytes | None) -> list[dict[str, str]]:
-    """The records of restorations in a packet, as a parser of XML finds them."""
+    """The records of restorations in a packet, as an XML parser finds them."""
     if packet is None:
         return []
     found = ElementTree.fromstring(packet).iter(f"{OURS}Restoration")
@@ -333,7 +333,7 @@ def test_texts_and_colours_of_a_png_are_kept(dtype: Any) -> None:
 
 
 def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
-    """A JPEG with segments of one's own behind its first."""
+    """A JPEG with the given segments after its first."""
     data = saved(Image.fromarray(picture()), "JPEG")
     extra = b"".join(struct.pack(">HH", 0xFF00 + kind, 2 + len(c)) + c for kind, c in segments)
     return data[:20] + extra + data[20:]
@@ -378,7 +378,7 @@ def test_an_extended_packet_and_further_pictures_are_said_to_be_gone() -> None:
 
 
 def with_thumbnail(exif: bytes, order: str, thumbnail: bytes, after: bytes = b"") -> bytes:
-    """An EXIF block of one directory with a second one for a small picture behind it."""
+    """An EXIF block with one directory, followed by a second one for a thumbnail."""
     tiff = bytearray(exif.removeprefix(EXIF_HEAD))
     second = len(tiff) + len(tiff) % 2
     tiff += bytes(len(tiff) % 2)
@@ -429,7 +429,7 @@ def test_the_small_pictures_in_xmp_go_and_nothing_else() -> None:
 
 
 def test_pages_that_overlap_are_counted_without_reading_them() -> None:
-    # Every fourth byte begins a page of 65,535 entries: a billion in all.
+    # Every fourth byte begins a page of 65,535 entries: a billion in total.
     starts = range(8, 8 + 4 * 20_000, 4)
     data = bytearray(b"II*\0" + struct.pack("<I", 8) + bytes(900_000))
     for start in starts:
@@ -439,7 +439,7 @@ def test_pages_that_overlap_are_counted_without_reading_them() -> None:
     assert count_pages(bytes(data)) == 20_000
 
 
-# ---- how finely
+# ---- quality
 
 
 def tables_of(data: bytes) -> tuple[list[list[int]], int]:
@@ -522,7 +522,7 @@ def test_inks_as_adobe_stores_them_and_as_luminance_and_chrominance() -> None:
     colours = np.full((16, 16, 3), (200, 90, 40), np.uint8)
     y, cb, cr = Image.fromarray(255 - colours).convert("YCbCr").split()
     black = Image.new("L", (16, 16), 255)
-    # Pillow stores CMYK inverted, as Adobe does, and cannot store YCCK but for the mark of it.
+    # Pillow stores CMYK inverted, as Adobe does, and can store only the mark of YCCK.
     parts = [part.point(lambda v: 255 - v) for part in (y, cb, cr, black)]
     data = saved(Image.merge("CMYK", parts), "JPEG", quality=100)
     mark = data.index(b"Adobe") + 11
@@ -551,7 +551,7 @@ def test_what_becomes_of_inks_is_said() -> None:
     assert "Its channels beside the colours were not read." in clear.notes and clear.alpha is None
 
 
-# ---- depth of the newest formats
+# ---- bit depth of the newest formats
 
 
 @needs_avif

@@ -113,7 +113,7 @@ def test_the_network_is_the_one_that_speed_is_measured_against(
     layout: torch.memory_format, w: float, how: dict[str, Any]
 ) -> None:
     net, x = small_net(**how), small_input()
-    net.idx_pred_layer[1].weight.mul_(10)  # some codes are likelier than others
+    net.idx_pred_layer[1].weight.mul_(10)  # some codes are more likely than others
     plain = PlainCodeFormer(net.state_dict(), net.config)(x, w)
     torch.testing.assert_close(
         net(x.contiguous(memory_format=layout), w), plain, rtol=0, atol=1e-4 * plain.abs().max()
@@ -283,7 +283,7 @@ def test_adain_gives_the_styles_statistics() -> None:
 
 
 def test_adain_takes_the_unbiased_variance() -> None:
-    """Where it is as small as what is added to it; elsewhere the two kinds give the same."""
+    """Tested where the variance is as small as epsilon; elsewhere both kinds give the same."""
     content, style = torch.tensor([0.0, 0.01]), torch.tensor([0.0, 1.0])
     out = adaptive_instance_norm(content.view(1, 1, 1, 2), style.view(1, 1, 1, 2))
     spread, wanted = (0.01**2 / 2 + 1e-5) ** 0.5, (1 / 2 + 1e-5) ** 0.5
@@ -333,7 +333,7 @@ def operations(config: CodeFormerConfig, w: float) -> int:
 
 @pytest.mark.parametrize(("w", "published"), [(1, 810e9), (0, 592e9)])
 def test_enlarging_costs_four_ninths_of_what_it_does_published(w: float, published: float) -> None:
-    sides = (16, 32, 64, 128, 256)  # before each enlargement, of so many channels:
+    sides = (16, 32, 64, 128, 256)  # before each enlargement, with these numbers of channels:
     taps = [(2 * side * c) ** 2 for side, c in zip(sides, (512, 256, 256, 128, 128), strict=True)]
     saved = 2 * (9 - 4) * sum(taps)
     assert operations(CodeFormerConfig(), w) == pytest.approx(published - saved, rel=0.002)
@@ -349,7 +349,7 @@ def test_compact_needs_a_fourteenth_of_the_published_operations() -> None:
 def test_config_survives_json_and_names_unknown_keys() -> None:
     config = CodeFormerConfig.tiny()
     assert CodeFormerConfig.from_json(config.to_json()) == config
-    plain = CodeFormerConfig.from_json("{}")  # as files say that were written before these
+    plain = CodeFormerConfig.from_json("{}")  # as in files written before these settings existed
     assert (plain.recycles, plain.consensus, plain.second_look, plain.back_projection) == (0,) * 4
     with pytest.raises(ConfigError, match="did you mean 'layers'"):
         CodeFormerConfig.from_json('{"layer": 3}')

@@ -1,4 +1,4 @@
-"""What may be asked for, and what is refused before anything is done."""
+"""Which options are accepted, and which are refused before any work."""
 
 import pytest
 

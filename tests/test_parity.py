@@ -1,7 +1,7 @@
-"""The published pipeline, as benchmarks/baseline.py writes it down, and ours beside it.
+"""Compares our pipeline with the published one, as written down in benchmarks/baseline.py.
 
-The reference works on whole frames in BGR, as specification 02 words it, and is slow. What differs
-on purpose is listed in docs/parity.md; each row there names the test that shows it.
+The reference works on whole frames in BGR, as described in specification 02, and is slow. What
+differs on purpose is listed in docs/parity.md; each row there names the test that shows it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def published_priors(height: int, width: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a RetinaFace is to say; box and landmarks in pixels of the network's input."""
+    """A face for the stub RetinaFace to find; in pixels of the network's input."""
 
     probability: float
     box: tuple[float, float, float, float]
@@ -63,7 +63,7 @@ def framed(x: float, y: float, width: float, height: float, probability: float =
 
 
 class Heads:
-    """A RetinaFace that says what it is told to, through offsets to evenly spread anchors."""
+    """A stub RetinaFace that finds given faces, through offsets to evenly spread anchors."""
 
     def __init__(self, *found: Found) -> None:
         self.found = found
@@ -89,7 +89,7 @@ class Heads:
 
 @pytest.fixture
 def retinaface(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[RetinaFaceDetector, Heads]]:
-    """Makes detectors whose network says what it is told to."""
+    """Makes detectors whose network finds given faces."""
 
     def make(*found: Found) -> tuple[RetinaFaceDetector, Heads]:
         heads = Heads(*found)
@@ -155,7 +155,7 @@ def test_of_faces_that_overlap_by_two_fifths_the_likelier_stays(
 
 @pytest.mark.parametrize("side", [320, 640, 1280])
 def test_positions_are_those_of_the_picture_and_scores_stay(retinaface, side: int) -> None:
-    """The published code divides the score by the factor of the picture, too."""
+    """The published code also divides the score by the picture's scale factor."""
     detector, _ = retinaface(framed(96, 64, 320, 400, 0.9))
     (face,) = detector(np.zeros((side, side, 3), np.uint8))
     np.testing.assert_allclose(face.box, np.array([96, 64, 416, 464]) * side / 640, atol=1e-3)
@@ -176,7 +176,7 @@ def test_eyes_lie_five_pixels_of_the_picture_apart(
 
 
 def test_the_published_order_of_columns_is_shifted_by_one() -> None:
-    """It reads height of left eye and of right eye, x of right eye and of nose."""
+    """It reads the heights of the left and right eye, and x of the right eye and of the nose."""
     tilted = np.array([[100, 100], [108, 100.5], [107, 103], [100, 108], [106, 108]])
     row = np.concatenate([np.zeros(5), tilted.ravel()])
     assert np.hypot(row[6] - row[8], row[7] - row[9]) < 5  # dropped there
@@ -207,26 +207,26 @@ class Bands(nn.Module):
 
 
 def rounded(values: Floats) -> Image:
-    """BGR values as the RGB bytes that are nearest to them."""
+    """BGR values rounded to RGB bytes."""
     return np.ascontiguousarray(np.rint(values).clip(0, 255).astype(np.uint8)[..., ::-1])
 
 
 def landmarks_of(side: float, centre: tuple[float, float], angle: float) -> NDArray[np.float32]:
-    """Of a face whose crop covers side x side pixels; not quite a similarity, as real ones."""
+    """Landmarks of a face whose crop covers side x side pixels; slightly uneven, like real ones."""
     turn = side / 512 * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     uneven = [[2, -3], [-1, 2], [4, 1], [-3, 0], [1, -2]]
     return ((baseline.TEMPLATE - 255.5 + uneven) @ turn + centre).astype(np.float32)
 
 
 def published_network(paint: Callable[[Tensor], Tensor]) -> StubNetwork:
-    """A network of 512 px and the published settings that paints what the function says."""
+    """A network of 512 px with the published settings that paints with the given function."""
     network = StubNetwork(paint)
     network.config = CodeFormerConfig()
     return network
 
 
 def repaint(x: Tensor) -> Tensor:
-    """Mirrored, channels exchanged, over the range: a mistake in any order would show."""
+    """Mirrored, channels swapped, beyond the range: a mistake in any order would show."""
     return (1.15 * x.flip(3)[:, (1, 2, 0)] + 0.1).contiguous()
 
 
@@ -341,7 +341,7 @@ def test_the_size_of_a_picture_is_kept_by_default() -> None:
 
 
 def test_depth_is_what_the_file_says_and_never_guessed() -> None:
-    """The published code takes these pixels for 8 bits, and what it makes of brighter for 16."""
+    """The published code takes these pixels for 8 bits, and brighter ones for 16."""
     dark = picture(80, 80).astype(np.uint16)
     assert dark.max() < 256
     detector = StubDetector(face_at(20, 20, 40))

@@ -180,7 +180,7 @@ def test_a_smaller_view_gives_masks_of_the_same_shape(checkpoint: Path) -> None:
 
 
 def test_bf16_gives_nearly_the_same_masks(shared: Path, tmp_path: Path) -> None:
-    """At least 0.98, intersection over union, on faces that the last layer was not fitted to."""
+    """Intersection over union of at least 0.98, on faces that the last layer was not fitted to."""
     paths = sorted((shared / "faces" / "valid-512").glob("*.[jp][pn]g"))[:4]
     if not paths:
         pytest.skip("shared holds no faces")

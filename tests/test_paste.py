@@ -74,7 +74,7 @@ def placed(
 def restored(
     crop: NDArray, to_picture: NDArray, kept: float | None = None, original: NDArray | None = None
 ) -> SimpleNamespace:
-    """A RestoredFace, as far as pasting looks at it."""
+    """The part of a RestoredFace that pasting uses."""
     to_crop = cv2.invertAffineTransform(to_picture)
     aligned = SimpleNamespace(to_crop=to_crop, kept=kept, crop=original)
     return SimpleNamespace(crop=crop, aligned=aligned)
@@ -167,7 +167,7 @@ def test_any_face_is_masked_and_placed_as_published(
         return
     opacity = in_frame(layer.opacity, layer.rows, layer.columns, shape)
     face = in_frame(layer.face, layer.rows, layer.columns, shape)
-    wide = expected.coverage.sum() > 400**2  # see the next test but two
+    wide = expected.coverage.sum() > 400**2  # see the third test after this one
     expected_opacity = expected.opacity * expected.coverage
     np.testing.assert_allclose(opacity, expected_opacity, atol=1.5 / 255 if wide else 2e-3)
     covered = expected.coverage == 1
@@ -325,7 +325,7 @@ def test_overlapping_faces_lie_on_one_another_in_order(scale: int) -> None:
 @pytest.mark.parametrize("size", [128, 512])
 def test_16_bit_pictures_are_blended_in_16_bits(size: int) -> None:
     picture = noise(200, 200).astype(np.uint16) * 257
-    picture[:, :, 1] = 40_001  # no 8-bit value
+    picture[:, :, 1] = 40_001  # not an 8-bit value
     face = restored(smooth(size, size), placed(size, 150, (100, 100), 0.2))
     found = paste_faces(picture, [face])
     coarse = paste_faces(np.rint(picture / 257).astype(np.uint8), [face])

@@ -1,4 +1,4 @@
-"""Priors over code maps: causality, exact likelihood, drawing, and the sliding window."""
+"""Priors over code maps: causality, exact likelihood, sampling, and the sliding window."""
 
 import math
 from dataclasses import replace
@@ -109,7 +109,7 @@ def test_conditions_change_what_is_likely(config: PriorConfig) -> None:
 
 @BOTH
 def test_codes_are_drawn_one_after_the_other(config: PriorConfig) -> None:
-    """What is drawn step by step, with its memory, has the likelihood of one whole pass."""
+    """Codes drawn step by step, with the memory, have the likelihood that one whole pass gives."""
     net = prior(config)
     codes = maps(2)
     whole, memory = net(codes), None
@@ -118,7 +118,7 @@ def test_codes_are_drawn_one_after_the_other(config: PriorConfig) -> None:
         known.flatten(1)[:, t:] = 0
         logits, memory = net.predict(known, t, None, memory)
         torch.testing.assert_close(logits, whole[:, t], rtol=1e-4, atol=1e-5)
-        if t % 7 == 0:  # and without memory
+        if t % 7 == 0:  # also without the memory
             alone, _ = net.predict(known, t, None, None)
             torch.testing.assert_close(alone, whole[:, t], rtol=1e-4, atol=1e-5)
 
@@ -126,7 +126,7 @@ def test_codes_are_drawn_one_after_the_other(config: PriorConfig) -> None:
 def brute_force(
     net: nn.Module, height: int, width: int, seed: int, condition: Tensor | None = None
 ) -> Tensor:
-    """The sliding window as the specification words it, with a whole pass for each code."""
+    """The sliding window as in the specification, with a whole pass for each code."""
     generator = torch.Generator().manual_seed(seed)
     n = N
     codes = torch.zeros(2, height, width, dtype=torch.long)

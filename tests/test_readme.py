@@ -39,7 +39,7 @@ def block(readme: str, before: str) -> str:
 
 @pytest.fixture
 def elsewhere(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in that holds the examples, with no weights but the shipped ones."""
+    """A working folder with the examples, and with no weights but the shipped ones."""
     results = shutil.ignore_patterns("*.restored.*")
     shutil.copytree(repository / "examples", tmp_path / "examples", ignore=results)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Who a face might be."""
+"""Face descriptors, by which people are told apart."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_a_flat_face_fails(level: float) -> None:
 def spoil(
     index: int, how: Callable[[Tensor], Tensor], times: int = 1
 ) -> Callable[[Tensor], Tensor]:
-    """A painting that spoils one face of the first batch, and whatever follows, so many times."""
+    """A painting that spoils one face in each of its first `times` calls."""
     left = [times]
 
     def paint(x: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def test_only_the_painting_is_reduced_and_the_redoing_is_not() -> None:
 
 @pytest.mark.parametrize("w", [0.0, 1.0])
 def test_a_real_network_overflows_in_half_precision_and_is_redone(w: float) -> None:
-    """Shortcuts of 1e6 are beyond float16; the normalisations that follow take them back."""
+    """Shortcuts of 1e6 exceed float16; the following normalisations bring them back."""
     network = small_network()
     with torch.no_grad():
         network.generator.blocks[0].weight.mul_(1e6)
@@ -217,7 +217,7 @@ def validation_faces(shared: Path, count: int, size: int) -> list[AlignedFace]:
 
 
 def compare_with_float32(faces: list[AlignedFace], device: str, precision: Precision) -> None:
-    """Shipped weights: levels of difference, as measured in NOTES.md with some room."""
+    """Shipped weights: limits on the difference in levels, from NOTES.md with some tolerance."""
     network = load_codeformer(shipped(), device)
     for w in (0, 0.5, 1):
         pair = [
@@ -267,7 +267,7 @@ def test_a_card_gives_what_the_cpu_gives(shared: Path) -> None:
         assert isinstance(one, RestoredFace)
         assert isinstance(two, RestoredFace)
         near += int(np.abs(one.crop.astype(int) - two.crop).max()) <= 1
-    assert near >= 18  # of 20: where two codes are as likely as each other, either may be taken
+    assert near >= 18  # of 20: if two codes are equally likely, either may be taken
 
 
 # Copies and compiling
@@ -306,7 +306,7 @@ def test_a_result_does_not_hold_its_batch() -> None:
 def test_what_is_compiled_is_taken_and_gives_the_same(
     monkeypatch: pytest.MonkeyPatch, precision: Precision, mean: float
 ) -> None:
-    """But for rounding in other places, by which bf16 is off anyway: 1.4 with this network."""
+    """Except for rounding in other places, which affects bf16 anyway: 1.4 with this network."""
     graphs: list[tuple[int, ...]] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
@@ -343,7 +343,7 @@ def test_what_is_compiled_is_taken_and_gives_the_same(
 
 @pytest.fixture
 def stub_compiler(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stands for the compiler, and remembers which verbs were called after it."""
+    """Replaces the compiler, and remembers which verbs were called after it."""
     called: list[str] = []
 
     def compiled(verb: Callable[..., object]) -> Callable[..., object]:

@@ -1,4 +1,4 @@
-"""Faces from nothing: the library's function, and the command `cfrestore sample`."""
+"""Generating new faces: the library's function, and the command `cfrestore sample`."""
 
 from pathlib import Path
 

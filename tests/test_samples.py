@@ -106,7 +106,7 @@ def test_certainty_at_its_ends(scale: float, sure: float) -> None:
 
 
 def test_regions_are_where_the_landmarks_are() -> None:
-    """One region at a time is certain; the places are those of the aligned template."""
+    """One region at a time is certain; positions are those of the aligned template."""
     places = {
         "eyes": [(0.47, 0.38), (0.47, 0.62)],
         "nose": [(0.56, 0.5)],
@@ -120,7 +120,7 @@ def test_regions_are_where_the_landmarks_are() -> None:
         assert found[name] == max(found[region] or 0 for region in REGIONS), name
         assert found["face"] == pytest.approx(len(spots) / 256)
     corner = np.zeros((16, 16), np.float32)
-    corner[0, 0] = 1  # no region but the face
+    corner[0, 0] = 1  # in no region but the face
     found = confidence_by_region(corner, LANDMARKS)
     assert found == {"face": 1 / 256, "eyes": 0, "nose": 0, "mouth": 0}
 
@@ -204,7 +204,7 @@ def test_samples_depend_on_seed_and_face_and_not_on_the_batch() -> None:
     assert not np.array_equal(pixels(), pixels(seed=1))
     together = pixels()
     apart = pixels(batch=1, some=faces[::-1])[::-1]
-    # A batch may change logits in their last bits, and so one code in thousands.
+    # A batch may change the last bits of logits, and so one code in thousands.
     assert np.mean(together == apart) > 0.99
 
 

@@ -90,7 +90,7 @@ def test_large_faces_are_left_alone_by_the_same_side() -> None:
     assert both == [True, False, True, True]  # WIDE is the larger of the two that are left
 
 
-# The wish as words, and as an option
+# The choice as text, and as an option
 
 
 @pytest.mark.parametrize(

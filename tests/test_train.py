@@ -312,7 +312,7 @@ def test_face_features_are_the_detectors_backbone(shared: Path) -> None:
 
 
 def test_lpips_of_the_paper(shared: Path) -> None:
-    """Against the formula written out, for random VGG weights and the real calibration."""
+    """Compared with the formula, for random VGG weights and the real calibration."""
     torch.manual_seed(0)
     vgg, channels, index = {}, 3, 0
     for widths in ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3):
@@ -437,7 +437,7 @@ def test_faces_are_decoded_as_everywhere_else(tmp_path: Path) -> None:
     turned = np.zeros((32, 32, 3), np.uint8)
     turned[:16] = 200
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise: the bright half comes to the right
+    exif[0x0112] = 6  # turned by 90 degrees clockwise: the bright half comes to the right
     Image.fromarray(turned).save(tmp_path / "turned.jpg", exif=exif, quality=95)
     loaded = load_faces([tmp_path], 32, CPU)
     assert loaded.names == ("deep.png", "turned.jpg")
@@ -536,7 +536,7 @@ def test_a_plain_vqvae_has_no_discriminator() -> None:
 
 
 def textbook(preset: str, update: str) -> Autoencoder:
-    """A preset of the textbook's, over few iterations of the small network."""
+    """A textbook preset, for a few iterations of the small network."""
     torch.manual_seed(0)
     how = with_iterations(replace(AUTOENCODER[preset], model=MODEL), 40)
     assert isinstance(how, AutoencoderRecipe)
@@ -680,7 +680,7 @@ def test_the_codebook_follows_as_the_words_say() -> None:
 def test_mixed_precision_chooses_the_same_codes(
     stage_one: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The codebook is searched in float32, whatever precision the convolutions have."""
+    """The codebook is searched in float32, whatever the precision of the convolutions."""
     monkeypatch.setattr(
         "cfrestore.train.teacher.autocast",
         lambda device, enabled: torch.autocast("cpu", torch.bfloat16, enabled=enabled),
@@ -895,7 +895,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: P
         load_state(path, autoencoder())
     with pytest.raises(CheckpointError, match="stage codes"):
         load_state(stage_two, autoencoder())
-    torch.save({"iteration": 4, "params_ema": {}}, path)  # of other software
+    torch.save({"iteration": 4, "params_ema": {}}, path)  # from other software
     with pytest.raises(CheckpointError, match="no training checkpoint"):
         load_state(path, autoencoder())
     other = replace(MODEL, layers=3)
@@ -908,7 +908,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, stage_two: P
 
 @pytest.fixture
 def small(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Words for a run on a few tiny pictures, with presets of the small network."""
+    """Arguments for a run on a few tiny pictures, with presets of the small network."""
     data = tmp_path / "faces"
     data.mkdir()
     rng = np.random.default_rng(0)
@@ -1056,7 +1056,7 @@ def test_all_stages_in_one_command_resume_and_restore(
 
 
 def test_as_many_iterations_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage whose last fifth is five times as slow, by a clock that only it moves."""
+    """A stage whose last fifth is five times as slow, by a clock that only the stage advances."""
     now = 0.0
 
     class Slow:
@@ -1098,12 +1098,12 @@ def test_the_polish_damages_half_of_its_faces_in_several_ways(
 
 
 def test_the_polish_aims_at_sharpened_faces(stage_one: Path, stage_two: Path) -> None:
-    """Its goal is OpenCV's unsharp masking, and its losses compare with that goal."""
+    """Its target is OpenCV's unsharp masking, and its losses compare with that target."""
     plain = polish(stage_one, stage_two)
     sharp = polish(stage_one, stage_two, sharpening=Sharpening(0.6, 24.0))
     x = to_network(sampler().batch(1, CPU))
     picture = x[0].permute(1, 2, 0).numpy()
-    sigma = 24.0 * len(picture) / 512  # it is told in pixels at 512
+    sigma = 24.0 * len(picture) / 512  # it is given in pixels at 512
     side = 2 * math.ceil(3 * sigma) + 1
     blurred = cv2.GaussianBlur(picture, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
     expected = (picture + 0.6 * (picture - blurred)).clip(-1, 1)
@@ -1115,7 +1115,7 @@ def test_the_polish_aims_at_sharpened_faces(stage_one: Path, stage_two: Path) ->
 
 @pytest.fixture
 def recogniser() -> Recogniser:
-    """One that has learned nothing."""
+    """An untrained recogniser."""
     torch.manual_seed(0)
     network = Recogniser()
     network.mean.fill_(120)

@@ -46,7 +46,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stripes(count: int = 40) -> CodeMaps:
-    """Maps whose every row repeats the code that it begins with."""
+    """Maps in which every row repeats its first code."""
     rows = torch.randint(32, (count, 2, 8, 1), generator=torch.Generator().manual_seed(0))
     return CodeMaps(rows.expand(-1, -1, -1, 8), tuple(f"a{n:03d}.png" for n in range(count)))
 

@@ -1,4 +1,4 @@
-"""Several processes learn what one would have learnt, and none waits for one that is gone."""
+"""Several processes learn the same as one, and none waits for a process that is gone."""
 
 import json
 import os
@@ -29,7 +29,7 @@ REPOSITORY = Path(__file__).parents[1]
 WAIT = 240  # seconds until a test that would hang fails
 
 TOLERANCE = 1e-4
-"""Of losses after six steps of Adam: sums have another order."""
+"""For losses after six steps of Adam, because sums are taken in another order."""
 
 
 def torchrun(*words: str) -> list[str]:
@@ -42,7 +42,7 @@ def environment() -> dict[str, str]:
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
-    """What was logged in each iteration, but for the speed."""
+    """The log of each iteration, without the speed."""
     lines = (folder / "log.jsonl").read_text().splitlines()
     values = [json.loads(line) for line in lines]
     for value in values:
@@ -89,7 +89,7 @@ def test_a_face_is_damaged_and_augmented_alike_whoever_has_it(world: int) -> Non
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """What one process made, and what two made of the same."""
+    """The results of one process, and those of two for the same training."""
     alone, folder = (tmp_path_factory.mktemp(name) for name in ("alone", "two"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -117,7 +117,7 @@ def test_two_processes_with_half_the_batch_each_have_the_losses_of_one(
     alone, folder = pair
     expected, found = losses(alone / name), losses(folder / "whole" / name)
     assert len(found) == len(expected) == 6
-    # Remembered pictures are in half precision, which makes more of a difference in the last bits.
+    # Remembered pictures are in half precision, which amplifies differences in the last bits.
     tolerance = 10 * TOLERANCE if name == "judged" else TOLERANCE
     for one, two in zip(expected, found, strict=True):
         assert two == pytest.approx(one, rel=tolerance, abs=1e-6)
@@ -129,7 +129,7 @@ def test_two_processes_with_half_the_batch_each_have_the_losses_of_one(
 def test_training_is_resumed_by_another_number_of_processes(pair: tuple[Path, Path]) -> None:
     alone, folder = pair
     expected = losses(alone / "autoencoder")
-    for name in ("taken", "begun"):  # by two what one began, and the other way round
+    for name in ("taken", "begun"):  # two continue what one began, and the other way round
         assert len(losses(folder / name / "autoencoder")) == (6 if name == "taken" else 1)
         if name == "begun":
             state = torch.load(folder / "begun/autoencoder/last.pt", weights_only=True)
@@ -175,7 +175,7 @@ def test_a_process_that_ends_ends_all_with_a_message(
 
 
 def rank_of(launcher: int, rank: int) -> int:
-    """The process of that rank among the children of torchrun."""
+    """The process with that rank among the children of torchrun."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     for pid in children:
         told = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

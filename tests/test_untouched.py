@@ -1,4 +1,4 @@
-"""From file to file: pixels outside the faces are those of the input, bit for bit."""
+"""From file to file: pixels outside the faces equal those of the input, bit for bit."""
 
 import io
 

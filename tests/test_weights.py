@@ -62,7 +62,7 @@ def published(shared: Path, name: str) -> dict[str, Tensor]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty weights folder, the only one that is searched."""
+    """An empty weights folder, and the only one that is searched."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     home = tmp_path / "home"
@@ -102,7 +102,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
         locate("mobilnet")
 
 
-# Where files lie
+# Where files are
 
 
 def test_folders_are_searched_in_order(folder: Path, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_real_detector_file_is_verified(
 
 @pytest.fixture
 def known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of the right SHA-256, in a table of one row."""
+    """A file with the right SHA-256, in a table with one row."""
     digest = hashlib.sha256(b"right").hexdigest()
     row = weights.WeightFile("known", "known.pth", ("https://a.invalid",), 5, digest, "MIT", "")
     monkeypatch.setattr(weights.table, "WEIGHT_FILES", (row,))
@@ -188,7 +188,7 @@ def test_a_wrong_file_is_told_with_the_way_out(known: Path, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("known")
 def test_a_folder_that_cannot_be_looked_into_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CFRESTORE_HOME", "x" * 300)  # longer than a name may be
+    monkeypatch.setenv("CFRESTORE_HOME", "x" * 300)  # longer than a name is allowed to be
     assert locate("known") is None
 
 
@@ -233,7 +233,7 @@ def test_removing_takes_what_was_fetched_and_nothing_else(known: Path, tmp_path:
     assert not part.exists()
     assert elsewhere.exists()
     assert other.exists()
-    assert digest.exists()  # not ours: the file's digest is on record
+    assert digest.exists()  # not ours: the file has a recorded digest
     assert remove("known") == ()
     assert locate("known") is not None
 
@@ -386,7 +386,7 @@ def test_a_full_published_file_keeps_every_number(shared: Path, tmp_path: Path, 
 
 
 def tag_as_cuda(source: Path, target: Path) -> None:
-    """Rewrites a torch file as if its tensors had been saved from a graphics card."""
+    """Rewrites a torch file as if its tensors had been saved from a GPU."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             content = old.read(name)
@@ -534,7 +534,7 @@ def test_converting_destroys_nothing(tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_in_no_folder_is_named_and_nothing_else(tmp_path: Path) -> None:
-    """Nor can a draft beside it be removed, which is no news."""
+    """A draft next to it cannot be removed either, but this is not reported."""
     source = tmp_path / "a.safetensors"
     save_file({"x": torch.zeros(1)}, source)
     with pytest.raises(OutputError, match=r"a\.safetensors/b\.safetensors cannot be written"):
@@ -602,7 +602,7 @@ def test_damaged_files_are_refused_in_one_sentence(tmp_path: Path, kind: str) ->
         for place in rng.integers(0, min(len(whole), 4000), 4):
             damaged[place] = rng.integers(256)
         path.write_bytes(damaged)
-        with contextlib.suppress(CheckpointError):  # damage in the numbers alone cannot be seen
+        with contextlib.suppress(CheckpointError):  # damage to the numbers alone is not detectable
             load_codeformer(path)
 
 

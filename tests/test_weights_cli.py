@@ -1,4 +1,4 @@
-"""`cfrestore weights`, and what commands on pictures say while they fetch."""
+"""`cfrestore weights`, and the messages of other commands while they fetch."""
 
 import hashlib
 import io
@@ -57,7 +57,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BadServer]:
-    """A server that has the only two files of the table, `big` and `small`."""
+    """A server with the only two files of the table, `big` and `small`."""
     monkeypatch.delenv("CFRESTORE_OFFLINE")
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(fetching, "PAUSES", (0.001,))
@@ -94,7 +94,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return call
 
 
-# Without anything here
+# Without any files
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The command line: turns arguments into calls, and errors into exit codes.
 
-0: every picture was written. 1: a picture failed, or under --strict one of its faces, or there is
-not enough memory, or stdout cannot be written. 2: the arguments make no sense, or results would
-destroy something. 4: weights are missing or wrong. 130: interrupted.
+0: every picture was written. 1: a picture failed, or under --strict one of its faces, or memory
+ran out, or stdout is not writable. 2: the arguments are invalid, or results would overwrite
+something. 4: weights are missing or wrong. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ VERBS = (
     "sample",
     "train",
 )
-"""First arguments that name another command; a picture of that name can be given as ./train."""
+"""First arguments that select another command; a picture of that name can be given as ./train."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command `cfrestore` with arguments, by default the process's; returns its exit code.
 
-    A verb in front selects another command than restoration. Each is imported only when needed,
-    and torch only when there is work for it. Its threads are told before that to sleep while they
-    wait for each other: spinning, their default, makes them ten times slower when something else
-    is running.
+    A leading verb selects a command other than restoration. Each is imported only when needed,
+    and torch only when there is work for it. Before that, its threads are set to sleep while they
+    wait for each other: spinning, the default, makes them ten times slower when something else is
+    running.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -49,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CFRestoreError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    except MemoryError as error:  # of whatever device, see device.inference
+    except MemoryError as error:  # of any device, see device.inference
         reason = str(error).partition("\n")[0]
         sys.stderr.write(f"error: there is not enough memory{reason and f': {reason}'}\n")
         return 1
     except OSError as error:
-        if error.filename is not None:  # of a file, then, and no fault of whoever reads stdout
+        if error.filename is not None:  # so it concerns a file, not stdout
             raise
         _give_up_stdout()
         sys.stderr.write(f"error: stdout cannot be written: {error.strerror or error}\n")
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _give_up_stdout() -> None:
-    """Lets what stdout still holds go nowhere, else leaving the process would fail once more."""
+    """Discards what stdout still buffers, or the process would fail again when it exits."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""The options that all commands on pictures share, and their defaults."""
+"""The options shared by all commands on pictures, and their defaults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENGINES = ("local", "ray")
 
 @dataclass(frozen=True)
 class PictureArguments:
-    """The arguments of a command that all commands on pictures share."""
+    """The arguments shared by all commands on pictures."""
 
     inputs: Annotated[
         list[str] | None,

@@ -1,4 +1,4 @@
-"""cfrestore degrade: aligned faces damaged as in training, at random but decided by their names."""
+"""cfrestore degrade: damages aligned faces as in training; seed and face name decide how."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def degrade(
 
 
 def _named(source: Path, target: str) -> bool:
-    """Whether OUT names a file, whose extension then says the format."""
+    """Whether OUT names a file, whose extension then decides the format."""
     return not (is_folder(source) or is_folder(Path(target)) or target.endswith(("/", os.sep)))
 
 

@@ -1,4 +1,4 @@
-"""cfrestore doctor: whether this installation works on this machine."""
+"""cfrestore doctor: checks whether this installation works on this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def doctor(
     """
     from cfrestore.doctor import examine
 
-    with redirect_stdout(sys.stderr):  # packages that cannot be imported may say so themselves
+    with redirect_stdout(sys.stderr):  # packages that fail to import may print to stdout
         report = examine()
     if as_json:
         found = {"problems": report.problems, "notes": report.notes, "exit_code": report.exit_code}
@@ -80,7 +80,7 @@ def _chosen(auto: Choice) -> Iterator[tuple[str, str]]:
 
 
 def _section(title: str, rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """A title and rows in columns, the last one of any length."""
+    """A title and rows in aligned columns, except the last."""
     yield f"\n{title}"
     widths = [max(map(len, column)) for column in zip(*(row[:-1] for row in rows), strict=True)]
     for row in rows:

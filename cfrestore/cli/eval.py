@@ -1,4 +1,4 @@
-"""cfrestore eval: how good restored faces are, by published and by plain figures."""
+"""cfrestore eval: measures restored faces, by published and by simple metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SHEET_FACES = 10
 
 MODEL, WEIGHTS, OUTPUT = "Restoring here", "Weights of metrics", "Output"
-"""Headings in the help."""
+"""Headings of the help."""
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
@@ -169,7 +169,7 @@ def evaluate(
     _check(args)
     set_up(weights_dir, offline)
     stdout = sys.stdout
-    with redirect_stdout(sys.stderr):  # what packages print is for people
+    with redirect_stdout(sys.stderr):  # packages' output goes to stderr
         console = make_console()
         from cfrestore.evaluate import MetricFiles
 
@@ -210,7 +210,7 @@ def _check(args: EvalArguments) -> None:
         raise ConfigError("faces that --degrade damages are compared with what they were")
     if args.autoencoder and args.degrade is None and args.reference is None:
         raise ConfigError("--autoencoder needs clean faces: --degrade, or --reference")
-    _ = args.fidelities  # which are checked by reading them
+    _ = args.fidelities  # reading them checks them
     if args.degrade is not None or args.protocol is not None:
         from cfrestore.evaluate import find_preset, find_protocol
 
@@ -226,7 +226,7 @@ def _given(files: MetricFiles) -> Iterator[Path]:
 
 
 def _find(args: EvalArguments, limit: int | None, any_count: bool) -> PairedFaces:
-    """The faces; raises ImageError or ConfigError if there are none, or not those of a protocol."""
+    """Finds the faces; raises ImageError or ConfigError if they are none, or not the protocol's."""
     from cfrestore.evaluate import (
         PairedFaces,
         check_protocol,
@@ -254,7 +254,7 @@ def _find(args: EvalArguments, limit: int | None, any_count: bool) -> PairedFace
 def _measure(
     args: EvalArguments, faces: PairedFaces, files: MetricFiles, device: str, console: Console
 ) -> tuple[dict[str, Any], list[list[Any]]]:
-    """What was measured, as a record, and the columns of the sheet."""
+    """Measures the faces; returns the record, and the columns of the sheet."""
     from cfrestore.device import choose_device, describe
     from cfrestore.evaluate import Judge, Restorer, as_record, evaluate
     from cfrestore.image.photo import printable
@@ -310,7 +310,7 @@ def _pair(faces: PairedFaces, name: str) -> Sample:
 
 
 def _maker(restore: Restorer, args: EvalArguments, faces: PairedFaces) -> Callable[[str], Sample]:
-    """Makes the sample of a name; damage is drawn by the path below the folder."""
+    """A function that makes the sample of a name; the path below the folder decides the damage."""
     assert args.data is not None
     root = args.data
 
@@ -323,7 +323,7 @@ def _maker(restore: Restorer, args: EvalArguments, faces: PairedFaces) -> Callab
 
 
 def _load(args: EvalArguments, device: str, console: Console) -> Pipeline:
-    """The pipeline of the model, its weights downloaded first where they are wanted and absent."""
+    """Loads the pipeline of the model, after downloading its weights if needed."""
     from cfrestore.cli.supply import supply
     from cfrestore.pipeline import load_pipeline
 

@@ -1,4 +1,4 @@
-"""The arguments of an evaluation, and its output: a record, a table, faces side by side."""
+"""The arguments of an evaluation, and its output: a record, a table, a sheet of faces."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FIDELITIES = "0,0.5,1"
 
 TABLE_WIDTH = 200
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow")
-"""Whose versions are recorded beside those of the packages of metrics."""
+"""Packages whose versions are recorded in addition to those of the metrics' packages."""
 
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """The arguments that decide the figures."""
+    """The arguments that affect the figures."""
 
     restored: Path | None
     reference: Path | None
@@ -44,7 +44,7 @@ class EvalArguments:
 
     @property
     def fidelities(self) -> tuple[float, ...]:
-        """Each w; raises ConfigError if one is none."""
+        """Each w, once; raises ConfigError if one is invalid."""
         from cfrestore.options import Options
 
         try:
@@ -67,7 +67,7 @@ def protocol_of(
     device: str,
     pipeline: Pipeline | None,
 ) -> dict[str, Any]:
-    """How it was measured, as plain values; nothing of it changes from run to run."""
+    """How it was measured, as plain values that do not vary between runs."""
     from cfrestore.evaluate import METRICS, PROTOCOLS, find_preset
 
     used = dict.fromkeys([*PACKAGES, *(p for metric in METRICS for p in metric.packages)])
@@ -114,7 +114,7 @@ def _versions(packages: Mapping[str, object]) -> Iterator[tuple[str, str | None]
 
 
 def show(record: Mapping[str, Any], console: Console) -> None:
-    """A table of the totals, in Markdown, and why some figures are missing."""
+    """Prints a table of the totals, in Markdown, and the reasons for missing figures."""
     from rich import box
     from rich.table import Table
 
@@ -147,7 +147,7 @@ def show(record: Mapping[str, Any], console: Console) -> None:
 
 
 def write_faces(file: Path, faces: Sequence[Sequence[NDArray[np.uint8]]]) -> None:
-    """A PNG of faces in rows, what was made of each in columns, all of the first one's size.
+    """Writes a PNG with a row per face, its versions in columns, all resized to the first's size.
 
     Raises:
         OutputError: it cannot be written.

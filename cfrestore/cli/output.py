@@ -1,4 +1,4 @@
-"""Files that a command writes beside pictures: whether they can be, and JSON."""
+"""Files that a command writes besides pictures: checks before the work, and JSON."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cfrestore.files import drafted, exists, plain
 
 
 def prepare_output(file: Path | None, inputs: Sequence[object], *, overwrite: bool) -> None:
-    """Makes the folder of a file that is to be written, before the work for it begins.
+    """Checks that a file can be written, and creates its folder, before the work begins.
 
     Raises:
-        OutputError: the file cannot be written there, or would destroy something.
+        OutputError: the file cannot be written there, or would overwrite something.
     """
     if file is None:
         return

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 FILES, MANY, FACES, NETWORKS, TALK = "Files", "Many pictures", "Faces", "Networks", "Messages"
-"""Headings in the help."""
+"""Headings of the help."""
 
 WeightsDir = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""Commands on pictures: where their arguments come from, and the options that all share."""
+"""Commands on pictures: the sources of their arguments, and their shared options."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from cfrestore.cli.settings import FILE
 
 
 class PictureCommand(TyperCommand):
-    """A command that also takes the published spellings, and variables CFRESTORE_OPTION."""
+    """A command that also accepts the published spellings, and variables CFRESTORE_OPTION."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.auto_envvar_prefix = "CFRESTORE"
         parameters: list[Any] = self.params
         for parameter in parameters:
-            parameter.show_envvar = False  # the help says it once for all
+            parameter.show_envvar = False  # the help mentions them once for all
         try:
             return super().parse_args(ctx, translate(args))
         except typer.BadParameter as error:
             name = error.param.name if error.param else None
             source = getattr(ctx.get_parameter_source(name or ""), "name", None)
-            if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not in the command line, so say where
+            if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not the command line, so say where
                 place = _variable(error.param) if source == "ENVIRONMENT" else ctx.meta[FILE]
                 error.message = f"{error.message.rstrip('.')}; it is set by {place}"
             raise
 
 
 def _variable(parameter: Any) -> str:
-    """The variable that a parameter took its value from."""
+    """The environment variable that supplied a parameter's value."""
     names = parameter.envvar or f"CFRESTORE_{parameter.name.upper()}"
     names = [names] if isinstance(names, str) else names
     return next(name for name in names if os.environ.get(name))
 
 
 def with_picture_arguments(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of PictureArguments as parameters instead of its first, args."""
+    """Replaces a command's first parameter, args, by the fields of PictureArguments."""
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     hints = get_type_hints(PictureArguments, include_extras=True)
     shared = [

@@ -1,4 +1,4 @@
-"""Translates the published commands' arguments into ours; no help mentions them.
+"""Translates the published commands' arguments into ours; the help does not mention them.
 
 Underscores in option names count as hyphens, so most options need no entry.
 """
@@ -26,14 +26,14 @@ ABSENT = {
     "--face-upsample": "up-sample faces",
     "--save-video-fps": "restore videos",
 }
-"""What the published commands can do and cfrestore cannot yet."""
+"""What the published commands can do, but cfrestore cannot yet."""
 
 
 def translate(words: Sequence[str]) -> list[str]:
-    """The arguments of a command with every published spelling replaced by ours.
+    """Replaces every published spelling in the arguments of a command by ours.
 
     Raises:
-        ConfigError: an option lacks its value, or asks for something that does not exist here.
+        ConfigError: an option lacks its value, or requests something that cfrestore cannot do.
     """
     result: list[str] = []
     rest = iter(words)
@@ -51,7 +51,7 @@ def translate(words: Sequence[str]) -> list[str]:
 
 
 def _split(word: str) -> tuple[str, str, str]:
-    """Name of an option, with hyphens; "=" if a value is attached; and the value."""
+    """Splits an option into name, with hyphens; "=" if a value is attached; and the value."""
     if word.startswith("--"):
         name, equals, value = word.partition("=")
         return name.replace("_", "-"), equals, value
@@ -61,7 +61,7 @@ def _split(word: str) -> tuple[str, str, str]:
 
 
 def _ours(name: str, equals: str, value: str) -> list[str]:
-    """The arguments that mean the same as this option."""
+    """Our arguments with the meaning of this option."""
     if name == "--bg-upsampler" and value.lower() == "none":
         return []
     if name in ABSENT:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cfrestore.procedure import Procedure
 
 Facts = Mapping[str, "str | None"]
-"""The part that all records of a run share."""
+"""The part shared by all records of a run."""
 
 UNKNOWN: Facts = dict.fromkeys(
     ("model", "weights", "detector", "device", "precision", "code_precision", "backend")
@@ -22,7 +22,7 @@ UNKNOWN: Facts = dict.fromkeys(
 
 
 def facts_of(pipeline: Pipeline) -> Facts:
-    """Names and hashes of what computes."""
+    """Names and hashes of the networks, and the device and precision that run them."""
     from cfrestore.device import describe
 
     weights = pipeline.identity.get("model")
@@ -50,7 +50,7 @@ def record_of_plan(job: Job) -> dict[str, Any]:
 
 
 def provenance_of(pipeline: Pipeline, procedure: Procedure) -> dict[str, str]:
-    """What results record about their making, as `write_photo` takes it."""
+    """The provenance that results record, as `write_photo` takes it."""
     facts = {
         "version": __version__,
         "task": procedure.settings.get("task"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make_console() -> Console:
-    """The console for messages: stderr, without markup or line breaks of its own."""
+    """The console for messages: stderr, without markup or line wrapping."""
     from rich.console import Console
 
     return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -30,7 +30,7 @@ def write_record(record: dict[str, Any], stream: TextIO) -> None:
 
 
 def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) -> tuple[str, ...]:
-    """Lines that say what computes, and which settings file was used."""
+    """Lines on model, device and precision, and on the settings file used."""
     from cfrestore.device import Precision, describe
 
     execution = pipeline.execution
@@ -70,7 +70,7 @@ def show_plan(jobs: Sequence[Job], console: Console) -> None:
 def progress(
     total: int | None, console: Console, *, shown: bool
 ) -> Iterator[Callable[[int], None]]:
-    """A bar that only a terminal shows: pictures, faces, faces a second, remaining time.
+    """A progress bar, on terminals only: pictures, faces, faces per second, remaining time.
 
     Args:
         total: number of pictures, if known.
@@ -101,7 +101,7 @@ def progress(
 
 
 def describe(outcome: Outcome, done: str, *, verbose: bool = False) -> str:
-    """The result of one job in one line, followed by its notes and, if verbose, its times."""
+    """The outcome of a job on one line, followed by its notes and, if verbose, its times."""
     from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
 
@@ -137,7 +137,7 @@ def _faces(outcome: Outcome, done: str) -> str:
 
 
 def conclude(outcomes: Iterable[Outcome], total: int, console: Console) -> None:
-    """Prints a summary of many pictures, with those that failed and why."""
+    """Prints a summary of many pictures, and the reason of each failure."""
     from cfrestore.batch import summarize
     from cfrestore.image.photo import printable
 

@@ -1,4 +1,4 @@
-"""cfrestore sample: faces of nobody, drawn from a prior that `cfrestore train prior` trained."""
+"""cfrestore sample: draws faces of no real person from a prior of `cfrestore train prior`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def sample(
 
 
 def _sides(text: str) -> tuple[int, int]:
-    """Height and width of a size such as 256x512, which gives the width first."""
+    """Height and width from a size such as 256x512, which has the width first."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if match is None:
         raise ConfigError(f"size must be like 256x256, found {text!r}")

@@ -1,4 +1,4 @@
-"""The file cfrestore.toml: values of options that neither arguments nor environment set."""
+"""The file cfrestore.toml: values for options set by neither arguments nor environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HERE = Path(NAME)
 """The file in the working folder."""
 
 FILE = "cfrestore.settings"
-"""Key of the used file's path in the context of a command."""
+"""Key, in a command's context, of the path of the file used."""
 
 COMMANDS = ("restore", "inpaint", "colorize")
 """The commands that use the file; a key may be an option of any of them."""
@@ -43,16 +43,16 @@ RESERVED = frozenset(
         "weights_dir",
     }
 )
-"""Options that a file may not set if it was found in the working folder.
+"""Options that a file found in the working folder may not set.
 
-That folder may be somebody else's, who must not decide which files are read or replaced, where
-pictures are sent, or where weights come from. It may name files of weights and masks: reading them
-runs nothing.
+That folder may belong to somebody else, who must not decide which files are read or replaced,
+where pictures are sent, or where weights come from. Files of weights and masks may be set, because
+reading them executes no code.
 """
 
 
 def use_settings(context: typer.Context, file: Path | None) -> Path | None:
-    """Takes defaults from the file or one that is found; the callback of --config.
+    """Takes defaults from the given file or the one that is found; the callback of --config.
 
     Raises:
         ConfigError: as `read_settings`, or a file in the working folder sets a RESERVED option.
@@ -68,27 +68,27 @@ def use_settings(context: typer.Context, file: Path | None) -> Path | None:
 
 
 def find_settings() -> Path | None:
-    """cfrestore.toml in the working folder, else in the user's settings folder, else None."""
+    """Finds cfrestore.toml in the working folder, else in the user's settings folder, else None."""
     return next((path for path in (HERE, own_settings()) if is_file(path)), None)
 
 
 def own_settings() -> Path:
-    """Where the user's own file is, if there is one."""
+    """Path of the user's own file, which need not exist."""
     return Path(typer.get_app_dir("cfrestore")) / NAME
 
 
 def read_settings(path: Path) -> dict[str, str | bool]:
-    """The values in a file, by parameter name, in the form that the command line takes.
+    """Reads the values in a file, by parameter name, in the form that the command line takes.
 
     Raises:
         ConfigError: the file is unreadable or not TOML, a key is not an option or is in-place, or a
-            value is not a plain one.
+            value has an unsuitable type.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # of TOML as of UTF-8
+    except ValueError as error:  # of TOML or of UTF-8
         raise ConfigError(f"{path} is not TOML: {error}") from error
     return _checked(content, path)
 
@@ -103,7 +103,7 @@ def _checked(content: Mapping[str, object], path: Path) -> dict[str, str | bool]
             raise ConfigError(
                 f"{path} sets {key!r}, which is not an option; the nearest is {near!r}"
             )
-        if name == "in_place":  # it may lie in a folder of somebody else's
+        if name == "in_place":  # the file may belong to somebody else
             raise ConfigError(f"{path} sets {key!r}; only --in-place itself replaces originals")
         settings[name] = _plain(value, key, path)
     return settings
@@ -120,7 +120,7 @@ def _check_reserved(settings: Mapping[str, object]) -> None:
 
 
 def _plain(value: object, key: str, path: Path) -> str | bool:
-    """A value as an argument: truth values as they are, numbers as text, lists with commas."""
+    """Converts a value to an argument: booleans unchanged, numbers as text, lists with commas."""
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):

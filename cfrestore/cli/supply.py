@@ -27,13 +27,13 @@ def supply(names: Sequence[str], console: Console, *, required: bool) -> None:
     """Fetches the published files that are not on this machine, after announcing each.
 
     Args:
-        names: names of the files in the table.
+        names: of the files, in the table.
         console: for messages; a terminal also shows a bar.
-        required: whether a failure is an error or only a note; without network, only the first
+        required: whether a failure is an error or only a note; without a network, only the first
             failure is noted.
     Raises:
         ConfigError: the table has no such name.
-        WeightsError: a file is here but wrong, or is required and cannot be had.
+        WeightsError: a local file is wrong, or a required one cannot be obtained.
     """
     for row in (weight_file(name) for name in names):
         if locate(row.name) is not None:
@@ -57,9 +57,9 @@ def supply(names: Sequence[str], console: Console, *, required: bool) -> None:
 
 
 def supply_weights(model: str, console: Console) -> tuple[Path, str]:
-    """Path and name of the weights for restoration that --model means, fetched if needed.
+    """Path and name of the restoration weights that --model selects, fetched if needed.
 
-    Remarks on the choice are printed.
+    Prints notes on the choice.
 
     Raises:
         WeightsError, CheckpointError, ConfigError: as `choose_weights`.
@@ -101,5 +101,5 @@ def fetch_with_bar(row: WeightFile, console: Console) -> Path:
 
 
 def size_of(row: WeightFile) -> str:
-    """The size of a file, for people."""
+    """The size of a file, for display."""
     return "size not recorded" if row.bytes is None else f"{row.bytes / 1e6:.1f} MB"

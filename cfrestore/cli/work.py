@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def set_up(weights_dir: Path | None, offline: bool) -> None:
-    """Tells the library, through the environment, where weights are and whether to fetch them."""
+    """Sets the environment variables for the weights folder and for offline use."""
     if weights_dir is not None:
         os.environ["CFRESTORE_HOME"] = str(weights_dir)
     if offline:
@@ -46,12 +46,12 @@ def work(
     fidelity: float | None = None,
     spared: Sequence[Path] = (),
 ) -> None:
-    """Plans, loads the pipeline, downloading weights if needed, does the jobs, and reports each.
+    """Plans, loads the pipeline, downloading weights if needed, runs the jobs, and reports each.
 
     Args:
         procedure_of: makes the procedure from the pipeline.
         fidelity: the value of {w} in a template.
-        spared: absolute paths of files that are read beside the pictures.
+        spared: absolute paths of other files that are read, and so must not be overwritten.
     Raises:
         typer.Exit: code 1 if something failed, 130 if interrupted.
     """
@@ -60,7 +60,7 @@ def work(
     if args.json and stdout is None:
         raise ConfigError("stdout is closed, but --json is to be written there")
     try:
-        with redirect_stdout(sys.stderr), ExitStack() as stack:  # what packages print is for people
+        with redirect_stdout(sys.stderr), ExitStack() as stack:  # packages' output goes to stderr
             places = stack.enter_context(_reached(args))
             look = _planner(args, places, task, fidelity, spared)
             jobs = look()
@@ -89,11 +89,11 @@ def work(
 
 @dataclass(frozen=True)
 class Places:
-    """What is to be read and written, as planning takes it.
+    """Inputs and output, as planning takes them.
 
     Attributes:
         listed: the names of --files-from.
-        home: the folder that the command was given in, if that is no longer the current one.
+        home: the folder in which the command was run, if that is no longer the current one.
     """
 
     inputs: Sequence[str]
@@ -119,7 +119,7 @@ def _reached(args: PictureArguments) -> Iterator[Places]:
     home = Path.cwd()
 
     def absolute(word: str) -> str:
-        # The path type would lose a slash at the end, which says that it is a folder.
+        # Path would drop a trailing slash, which marks a folder.
         return word if is_remote(word) else os.path.join(home, word)  # noqa: PTH118
 
     with TemporaryDirectory(prefix="cfrestore-") as folder:
@@ -140,7 +140,7 @@ def _planner(
     fidelity: float | None,
     spared: Sequence[Path],
 ) -> Callable[[], Sequence[Job]]:
-    """A function that finds the jobs that the arguments ask for, anew at each call."""
+    """A function that plans the jobs of the arguments, afresh at each call."""
     from cfrestore.batch import COMPARED, CROPS, RESTORED, SAMPLES, parse_shard, plan
     from cfrestore.image.photo import printable
 
@@ -157,7 +157,7 @@ def _planner(
     said: set[str] = set()
 
     def say(sentence: str) -> None:
-        if not args.quiet and sentence not in said:  # who watches looks again and again
+        if not args.quiet and sentence not in said:  # --watch plans repeatedly
             report.make_console().print(printable(sentence))
         said.add(sentence)
 
@@ -182,7 +182,7 @@ def _planner(
 
 
 def _check_there(jobs: Sequence[Job]) -> None:
-    """Raises ImageError if none of the pictures exists, before any weights are downloaded."""
+    """Raises ImageError if no picture exists, before any weights are downloaded."""
     absent = [
         job.source for job in jobs if isinstance(job.source, Path) and not _exists(job.source)
     ]
@@ -195,7 +195,7 @@ def _exists(path: Path) -> bool:
         path.lstat()
     except FileNotFoundError:
         return False
-    except OSError:  # told when it is read
+    except OSError:  # reported when it is read
         return True
     return True
 
@@ -254,7 +254,7 @@ def _streams(
 
 @dataclass(frozen=True)
 class About:
-    """What is known about a pipeline and a procedure, which may be on another machine.
+    """Facts about a pipeline and a procedure, which may be on another machine.
 
     Attributes:
         facts, provenance: see `facts_of` and `provenance_of`.
@@ -300,7 +300,7 @@ def _here(
     stdout: TextIO | None,
     home: Path | None,
 ) -> Iterator[tuple[Do, About]]:
-    """Does jobs on this machine."""
+    """Runs jobs on this machine."""
     from cfrestore.batch import WORKERS, run
 
     with _streams(jobs, stdout) as (source, sink):
@@ -326,7 +326,7 @@ def _on_cluster(
     stdout: TextIO | None,
     home: Path | None,
 ) -> Iterator[tuple[Do, About]]:
-    """Does jobs on a Ray cluster; only there are the networks loaded.
+    """Runs jobs on a Ray cluster; networks are loaded only there.
 
     Args:
         home: see Places.
@@ -375,7 +375,7 @@ def _report(
     facts: Facts,
     stdout: TextIO,
 ) -> bool:
-    """Reports each job as it ends; returns whether all went well."""
+    """Reports each job as it ends; returns whether all succeeded."""
     console = report.make_console()
     outcomes: list[Outcome] = []
 
@@ -401,13 +401,13 @@ def _report(
 
 
 def load(args: PictureArguments, task: Task, model: str, parser: Path | None) -> Pipeline:
-    """The pipeline of a task; missing weights are downloaded first.
+    """Loads the pipeline of a task, after downloading missing weights.
 
-    With published weights come the detector and the parser that they are published with, unless
-    others are named.
+    Published weights are used with the detector and the parser that they are published with,
+    unless others are named.
 
     Raises:
-        WeightsError: weights that the user named, or that nothing can replace, cannot be had.
+        WeightsError: weights that the user named, or that have no substitute, are unavailable.
         CheckpointError, ConfigError: as `load_pipeline`.
     """
     from cfrestore.cli.supply import supply

@@ -1,4 +1,4 @@
-"""How good restored faces are: figures, networks that look at faces, published protocols."""
+"""Measures restored faces: metrics, the networks they use, published protocols."""
 
 from cfrestore.evaluate.damage import PRESETS, damage, find_preset
 from cfrestore.evaluate.evaluation import (

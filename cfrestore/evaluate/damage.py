@@ -1,4 +1,4 @@
-"""The degradations of the published training as a tool: one face, one file name, one result."""
+"""The degradations of the published training, reproducible from seed and file name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cfrestore.evaluate.figures import Face
 
 PRESETS = {"small": SMALL, "large": LARGE, "paper": PAPER}
-"""In pixels of 512; the blur is scaled to each face's side."""
+"""For 512 px; the blur is scaled to each face's side."""
 
 
 def find_preset(name: str) -> Degradation:
@@ -30,9 +30,9 @@ def find_preset(name: str) -> Degradation:
 
 
 def damage(face: Face, preset: str, seed: int, name: str | PurePath) -> Face:
-    """Damages a face as the seed and its name draw it, whatever other faces there are.
+    """Damages a face at random, as decided by seed and name, independently of other faces.
 
-    Computed on the CPU by one thread, since the last bits of a product depend on their number.
+    Computed on the CPU by one thread, because the number of threads affects the last bits.
 
     Args:
         face: (S,S,3) uint8 RGB.

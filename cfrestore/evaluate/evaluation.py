@@ -1,4 +1,4 @@
-"""Measures sets of faces: rows of figures, the faces that failed, and all of it as plain values."""
+"""Measures sets of faces; the result has rows of figures and the failures, also as plain values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cfrestore.pipeline import Pipeline
 
 SCHEMA = 1
-"""Grows when a field of the result changes its meaning or is removed."""
+"""Incremented when a field of the result changes its meaning or is removed."""
 
 DIGITS = 6
 """Decimal places of figures in the result."""
@@ -34,10 +34,10 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to get pictures out of a set of faces; a row of the table.
+    """A way to get pictures from a set of faces; a row of the table.
 
     Attributes:
-        name: what to call it.
+        name: for display.
         degradation: the preset that damaged the faces first; None: they were not damaged here.
         fidelity: w, if the faces were restored here.
     """
@@ -49,11 +49,11 @@ class Kind:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One face.
+    """A face to measure.
 
     Attributes:
-        clean: the face to compare with; None: there is none.
-        images: what is measured.
+        clean: the face to compare with, if any.
+        images: the pictures to measure.
     """
 
     clean: Face | None
@@ -68,7 +68,7 @@ class Row:
         files: the figures of each face, in order, by the names of METRICS, and `identical`: whether
             it equals the clean one.
         features: of each face, for the Frechet distance.
-        distance: the Frechet distance; None until it is known.
+        distance: the Frechet distance; None until computed.
     """
 
     kind: Kind
@@ -78,14 +78,14 @@ class Row:
 
     @property
     def totals(self) -> dict[str, float | None]:
-        """The mean of each figure over the faces that have it; for yes or no the share of yes."""
+        """The mean of each figure over the faces that have it; for booleans, the share of true."""
         return {name: float(np.mean(v)) if v else None for name, v in self._values().items()} | {
             "fid": self.distance
         }
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many faces each total is of."""
+        """Number of faces in each total."""
         counts = {name: len(values) for name, values in self._values().items()}
         return counts | {"fid": len(self.features) if self.distance is not None else 0}
 
@@ -99,10 +99,10 @@ class Row:
 
 @dataclass(eq=False)
 class Evaluation:
-    """What was measured.
+    """The result of an evaluation.
 
     Attributes:
-        rows: by kind, in the order in which they came.
+        rows: by kind, in order of appearance.
         failed: why faces could not be measured, by name.
     """
 
@@ -116,12 +116,12 @@ def evaluate(
     judge: Judge,
     after: Callable[[str, Sample], None] = lambda name, sample: None,
 ) -> Evaluation:
-    """Measures faces one after the other; one that fails is recorded, and the others are measured.
+    """Measures faces one by one; failures are recorded, and do not affect the other faces.
 
     Args:
         names: of the faces.
-        make: the face of that name; fails with ImageError or MemoryError.
-        judge: what measures.
+        make: makes the sample of a name; fails with ImageError or MemoryError.
+        judge: computes the figures.
         after: called with each face that was measured.
     """
     result = Evaluation()
@@ -161,10 +161,10 @@ def _measure(
 
 
 def read_pair(restored: Path, clean: Path | None) -> Sample:
-    """A face that was restored elsewhere, and its clean one, if there is one.
+    """Reads a face that was restored elsewhere, and its clean one, if any.
 
     Raises:
-        ImageError: one cannot be read, or they are of different sizes.
+        ImageError: one cannot be read, or their sizes differ.
     """
     face = read_face(restored)
     if clean is None:
@@ -183,14 +183,14 @@ class Restorer:
     """Damages faces, and restores them as `cfrestore --aligned` does.
 
     Attributes:
-        pipeline: what restores.
+        pipeline: restores the faces.
         fidelities: each w.
-        degradations: each preset; none: the faces are restored as they are.
+        degradations: each preset; if empty, the faces are restored as they are.
         seed: of the degradations.
-        nearest: whether faces are painted once more, at w = 0, from the codes nearest to their
-            latents instead of the predicted ones.
-        autoencoder: whether the clean face is painted too, at w = 0, from its nearest codes, with
-            colours as they come.
+        nearest: whether faces are also painted, at w = 0, from the codes nearest to their latents
+            instead of the predicted ones.
+        autoencoder: whether the clean face is also painted, at w = 0, from its nearest codes,
+            without correction of colours.
     """
 
     pipeline: Pipeline
@@ -205,14 +205,14 @@ class Restorer:
             raise ConfigError("nearest codes are to be had of torch's networks only")
 
     def __call__(self, path: Path, clean: Path | None, name: str) -> Sample:
-        """Everything to be measured of one face, brought to the network's side.
+        """Makes all pictures to measure of a face, at the network's size.
 
         Args:
             path: the face that is damaged, or restored as it is.
-            clean: the face to compare with, where nothing is damaged here; None: there is none.
-            name: of the file, by which its damage is drawn.
+            clean: the face to compare with, if any, where nothing is damaged here.
+            name: of the file; decides its damage.
         Raises:
-            ImageError: a file cannot be read, or the network gave no picture.
+            ImageError: a file cannot be read, or restoring the face failed.
         """
         side = self.pipeline.crop_size
         face = read_face(path, side)
@@ -258,11 +258,11 @@ class Restorer:
 def as_record(
     evaluation: Evaluation, protocol: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All of it as JSON knows it, without NaN and infinities; see docs/evaluation.md.
+    """Converts an evaluation to JSON values, without NaN and infinities; see docs/evaluation.md.
 
     Args:
         protocol: how it was measured.
-        metrics: of `Judge.facts`; those that no face allowed become not computed.
+        metrics: from `Judge.facts`; those without a value for any face become not computed.
     """
     rows = list(evaluation.rows.values())
     facts = {name: dict(fact) for name, fact in metrics.items()}

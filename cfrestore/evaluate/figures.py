@@ -1,4 +1,4 @@
-"""Figures of aligned faces that need no network: how close, how sharp, in which colours."""
+"""Metrics of aligned faces that need no network: fidelity, sharpness and colour."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Face: TypeAlias = NDArray[np.uint8]
 """(S,S,3) RGB."""
 
 BORDER = 4
-"""Pixels at each side that PSNR and SSIM leave out, as published."""
+"""Pixels at each side that PSNR and SSIM ignore, as published."""
 
 LEAST_SIDE = 32
 """Smallest side that can be measured: within the border, SSIM needs 11 px."""
@@ -34,11 +34,11 @@ def psnr(face: Face, clean: Face) -> float:
 
 
 def load_ssim() -> Callable[[Face, Face], float]:
-    """Structural similarity within the border, averaged over RGB, by scikit-image.
+    """Returns structural similarity within the border, averaged over RGB, by scikit-image.
 
     Raises:
         ConfigError: scikit-image is not installed.
-    Source: specification 03, section 7: Gaussian window of 11x11 with deviation 1.5.
+    Source: specification 03, section 7: Gaussian window of 11x11 with sigma 1.5.
     """
     require("skimage.metrics", extra="eval")
     from skimage.metrics import structural_similarity
@@ -60,7 +60,7 @@ def load_ssim() -> Callable[[Face, Face], float]:
 
 
 def gradient(face: Face) -> float:
-    """Mean gradient magnitude in the face's ellipse: Sobel, luma."""
+    """Mean gradient magnitude (Sobel, luma) in the face's ellipse."""
     luma = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
     dx, dy = (cv2.Sobel(luma, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
     return float(np.hypot(dx, dy)[face_ellipse(len(face))].mean())

@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features, each taken as a Gaussian."""
+"""The Frechet distance between two sets of features, each modelled as a Gaussian."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """|mean difference|^2 + tr(A + B - 2 (A B)^(1/2)), A and B being the covariances.
 
     The trace of (A B)^(1/2) is computed from A^(1/2) B A^(1/2), which has the same eigenvalues and
-    is symmetric, so that no part of it is ever imaginary.
+    is symmetric, so that the result is always real.
 
     Raises:
-        ConfigError: they have different numbers of dimensions.
+        ConfigError: the numbers of dimensions differ.
     Source: Heusel et al. (2017).
     """
     if a.mean.shape != b.mean.shape:
@@ -64,13 +64,13 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Statistics from a file: .npz with `mu` and `sigma`, or .pth with `mean` and `cov`.
+    """Reads statistics from a file: .npz with `mu` and `sigma`, or .pth with `mean` and `cov`.
 
-    Those of clean faces, such as FFHQ, are published in both forms.
+    Those of clean faces, such as FFHQ, are published in both forms. No code in the file is run.
 
     Raises:
         WeightsError: it cannot be read.
-        CheckpointError: it holds no statistics. Nothing in it is run.
+        CheckpointError: it holds no statistics.
     """
     try:
         content = _read_npz(path) if path.suffix == ".npz" else _read_torch(path)
@@ -93,7 +93,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 def _read_torch(path: Path) -> dict[str, Any]:
     import torch
 
-    # What an array is pickled as, by the old and the new name of its module.
+    # The function by which arrays are unpickled, under the old and the new name of its module.
     rebuild: Any = np.ones(1).__reduce__()[0]
     names = [f"{module}.multiarray._reconstruct" for module in ("numpy.core", "numpy._core")]
     allowed: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]

@@ -1,4 +1,4 @@
-"""What is measured of a face, and by what; what cannot be measured here, and why."""
+"""The metrics, and a judge that computes those that are available and explains the others."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from cfrestore.recognise import recogniser_file
 from cfrestore.weights.digests import sha256_of
 
 Value: TypeAlias = float | bool | None
-"""None: this face does not allow it."""
+"""None: the metric has no value for this face."""
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure.
+    """A metric.
 
     Attributes:
-        name: what JSON calls it.
-        heading: what tables call it.
+        name: its name in JSON.
+        heading: its name in tables.
         digits: decimal places in tables.
         wants: a restored and a clean face, a restored face, or all restored faces.
-        definition: what it is, exactly.
-        packages: what computes it, beside torch, numpy and OpenCV.
+        definition: its exact definition.
+        packages: packages that it needs besides torch, numpy and OpenCV.
     """
 
     name: str
@@ -127,7 +127,7 @@ NEEDS = {
     "ids": "needs --arcface, weights that do not come with cfrestore",
     "fid": "needs --inception and --statistics, which do not come with cfrestore",
 }
-"""Why a metric is not computed where nobody names what it needs."""
+"""Why a metric is not computed if the files that it needs are not given."""
 
 UNMET = {
     "psnr": "every face equals the clean one, so that it is infinite",
@@ -144,13 +144,13 @@ NO_FACE = "there was no face that could be measured"
 
 @dataclass(frozen=True)
 class MetricFiles:
-    """Weights of metrics, of which none come with cfrestore.
+    """Weights for metrics; none of them come with cfrestore.
 
     Attributes:
         vgg, lpips: torchvision's VGG-16, and the calibration of LPIPS 0.1 for it.
         arcface: facexlib's ResNet-50.
-        inception: Inception V3 as Frechet distances have it.
-        statistics: of its features of clean faces, see `read_statistics`, or a folder of these.
+        inception: the Inception V3 used for Frechet distances.
+        statistics: of its features of clean faces, see `read_statistics`, or a folder of faces.
     """
 
     vgg: Path | None = None
@@ -167,12 +167,12 @@ class MetricFiles:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What was seen of one face on its own.
+    """The features of a face that comparisons need.
 
     Attributes:
         gradient, colour: see `figures`.
         features, landmarks: see `Landmarks`.
-        embedding, descriptor: of ArcFace, and of dlib's recogniser; None without it.
+        embedding, descriptor: of ArcFace, and of dlib's recogniser; None if it is not available.
     """
 
     face: Face
@@ -185,21 +185,21 @@ class Look:
 
 
 class Judge:
-    """Measures faces with everything that is available here.
+    """Measures faces with all available metrics.
 
     Attributes:
         reasons: why metrics are not computed, by name; all others are.
-        files: what was opened for each metric, by the metric's name and the file's purpose.
-        inception: a face to its features for the Frechet distance; None: that is not computed.
-        statistics: those of the clean faces, which the features are compared with.
+        files: the files opened for each metric, by the metric's name and the file's purpose.
+        inception: computes a face's features for the Frechet distance; None: not computed.
+        statistics: of the clean faces, with which the features are compared.
     """
 
     def __init__(self, files: MetricFiles = MetricFiles(), device: torch.device = CPU) -> None:
         """Opens the networks.
 
         Raises:
-            WeightsError, CheckpointError: a file that was named cannot be read, or is another.
-            ConfigError: a package that a named file needs is not installed.
+            WeightsError, CheckpointError: a given file cannot be read, or is the wrong one.
+            ConfigError: a package that a given file needs is not installed.
         """
         mtcnn = networks.mtcnn_files()
         self.reasons = dict(NEEDS)
@@ -241,7 +241,7 @@ class Judge:
 
     @contextmanager
     def _if_installed(self, metric: str) -> Iterator[None]:
-        """The context in which a package that is not installed costs the metric alone."""
+        """The context in which a missing package disables only this metric."""
         try:
             yield
         except ConfigError as error:
@@ -252,7 +252,7 @@ class Judge:
         del self.reasons[metric]
 
     def look(self, face: Face) -> Look:
-        """What of one face can be compared with another."""
+        """Computes the features of a face that comparisons need."""
         return Look(
             face,
             gradient(face),
@@ -264,7 +264,7 @@ class Judge:
         )
 
     def measure(self, face: Face, clean: Look | None) -> dict[str, Value]:
-        """All figures of a face except those of sets; None where the face does not allow one.
+        """Computes all figures of a face except those of sets; None if one has no value for it.
 
         Equal faces have no PSNR, since it is infinite.
         """
@@ -281,7 +281,7 @@ class Judge:
         }
 
     def facts(self, *, clean: bool) -> dict[str, Any]:
-        """What each metric is, by name: computed or why not, and with which files.
+        """Facts on each metric, by name: whether it is computed, or why not, and with which files.
 
         Args:
             clean: whether there are clean faces.

@@ -1,4 +1,4 @@
-"""Networks that compute figures of faces, opened from files that are named.
+"""Networks that compute metrics of faces, loaded from given files.
 
 Only MTCNN, dlib's recogniser and the parameters of NIQE come with packages.
 """
@@ -39,10 +39,10 @@ ARCFACE_TEMPLATE: Floats = np.array(
      [70.7299, 92.2041]],
     np.float32,
 )  # fmt: skip
-"""Where recognisers expect the five landmarks in their 112 px, order as in Face."""
+"""Where recognisers expect the five landmarks in their 112 px; order as in Face."""
 
 NIQE_BLOCK = 96
-"""Side of the blocks whose statistics NIQE compares, pixels."""
+"""Side, in pixels, of the blocks whose statistics NIQE compares."""
 
 DROPPED = "torchvision.transforms.functional_tensor"
 """A module that torchvision no longer has."""
@@ -63,7 +63,7 @@ class Landmarks:
         self._features = Cascade().decide
 
     def find(self, face: Face) -> Floats | None:
-        """Five points (5,2), pixels of 512, of the face nearest to the middle; None: none found."""
+        """Five points (5,2), in pixels of 512, of the most central face; None if none is found."""
         side = PUBLISHED_SIZE
         found = self._detector(resize(face, side, side, enlarge=cv2.INTER_CUBIC))
         if not found:
@@ -72,7 +72,7 @@ class Landmarks:
         return min(found, key=lambda f: float(np.abs(f.landmarks.mean(0) - middle).sum())).landmarks
 
     def features(self, face: Face) -> list[Tensor]:
-        """Feature maps of the last of its networks, before and after each of three activations."""
+        """Feature maps of MTCNN's last network, before and after each of three activations."""
         x = (torch.from_numpy(face).permute(2, 0, 1)[None].float() - 127.5) / 128
         maps = []
         with inference(alone=False):
@@ -85,13 +85,13 @@ class Landmarks:
 
 
 def load_distance(vgg: Path, linear: Path, device: torch.device) -> Callable[[Face, Face], float]:
-    """LPIPS 0.1 on VGG-16, without the second normalisation that the published training has.
+    """Loads LPIPS 0.1 on VGG-16, without the second normalisation of the published training.
 
     Args:
         vgg: torchvision's VGG-16 weights.
         linear: the calibration.
     Raises:
-        WeightsError, CheckpointError: a file cannot be read, or is another.
+        WeightsError, CheckpointError: a file cannot be read, or is the wrong one.
     """
     network = load_lpips(vgg, linear, double_normalisation=False).to(device).eval()
 
@@ -104,15 +104,15 @@ def load_distance(vgg: Path, linear: Path, device: torch.device) -> Callable[[Fa
 
 
 def load_arcface(path: Path, device: torch.device) -> Callable[[Face], Floats]:
-    """What ArcFace makes of an aligned face: a vector (512,) of length 1.
+    """Loads ArcFace's embedding of an aligned face: a vector (512,) of length 1.
 
-    Faces are cut as the template says, not by landmarks of their own, so that a bad restoration
-    cannot choose what is looked at. Channels are RGB, values (x - 127.5) / 127.5.
+    Faces are cut by the template, not by their own landmarks, so that a bad restoration cannot
+    influence which part is compared. Channels are RGB, values (x - 127.5) / 127.5.
 
     Args:
         path: weights of facexlib's ResNet-50, IR or IR-SE.
     Raises:
-        WeightsError, CheckpointError: the file cannot be read, or is another.
+        WeightsError, CheckpointError: the file cannot be read, or is the wrong one.
     """
     from facexlib.recognition.arcface_arch import Backbone
 
@@ -136,10 +136,10 @@ def load_arcface(path: Path, device: torch.device) -> Callable[[Face], Floats]:
 
 
 def load_descriptor(path: Path, device: torch.device) -> Callable[[Face], Floats]:
-    """What dlib's recogniser makes of an aligned face: a vector (128,); see `recognise`.
+    """Loads dlib's descriptor of an aligned face: a vector (128,); see `recognise`.
 
     Raises:
-        WeightsError, CheckpointError: the file cannot be read, or is another.
+        WeightsError, CheckpointError: the file cannot be read, or is the wrong one.
     """
     recogniser = load_recogniser(path).to(device)
 
@@ -152,18 +152,18 @@ def load_descriptor(path: Path, device: torch.device) -> Callable[[Face], Floats
 
 
 def load_inception(path: Path, device: torch.device) -> Callable[[Face], Floats]:
-    """The features (2048,) that Frechet distances compare, by torch-fidelity's Inception V3.
+    """Loads the features (2048,) for Frechet distances, by torch-fidelity's Inception V3.
 
     Args:
         path: `pt_inception-2015-12-05-6726825d.pth` or the like, not torchvision's own weights.
     Raises:
         ConfigError: torch-fidelity is not installed.
-        WeightsError, CheckpointError: the file cannot be read, or is another.
+        WeightsError, CheckpointError: the file cannot be read, or is the wrong one.
     """
     require("torch_fidelity", extra="eval")
     from torch_fidelity import FeatureExtractorInceptionV3
 
-    safe = io.BytesIO()  # the package would run what is pickled in a file
+    safe = io.BytesIO()  # the package would execute pickled code in a file
     torch.save(read_checkpoint(path)[0], safe)
     safe.seek(0)
     try:
@@ -183,13 +183,13 @@ def load_inception(path: Path, device: torch.device) -> Callable[[Face], Floats]
 
 
 def load_niqe() -> tuple[Callable[[Face], float | None], Path]:
-    """NIQE of a face, None if it is too small or too even for it; and the file of its parameters.
+    """Loads NIQE of a face, None if too small or too smooth; also returns its parameter file.
 
-    Computed by basicsr 1.4.2, which imports a module that torchvision has dropped; the module that
-    now has what basicsr wants stands in for it meanwhile.
+    Computed by basicsr 1.4.2, which imports a module that torchvision has dropped; the module with
+    its present content stands in for it during the import.
 
     Raises:
-        ConfigError: basicsr is not installed, nor can it be on Python 3.13 and later.
+        ConfigError: basicsr is not installed; on Python 3.13 and later it cannot be.
     """
     require("torchvision.transforms.functional", extra="niqe")
     lent = DROPPED not in sys.modules
@@ -204,7 +204,7 @@ def load_niqe() -> tuple[Callable[[Face], float | None], Path]:
     module = import_module("basicsr.metrics.niqe")
 
     def niqe(face: Face) -> float | None:
-        if len(face) < 2 * NIQE_BLOCK:  # the spread between blocks is part of it
+        if len(face) < 2 * NIQE_BLOCK:  # NIQE needs the variation between blocks
             return None
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Which faces are measured, and which clean face belongs to each."""
+"""Finds the faces to measure, and the clean face of each."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PairedFaces:
     """Restored faces, each with the clean one of the same name, if clean ones are given.
 
     Attributes:
-        pairs: restored and clean file by name, in the order of the names.
-        without_reference, without_restored: names that only the restored, or only the clean have.
+        pairs: restored and clean file by name, sorted by name.
+        without_reference, without_restored: names only among the restored, or only among the clean.
     """
 
     pairs: Mapping[str, tuple[Path, Path | None]]
@@ -30,16 +30,16 @@ class PairedFaces:
 
 
 def find_faces(place: Path) -> dict[str, Path]:
-    """The pictures of a folder and those below it, by name.
+    """Finds the pictures of a folder and its sub-folders, by name.
 
     Args:
         place: a folder, or one picture.
     Returns:
-        files in the order of their names: the path below the folder with `/`, without extension,
-        and without marks such as `.restored`. Hidden files and folders are left out.
+        files sorted by name: the path below the folder with `/`, without extension, and without
+        marks such as `.restored`. Hidden files and folders are left out.
     Raises:
-        ImageError: it is not there, cannot be read, or holds no picture.
-        ConfigError: two pictures have one name.
+        ImageError: it does not exist, cannot be read, or has no pictures.
+        ConfigError: two pictures have the same name.
     """
     if is_file(place):
         return {_name(Path(place.name)): place}
@@ -63,10 +63,10 @@ def _name(path: Path) -> str:
 
 
 def match_faces(restored: Path, reference: Path) -> PairedFaces:
-    """Restored faces and their clean ones, matched by name; two files match whatever their names.
+    """Matches restored and clean faces by name; two single files match whatever their names.
 
     Raises:
-        ImageError, ConfigError: as `find_faces`; or not one name is in both.
+        ImageError, ConfigError: as `find_faces`; or they have no name in common.
     """
     ours, clean = find_faces(restored), find_faces(reference)
     if is_file(restored) and is_file(reference):
@@ -82,16 +82,16 @@ def match_faces(restored: Path, reference: Path) -> PairedFaces:
 
 
 def read_face(path: Path, side: int | None = None) -> Face:
-    """One aligned face.
+    """Reads an aligned face.
 
     Args:
         path: a picture of any depth; transparency is ignored.
-        side: S, to which larger faces are averaged down and smaller ones interpolated; None: as
-            it is.
+        side: S, to which larger faces are averaged down and smaller ones interpolated; None: the
+            face's own.
     Returns:
         (S,S,3) uint8 RGB.
     Raises:
-        ImageError: it cannot be read, or is not square, or too small to be measured.
+        ImageError: it cannot be read, is not square, or is too small to be measured.
     """
     pixels = to_uint8(read_photo(path).pixels)
     height, width = pixels.shape[:2]

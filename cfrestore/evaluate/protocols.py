@@ -1,4 +1,4 @@
-"""The test sets of the published comparisons: how many faces each has, and where to get it."""
+"""The test sets of the published comparisons: number of faces, and where to get them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Protocol:
     """A published test.
 
     Attributes:
-        name: what the option calls it.
-        faces: how many.
-        clean: whether clean faces belong to it, to be compared with.
-        metrics: those that are published for it, as `METRICS` calls them.
+        name: its name in the option.
+        faces: number of faces.
+        clean: whether it includes clean faces to compare with.
+        metrics: those that are published for it, by their names in METRICS.
         source: what to download, in words.
     """
 
@@ -77,11 +77,11 @@ def check_protocol(
     """Checks a set of faces against a published test.
 
     Args:
-        faces: names of those that are to be measured.
+        faces: names of the faces to be measured.
         clean: whether they are compared with clean ones.
-        any_count: a part of the set will do.
+        any_count: accept a part of the set.
     Raises:
-        ConfigError: the number of faces is another, or clean faces are missing or not wanted; the
+        ConfigError: the number of faces differs, or clean faces are missing or not expected; the
             text says what to get.
     """
     if clean != protocol.clean:

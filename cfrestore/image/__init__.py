@@ -1,4 +1,4 @@
-"""Bytes to Photo and back, Photo to tensor and back, and the gray test."""
+"""Converts bytes to Photo and Photo to tensor, and back; and the gray test."""
 
 from cfrestore.image.decode import MAX_PIXELS, read_photo
 from cfrestore.image.encode import QUALITIES, Quality, write_photo

@@ -1,7 +1,7 @@
-"""Bytes to Photo.
+"""Decodes bytes to a Photo.
 
-Pillow decodes pictures. It keeps 8 bits of 16, so those of 16 bits are decoded as png.py, tiff.py
-and ppm.py tell.
+Pillow decodes pictures of 8 bits. It reduces 16 bits to 8, so 16-bit pictures are decoded by
+png.py, tiff.py and ppm.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_PIXELS = 500_000_000
 
 _GRAY_MODES = ("1", "L", "LA", "La")
 
-# No decoder documents what it lets out when the bytes are damaged; these kinds have been seen.
+# No decoder documents what it raises when the bytes are damaged; these have been seen.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -55,17 +55,17 @@ _DECODER_ERRORS = (
 
 
 def read_photo(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """The photograph in a file, in bytes, or in a binary stream that need not seek.
+    """Reads a photograph from a file, bytes, or a binary stream that need not seek.
 
-    The bytes decide what it is, not the name. Of several pages or frames the first is read. CMYK
-    is converted to sRGB, through its profile when it has one. 16-bit gray and RGB stay 16 bits in
-    PNG, TIFF and PPM. What is left behind is said in the photograph's notes.
+    The bytes decide the format, not the name. Of several pages or frames the first is read. CMYK
+    is converted to sRGB, through its profile if it has one. 16-bit gray and RGB stay 16 bits in
+    PNG, TIFF and PPM. The photograph's notes say what was not read.
 
     Args:
         source: path, encoded bytes, or an open binary stream, read to its end.
         max_pixels: largest height times width that is decoded.
     Raises:
-        ImageError: missing, unreadable, empty, unknown, damaged, cut short or too large.
+        ImageError: missing, unreadable, empty, unknown, damaged, truncated or too large.
     """
     name = name_of(source)
     data, kind = read_bytes(source, max_pixels)
@@ -91,7 +91,7 @@ def read_photo(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
 
 
 def _reason(error: Exception) -> str:
-    """What a decoder found wrong, if it says so in words."""
+    """A decoder's own explanation of an error, if it is readable."""
     spoken = isinstance(error, (OSError, SyntaxError, ValueError, RuntimeError, MemoryError))
     reason = reason_of(error)
     return reason if spoken and not reason.startswith("decoder error") else "it is damaged"
@@ -105,7 +105,7 @@ def _decode(data: bytes, kind: str, check: Callable[[int, int], None]) -> Photo:
         return _decode_tiff(data, check)
     with Image.open(BytesIO(data), formats=(kind,)) as image:
         check(image.height, image.width)
-        image.load()  # of 16 bits too: it finds what is cut short, and metadata behind the pixels
+        image.load()  # 16 bits too: this detects truncation, and finds metadata after the pixels
         metadata = metadata_of(image, data)
         if kind == "PNG" and png.is_deep(data):
             key = image.info.get("transparency")
@@ -120,7 +120,7 @@ def _decode_tiff(data: bytes, check: Callable[[int, int], None]) -> Photo:
     turned, data = directory.take_orientation(data)
     tags = tiff.tags_of(data)
     check(tags[257], tags[256])
-    check(tags.get(323, 1), tags.get(322, 1))  # a tile is decoded in whole, even of a small picture
+    check(tags.get(323, 1), tags.get(322, 1))  # tiles are decoded whole, even in a small picture
     if 3 in tags.get(339, ()):
         raise ValueError("samples that are floating-point numbers are not read")
     if tags.get(262) == tiff.INKS and tags.get(tiff.EXTRA_SAMPLES) in ((1,), (2,)):
@@ -135,7 +135,7 @@ def _decode_tiff(data: bytes, check: Callable[[int, int], None]) -> Photo:
         return _losing(photo, "Its metadata were not read.")
     with image:
         metadata = metadata_of(image, data, turned)
-        image.getexif()[directory.ORIENTATION] = 1  # or Pillow turns by what XMP says
+        image.getexif()[directory.ORIENTATION] = 1  # or Pillow turns by the XMP orientation
         if deep is None:
             image.load()
             photo = _shallow(image, metadata, "TIFF")
@@ -145,7 +145,7 @@ def _decode_tiff(data: bytes, check: Callable[[int, int], None]) -> Photo:
 
 
 def _shallow(image: Image.Image, metadata: Metadata, kind: str) -> Photo:
-    """The photograph in a loaded image of 8 bits a channel."""
+    """The photograph in a loaded image of 8 bits per channel."""
     if image.mode == "CMYK":
         inks = _inks(metadata.icc)
         through = "without a profile that can be used" if inks is None else "through its profile"
@@ -167,7 +167,7 @@ def _remarked(photo: Photo, image: Image.Image, data: bytes) -> Photo:
 
 
 def _losing(photo: Photo, *sentences: str) -> Photo:
-    """The photograph with sentences on what of the picture in the file was not read as it is."""
+    """The photograph with sentences on what of the file's picture was not read unchanged."""
     return replace(photo, notes=(*photo.notes, *sentences), lost=(*photo.lost, *sentences))
 
 
@@ -212,7 +212,7 @@ def _samples(image: Image.Image, inks: ImageCms.ImageCmsTransform | None = None)
 
 
 def _inks(icc: bytes | None) -> ImageCms.ImageCmsTransform | None:
-    """The way from CMYK through a profile to sRGB; None without a profile that can be used."""
+    """The transform from CMYK through a profile to sRGB; None without a usable profile."""
     if icc is None:
         return None
     try:

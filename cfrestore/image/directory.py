@@ -1,6 +1,6 @@
 """Directories of TIFF files, and of EXIF blocks, which are b"Exif\\0\\0" and a small TIFF file.
 
-They are changed in place, so that the offsets in them, makers' notes' too, remain valid.
+They are edited in place, so that the offsets in them, those of maker notes too, remain valid.
 
 Source: TIFF revision 6.0, section 2; the BigTIFF design; Exif 2.3, section 4.6.
 """
@@ -15,14 +15,14 @@ from typing import BinaryIO, Literal, NamedTuple
 EXIF_HEAD = b"Exif\x00\x00"
 ORIENTATION = 0x0112
 DIRECTORIES = (0x8769, 0x8825)
-"""Tags that hold the offset of a directory of their own: EXIF's and that of places."""
+"""Tags that hold the offset of a directory of their own: EXIF and GPS."""
 
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-"""Bytes of one value, by the number of its type."""
+"""Bytes per value, by type number."""
 
 
 class Entry(NamedTuple):
-    """One entry of a directory: its tag, type and number, and where its value or offset is."""
+    """A directory entry: tag, type, number of values, and position of the value or its offset."""
 
     tag: int
     kind: int
@@ -32,14 +32,14 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Directory:
-    """One directory of a TIFF file; its entries are read when they are asked for.
+    """A directory of a TIFF file; its entries are read on demand.
 
     Attributes:
         block: the file.
-        order: of its bytes, as `struct` calls it.
-        big: it is a BigTIFF, with numbers of 64 bits.
-        start: where the directory is.
-        places: where its entries are.
+        order: byte order, as in `struct`.
+        big: it is a BigTIFF, with 64-bit numbers.
+        start: position of the directory.
+        places: positions of its entries.
     """
 
     block: bytes
@@ -56,7 +56,7 @@ class Directory:
             yield Entry._make((*layout.unpack_from(self.block, at), at + layout.size))
 
     def holds(self, entry: Entry) -> bool:
-        """Whether the value of an entry lies in the file, or where another directory is."""
+        """Whether the value of an entry, or the directory it points to, lies within the file."""
         size = entry.number * SIZES.get(entry.kind, 2**32)
         pointer = entry.tag in DIRECTORIES
         if size <= (8 if self.big else 4) and not pointer:
@@ -65,11 +65,11 @@ class Directory:
 
     @property
     def next_at(self) -> int:
-        """Where the offset of the next directory is."""
+        """Position of the offset of the next directory."""
         return self.places.stop
 
     def offset(self, at: int) -> int:
-        """The offset that stands at a place of the file."""
+        """The offset stored at a position of the file."""
         return _unpack(self.order + ("Q" if self.big else "I"), self.block, at)
 
 
@@ -77,7 +77,7 @@ def read_directory(block: bytes, start: int | None = None) -> Directory:
     """The directory at start, or the first.
 
     Raises:
-        struct.error: the file is cut short or something else.
+        struct.error: the file is truncated, or no TIFF.
     """
     if block[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         raise struct.error("no TIFF head")
@@ -112,7 +112,7 @@ def count_pages(block: bytes) -> int:
 
 
 def take_orientation(block: bytes) -> tuple[int | None, bytes]:
-    """The orientation tag of a TIFF file or EXIF block, and the same with 1 in its place."""
+    """The orientation of a TIFF file or EXIF block, and the block with the orientation set to 1."""
     orientation = None
     try:
         directory = read_directory(block)
@@ -129,10 +129,10 @@ def take_orientation(block: bytes) -> tuple[int | None, bytes]:
 
 
 def without_thumbnail(block: bytes) -> bytes:
-    """An EXIF block whose small picture of what the photograph was before is gone.
+    """An EXIF block without its thumbnail, which shows the unrestored photograph.
 
-    Its directory is no longer pointed to and its bytes are zero, or cut off at the block's end;
-    all else stays where it is.
+    The thumbnail's directory is unlinked and its bytes are zeroed, or cut off at the block's end;
+    everything else stays in place.
     """
     try:
         first = read_directory(block)
@@ -152,12 +152,12 @@ def without_thumbnail(block: bytes) -> bytes:
 
 
 def overwritten(block: bytes, at: int, content: bytes) -> bytes:
-    """The block with content in place of as many bytes."""
+    """The block with content written over as many bytes."""
     return block[:at] + content + block[at + len(content) :]
 
 
 class DirectoryWriter:
-    """A directory in the making, and the file that it is for."""
+    """Builds a directory and writes it to a file."""
 
     def __init__(self, stream: BinaryIO, order: Literal["<", ">"]) -> None:
         self.stream = stream
@@ -165,13 +165,13 @@ class DirectoryWriter:
         self.order = order
 
     def append(self, content: bytes) -> int:
-        """Puts content behind what is there, at an even place, which is returned."""
+        """Appends content at an even position, and returns that position."""
         place = self.stream.seek(0, 2)
         self.stream.write(bytes(place % 2) + content)
         return place + place % 2
 
     def put(self, tag: int, kind: int, count: int, content: bytes) -> None:
-        """Adds an entry, in place of another with its tag."""
+        """Adds an entry, replacing one with the same tag."""
         if len(content) > 4:
             content = struct.pack(self.order + "I", self.append(content))
         head = struct.pack(self.order + "HHI", tag, kind, count)
@@ -183,7 +183,7 @@ class DirectoryWriter:
         self.put(tag, {"H": 3, "I": 4}[layout], len(values), content)
 
     def finish(self, pointer: int = 4) -> int:
-        """Writes the directory, and its place at the pointer; returns the next pointer's place."""
+        """Writes the directory, with its position at pointer; returns the next pointer's place."""
         number = struct.pack(self.order + "H", len(self.entries))
         entries = b"".join(self.entries[tag] for tag in sorted(self.entries))
         start = self.append(number + entries + bytes(4))

@@ -1,6 +1,6 @@
-"""Photo to bytes, and bytes to a file in one step.
+"""Encodes a Photo, and replaces the target file in one step.
 
-Pillow encodes 8-bit pictures. PPM, TIFF and 16-bit PNG are encoded in files of their own.
+Pillow encodes 8-bit pictures. PPM, TIFF and 16-bit PNG are encoded in modules of their own.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from cfrestore.image.tiff import write_tiff
 Quality: TypeAlias = int | Literal["keep"]
 
 QUALITIES = {"JPEG": 95, "WEBP": 95, "AVIF": 90, "HEIF": 90}
-"""What is taken where no quality is asked for and the input says nothing better."""
+"""Defaults where no quality is requested and the input suggests none."""
 
 _PNG_LEVEL = 3
-"""Of zlib; its own, 6, takes twice the time for files that are 4 to 14 per cent smaller."""
+"""For zlib; its default, 6, takes twice the time for files that are 4 to 14 per cent smaller."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 
@@ -61,9 +61,9 @@ def write_photo(
     metadata: Literal["keep", "strip"] = "keep",
     provenance: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Writes a photograph so that the target is at every moment the old file or the whole new one.
+    """Writes a photograph; at every moment the target is the old file or the complete new one.
 
-    An existing file is replaced; whether it may be is the caller's to decide.
+    An existing file is replaced; the caller decides whether it may be.
 
     Args:
         photo: what to write, its metadata included.
@@ -71,17 +71,17 @@ def write_photo(
         format: one of FORMATS or an extension, any case; None takes it from the target's
             extension, and photo.format for a stream or a name without one.
         quality: 1 to 100 for JPEG (always 4:4:4), WebP (where 100 is lossless), AVIF and HEIC;
-            "keep" codes a JPEG as finely as it came, and others as None does. None keeps a JPEG's
-            coding if that is at least as fine as quality 90, keeps a lossless WebP lossless, and
-            else takes the one in QUALITIES.
-        metadata: "strip" writes nothing beside the pixels but resolution and what their colours
-            mean, and no provenance.
-        provenance: names and values of a record of the restoration for XMP; names are of letters
-            and digits.
+            "keep" reuses the coding of a JPEG, and acts as None for other inputs. None keeps a
+            JPEG's coding if that is at least as fine as quality 90, keeps a lossless WebP lossless,
+            and otherwise takes the default in QUALITIES.
+        metadata: "strip" writes only pixels, resolution and colour space, and no provenance.
+        provenance: names and values of a record of the restoration for XMP; names consist of
+            letters and digits.
     Returns:
-        Whole sentences on what of the photograph the format cannot hold.
+        Whole sentences on what the format cannot hold of the photograph.
     Raises:
-        OutputError: format unknown or too small for the picture, or the target not writable.
+        OutputError: the format is unknown or too small for the picture, or the target is not
+            writable.
         ConfigError: another argument is out of range.
     """
     _check(quality, metadata, provenance or {})
@@ -133,12 +133,12 @@ def _choose_format(
 
 
 def _stripped(photo: Photo) -> Photo:
-    """The photograph with its pixels, their resolution and what their colours mean alone."""
+    """The photograph with only pixels, resolution and colour space."""
     return replace(photo, exif=None, xmp=None, photoshop=None, comment=None, texts=())
 
 
 def _encode(photo: Photo, format: str, quality: Quality | None, stream: BinaryIO) -> None:
-    """Writes a photograph that fits the format to a binary stream that can seek."""
+    """Writes a photograph that fits the format to a seekable binary stream."""
     if format == "PPM":
         return write_ppm(photo, stream)
     if format == "TIFF":
@@ -157,10 +157,10 @@ def _encode(photo: Photo, format: str, quality: Quality | None, stream: BinaryIO
 
 
 def _gray_with_holes(samples: NDArray[np.uint8 | np.uint16]) -> Image.Image:
-    """Gray with alpha as a GIF holds it: a palette of grays, one of which stands for transparent.
+    """Gray with alpha for a GIF: a palette of grays, one of which stands for transparent.
 
-    Pillow would drop the alpha, or leave a few of the grays. The rarest gray gives way; where it
-    was, its neighbour is taken.
+    Pillow would drop the alpha, or keep only a few of the grays. The rarest gray is given up;
+    its pixels take the neighbouring gray.
     """
     gray, clear = samples[..., 0], samples[..., 1] == 0
     spare = int(np.bincount(gray[~clear], minlength=256).argmin())
@@ -173,9 +173,9 @@ def _gray_with_holes(samples: NDArray[np.uint8 | np.uint16]) -> Image.Image:
 
 
 class _Sink:
-    """An open file without the descriptor that Pillow would write to itself.
+    """Hides the file descriptor, to which Pillow would write directly.
 
-    Pillow says "encoder error" where the system says that the disk is full.
+    Pillow reports "encoder error" where the system reports a full disk.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -184,7 +184,7 @@ class _Sink:
 
 
 def _settings(photo: Photo, format: str, quality: Quality | None) -> dict[str, Any]:
-    """What Pillow is to be told; a format ignores what is not for it."""
+    """Arguments for Pillow's encoder; each format ignores those of others."""
     fields = {
         "icc_profile": photo.icc,
         "exif": photo.exif,

@@ -1,4 +1,4 @@
-"""A Photo made to fit a file format, and what it loses by that, in whole sentences."""
+"""Adapts a Photo to a file format, and reports the losses in whole sentences."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _WORDS = {
     "texts": "its PNG texts",
     "comment": "its comment",
 }
-"""Fields of Photo whose loss is worth a sentence."""
+"""Fields of Photo whose loss is reported, with their names in the report."""
 
 _SEGMENT = 65_533
 _LONGEST = {"exif": _SEGMENT, "xmp": _SEGMENT - 29, "comment": _SEGMENT}
-"""Bytes that a JPEG holds of a field."""
+"""Largest size of a field in a JPEG, in bytes."""
 
 
 def fit(
     photo: Photo, format: str, provenance: Mapping[str, str] | None = None
 ) -> tuple[Photo, tuple[str, ...]]:
-    """The photograph as a format can hold it, and sentences on what it cannot.
+    """Returns the photograph as the format can hold it, and sentences on what it cannot hold.
 
-    Transparency is laid on white where a format has none. `gray` says afterwards that one channel
-    is to be written. Nothing is said of resolution, which is no loss to the picture.
+    Transparency is blended with white if the format has none. In the result, `gray` means that one
+    channel is to be written. A lost resolution is not reported, as the picture does not suffer.
 
     Args:
         format: one of FORMATS.
-        provenance: names and values to be recorded in XMP.
+        provenance: names and values to record in XMP.
     """
     notes: list[str] = []
     if photo.pixels.dtype == np.uint16 and not FORMATS[format].deep:
@@ -75,7 +75,7 @@ def _fit_alpha(photo: Photo, format: str, notes: list[str]) -> Photo:
 
 
 def _on_white(pixels: Pixels, alpha: Pixels) -> Pixels:
-    """Pixels blended with white, in the values as they are stored."""
+    """Blends pixels with white, on the values as they are stored."""
     top = np.iinfo(pixels.dtype).max
     result = np.empty_like(pixels)
     for rows in bands(pixels.shape):
@@ -111,7 +111,7 @@ def _recorded(photo: Photo, format: str, provenance: Mapping[str, str], notes: l
 
 
 def _fit_metadata(photo: Photo, format: str, notes: list[str]) -> Photo:
-    """Without what the format has no place for."""
+    """Drops the metadata that the format cannot hold."""
     if photo.exif is not None and format in ("TIFF", "AVIF", "HEIF") and not _sound(photo.exif):
         notes.append("Its EXIF is damaged and was left out.")
         photo = replace(photo, exif=None)
@@ -129,7 +129,7 @@ def _fit_metadata(photo: Photo, format: str, notes: list[str]) -> Photo:
 
 
 def _sound(exif: bytes) -> bool:
-    """Whether an EXIF block can be taken apart, as some formats do with it."""
+    """Whether an EXIF block can be parsed, which some formats need."""
     try:
         return not read_directory(exif.removeprefix(EXIF_HEAD)).big
     except struct.error:

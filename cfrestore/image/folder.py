@@ -1,4 +1,4 @@
-"""The pictures of a folder."""
+"""Finds the pictures of a folder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from cfrestore.image.photo import name_of, reason_of
 
 
 def is_picture(name: PurePath) -> bool:
-    """Whether a file of that name, or path below a folder, is called like a picture and not hidden.
+    """Whether a file name, or path below a folder, has a picture's extension and is not hidden.
 
-    A file or a folder whose name begins with a point is hidden, and so is what lies in it.
+    A file or folder whose name begins with a dot is hidden, and so is everything in it.
     """
     hidden = any(part.startswith(".") for part in name.parts)
     return name.suffix.lower() in EXTENSIONS and not hidden
 
 
 def pictures_in(folder: Path, *, below: bool = True) -> list[Path]:
-    """The files of a folder that are called like pictures and are not hidden, sorted.
+    """The files of a folder that have a picture's extension and are not hidden, sorted.
 
-    Links are followed, but each folder comes only once, however many links lead there.
+    Links are followed, but each folder is visited only once, however many links lead there.
 
     Args:
-        below: with those of the folders below it.
+        below: include sub-folders.
     Raises:
         ImageError: a folder is missing or cannot be read.
     """

@@ -1,4 +1,4 @@
-"""The file formats: how their files are called, how they begin, and what they can hold."""
+"""The file formats: their extensions, signatures and capabilities."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Format:
-    """One file format as it is written here.
+    """A file format as it is written here.
 
     Attributes:
-        extensions: how the names of its files end, lower case.
-        holds: fields of Photo beside the pixels that it has a place for.
-        deep: it has 16 bits a channel.
-        alpha: bits of alpha it has: 0 is none, 1 is all or nothing, 8 as many as the colours.
-        side: longest side in pixels that can be written.
+        extensions: its file name extensions, lower case.
+        holds: fields of Photo besides the pixels that it can store.
+        deep: it can have 16 bits per channel.
+        alpha: bits of alpha: 0 is none, 1 is all or nothing, 8 is the depth of the colours.
+        side: longest side that can be written, in pixels.
     """
 
     extensions: tuple[str, ...]
@@ -41,10 +41,10 @@ FORMATS = {
     "AVIF": Format((".avif",), _EXCHANGED, alpha=8, side=65_536),
     "HEIF": Format((".heic", ".heif", ".hif"), _EXCHANGED, alpha=8),
 }
-"""Every format that is read and written, by Pillow's name for it."""
+"""All formats that are read and written, by Pillow's names."""
 
 EXTENSIONS = {ending: name for name, format in FORMATS.items() for ending in format.extensions}
-"""File name extension, lower case, to format name: all that is read and written."""
+"""Format name by file name extension, lower case."""
 
 _BEGINNINGS = {
     b"\xff\xd8\xff": "JPEG",
@@ -59,7 +59,7 @@ _ANY_BRANDS = (b"mif1", b"msf1")
 
 
 def kind_of(data: bytes) -> str | None:
-    """The format that encoded bytes begin like, whatever they are called, or None."""
+    """The format by the signature of the bytes, or None."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":
@@ -68,7 +68,7 @@ def kind_of(data: bytes) -> str | None:
 
 
 def _kind_of_brands(data: bytes) -> str | None:
-    """AVIF or HEIF by the brands in the first box of an ISO file; None for films and the like."""
+    """AVIF or HEIF by the brands in the first box of an ISO file; None for videos and the like."""
     box = data[8 : min(int.from_bytes(data[:4], "big"), 1024)]
     brands = {box[at : at + 4] for at in range(0, len(box), 4)}
     if box[:4] in (b"avif", b"avis") or (box[:4] in _ANY_BRANDS and b"avif" in brands):

@@ -1,4 +1,4 @@
-"""HEIC and AVIF, which not every installation can decode."""
+"""HEIC and AVIF support, which not every installation has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cfrestore.extras import install
 def missing_codec(kind: str) -> str | None:
     """What must be installed for pictures of that kind, as the end of a sentence, or None.
 
-    Pillow learns of HEIC here, when the first one is met.
+    Registers HEIC with Pillow when the first one is met.
     """
     if kind == "AVIF" and not features.check("avif"):
         return "a Pillow that was built with AVIF"
@@ -25,7 +25,7 @@ def missing_codec(kind: str) -> str | None:
 
 
 def bits_of(image: Image.Image, data: bytes) -> int:
-    """Bits a channel that an opened HEIC or AVIF was coded with."""
+    """Bits per channel of an opened HEIC or AVIF."""
     if image.format == "HEIF":
         return int(image.info.get("bit_depth", 8))
     at = data.find(b"av1C")

@@ -1,4 +1,4 @@
-"""What only JPEG has: quantisation tables, colour sampling, and Photoshop's resources."""
+"""JPEG specifics: quantisation tables, colour sampling, and Photoshop resources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FINE = 737
 
 @dataclass(frozen=True)
 class JpegCoding:
-    """How finely a JPEG was coded, so that it can be coded so again.
+    """Quantisation and sampling of a JPEG, to be reused when it is written again.
 
     Attributes:
         tables: divisors of luminance and, in colour, of chrominance; 64 each, row by row.
@@ -31,18 +31,18 @@ class JpegCoding:
 
     @property
     def fine(self) -> bool:
-        """Whether it is at least as fine as quality 90, and so does no harm to new faces."""
+        """Whether it is at least as fine as quality 90, and so does not harm restored faces."""
         return sum(self.tables[0]) <= _FINE
 
     def turned(self) -> JpegCoding:
-        """The coding of the same picture on its side; halved rows have no name there."""
+        """The coding for the picture turned by 90 degrees; 4:2:2 has no counterpart there."""
         tables = tuple(tuple(t[8 * (k % 8) + k // 8] for k in range(64)) for t in self.tables)
         return JpegCoding(tables, "4:4:4" if self.sampling == "4:2:2" else self.sampling)
 
 
 def coding_of(image: JpegImagePlugin.JpegImageFile) -> JpegCoding | None:
-    """The coding of an opened gray or colour JPEG, or None where it cannot be repeated."""
-    layers = image.layer  # identity, samplings across and down, table
+    """The coding of an opened gray or colour JPEG, or None if it cannot be reused."""
+    layers = image.layer  # each: id, horizontal and vertical sampling, table
     if len(layers) not in (1, 3) or any(layer[3] not in image.quantization for layer in layers):
         return None
     tables = [tuple(image.quantization[layer[3]]) for layer in layers]
@@ -55,14 +55,14 @@ def coding_of(image: JpegImagePlugin.JpegImageFile) -> JpegCoding | None:
 
 
 def photoshop_of(image: JpegImagePlugin.JpegImageFile) -> bytes | None:
-    """Photoshop's resources in an opened JPEG, IPTC among them, or None."""
+    """The Photoshop resources of an opened JPEG, including IPTC, or None."""
     parts = [content for kind, content in image.applist if kind == "APP13"]
     found = [part[len(_PHOTOSHOP) :] for part in parts if part.startswith(_PHOTOSHOP)]
     return b"".join(found) or None
 
 
 def without_thumbnails(resources: bytes) -> bytes:
-    """Photoshop's resources without the small pictures of what the photograph was before.
+    """Photoshop resources without thumbnails, which show the unrestored photograph.
 
     Source: Adobe Photoshop File Formats Specification, image resource blocks.
     """
@@ -70,7 +70,7 @@ def without_thumbnails(resources: bytes) -> bytes:
 
 
 def _blocks(resources: bytes) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each block; from a damaged one on, all that is left, as number 0."""
+    """Number, start and end of each block; everything from a damaged one on is number 0."""
     start = 0
     while start < len(resources):
         kind, end = 0, len(resources)
@@ -87,7 +87,7 @@ def _blocks(resources: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def photoshop_segments(resources: bytes) -> bytes:
-    """Photoshop's resources as the segments that a JPEG holds them in."""
+    """Photoshop resources as JPEG segments."""
     size = _LONGEST - len(_PHOTOSHOP)
     parts = [_PHOTOSHOP + resources[at : at + size] for at in range(0, len(resources), size)]
     return b"".join(b"\xff\xed" + struct.pack(">H", 2 + len(part)) + part for part in parts)

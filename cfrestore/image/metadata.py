@@ -1,4 +1,4 @@
-"""What a file holds beside its pixels, taken from an image that Pillow has opened."""
+"""Extracts the metadata of a file from an image that Pillow has opened."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cfrestore.image import directory, jpeg, png, tiff, xmp
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 
 _BROKEN = (ArithmeticError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
-"""What Pillow has been seen to let out where metadata are damaged, beside struct.error."""
+"""Exceptions that Pillow has been seen to raise on damaged metadata, besides struct.error."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Fields of Photo, with the same names, and the orientation that was reset in them."""
+    """Fields of Photo, with the same names, and the orientation that they had before its reset."""
 
     orientation: int = 1
     icc: bytes | None = None
@@ -35,11 +35,11 @@ class Metadata:
 
 
 def metadata_of(image: Image.Image, data: bytes, turned: int | None = None) -> Metadata:
-    """What a file holds beside its pixels, upright and without its thumbnails.
+    """The metadata of a file, with orientation reset and without thumbnails.
 
     Args:
-        image: the opened file; loaded, if it is a PNG.
-        data: the file.
+        image: the opened file; already loaded if it is a PNG.
+        data: the file's bytes.
         turned: the orientation that was reset in the file before it was opened.
     """
     notes = []
@@ -89,7 +89,7 @@ def metadata_of(image: Image.Image, data: bytes, turned: int | None = None) -> M
 
 
 def _bytes_of(image: Image.Image, key: str) -> bytes | None:
-    """What Pillow keeps of a file under a key, as bytes; None when it is absent or empty."""
+    """An entry of Pillow's info as bytes; None if it is absent or empty."""
     value = image.info.get(key)
     if isinstance(value, str):
         return value.encode()
@@ -97,7 +97,7 @@ def _bytes_of(image: Image.Image, key: str) -> bytes | None:
 
 
 def _exif_of(image: Image.Image) -> bytes | None:
-    """The EXIF block that Pillow finds beside the pixels, with its head, or None."""
+    """The EXIF block that Pillow finds, with its header, or None."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return tiff.exif_of(image)
     exif = _bytes_of(image, "exif")
@@ -110,9 +110,9 @@ def _exif_of(image: Image.Image) -> bytes | None:
 
 
 def _dpi_of(image: Image.Image) -> tuple[float, float] | None:
-    """Pixels per inch, if the file says something that can be true."""
+    """Pixels per inch, if the file states a plausible value."""
     if isinstance(image, TiffImagePlugin.TiffImageFile) and 282 not in image.tag_v2:
-        return None  # where Pillow finds nothing it says 1
+        return None  # Pillow reports 1 if there is none
     try:
         across, down = map(float, image.info["dpi"])
     except (LookupError, TypeError, ValueError, ArithmeticError):

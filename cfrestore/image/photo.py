@@ -1,4 +1,4 @@
-"""The Photo, and arithmetic on pixels: gray test, statistics, tensors."""
+"""The Photo class, and pixel operations: gray test, statistics, tensors."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from cfrestore.image.png import Chunks
 
 Pixels: TypeAlias = NDArray[np.uint8 | np.uint16]
-"""(H, W, 3) RGB or (H, W) alpha; the depth is the dtype and never guessed from the values."""
+"""(H, W, 3) RGB or (H, W) alpha; the dtype gives the depth, which is never guessed from values."""
 
 Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """One decoded photograph, upright, with everything that is to reach the written file.
+    """A decoded photograph, upright, with everything that belongs in the written file.
 
     Attributes:
         pixels: (H, W, 3) uint8 or uint16, RGB, C-contiguous, in the picture's own colour space.
         alpha: (H, W), dtype of pixels, 0 is transparent; None for a picture without alpha.
-        gray: the file held a single colour channel; it is written as such while R = G = B.
+        gray: the file had a single colour channel; it is written as such as long as R = G = B.
         icc: colour profile, or None.
         exif: EXIF block starting with b"Exif\\0\\0", its orientation reset to 1, or None.
         xmp: XMP packet, its orientation reset to 1, or None.
@@ -39,16 +39,16 @@ class Photo:
         dpi: pixels per inch, across and down, or None.
         photoshop: Photoshop's resources, IPTC among them, or None.
         comment: of a JPEG or GIF, or None.
-        texts: chunks of text of a PNG.
-        colours: chunks of a PNG that tell what its colours mean.
-        jpeg: how finely the file was coded, if it was a JPEG that can be coded so again.
-        lossless: the file was a WebP of exact pixels.
-        notes: whole sentences on what of the file is not here.
-        lost: whole sentences on what would be gone for good if the photograph, written in its own
-            format, took the place of the file; what no picture needs does not count.
+        texts: text chunks of a PNG.
+        colours: chunks of a PNG that define its colour space.
+        jpeg: quantisation and sampling of a JPEG, if they can be reused for writing.
+        lossless: the file was a lossless WebP.
+        notes: whole sentences on what of the file was not read.
+        lost: whole sentences on what would be lost for good if the photograph, written in its own
+            format, replaced the file; data that no picture needs do not count.
 
     Raises:
-        ValueError: shapes or dtypes are not as above.
+        ValueError: shapes or dtypes differ from the above.
     """
 
     pixels: Pixels
@@ -84,13 +84,13 @@ class Photo:
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def with_pixels(self, pixels: Pixels) -> Photo:
-        """The same with other pixels, its alpha brought to their size."""
+        """A copy with other pixels; its alpha is resized to match."""
         alpha = None if self.alpha is None else resize(self.alpha, *pixels.shape[:2])
         return replace(self, pixels=np.ascontiguousarray(pixels), alpha=alpha)
 
 
 def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:
-    """Whether a picture is gray up to a uniform cast: its channel differences hardly vary.
+    """Whether a picture is gray up to a uniform cast, so that its channel differences hardly vary.
 
     Args:
         pixels: (H, W, 3) uint8 or uint16.
@@ -123,7 +123,7 @@ def to_gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
     Args:
         pixels: (..., 3), any real dtype.
     Returns:
-        (..., 3) float64 in the units of pixels.
+        (..., 3) float64 in the units of the input.
     Source: specification 02, section 8.2.
     """
     brightness = 0.2989 * pixels[..., 0] + 0.5870 * pixels[..., 1] + 0.1140 * pixels[..., 2]
@@ -131,7 +131,7 @@ def to_gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def match_statistics(content: NDArray[Any], style: NDArray[Any]) -> NDArray[np.float64]:
-    """Content with the mean and the spread of style, each channel for itself.
+    """Gives content the mean and standard deviation of style, per channel.
 
     Args:
         content: (H, W, C), any real dtype.
@@ -147,9 +147,9 @@ def match_statistics(content: NDArray[Any], style: NDArray[Any]) -> NDArray[np.f
 
 
 def to_tensor(crops: NDArray[np.uint8]) -> torch.Tensor:
-    """Crops as the networks take them: (N, S, S, 3) uint8 to (N, 3, S, S) float32 in [-1, 1].
+    """Converts crops to network input: (N, S, S, 3) uint8 to (N, 3, S, S) float32 in [-1, 1].
 
-    The memory stays in the order of the crops, channels last, in which convolutions are fastest.
+    The memory layout stays channels last, in which convolutions are fastest.
     """
     import torch
 
@@ -157,17 +157,17 @@ def to_tensor(crops: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def from_levels(values: torch.Tensor) -> torch.Tensor:
-    """The same of crops that are a tensor, on its device."""
+    """As `to_tensor`, for crops that are a tensor already; stays on its device."""
     return (values.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
 def from_tensor(images: torch.Tensor) -> NDArray[np.uint8]:
-    """What a network gave, clamped and rounded: (N, 3, S, S) in [-1, 1] to (N, S, S, 3) uint8."""
+    """Clamps and rounds network output: (N, 3, S, S) in [-1, 1] to (N, S, S, 3) uint8."""
     return np.asarray(to_levels(images.detach()).cpu().numpy(), np.uint8)
 
 
 def to_levels(images: torch.Tensor) -> torch.Tensor:
-    """The same as a tensor, on the images' device."""
+    """As `from_tensor`, but returns a tensor on the images' device."""
     import torch
 
     values = ((images.float().clamp(-1, 1) + 1) / 2 * 255).round().to(torch.uint8)
@@ -175,7 +175,7 @@ def to_levels(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:
-    """Pixels in 8 bits: 16-bit values divided by 257 and rounded, 8-bit pixels unchanged."""
+    """Converts to 8 bits: 16-bit values are divided by 257 and rounded, 8-bit pixels unchanged."""
     if pixels.dtype == np.uint8:
         return pixels.astype(np.uint8, copy=False)
     narrow = np.empty(pixels.shape, np.uint8)
@@ -185,14 +185,14 @@ def to_uint8(pixels: Pixels) -> NDArray[np.uint8]:
 
 
 def to_depth(pixels: NDArray[np.uint8], depth: np.dtype[Any]) -> Pixels:
-    """Pixels of 8 bits in 8 or 16, which `to_uint8` takes back to what they were."""
+    """Converts 8-bit pixels to 8 or 16 bits; `to_uint8` restores them exactly."""
     return pixels.astype(np.uint16) * 257 if depth == np.uint16 else pixels
 
 
 def keep_neutral(result: Pixels, original: Pixels) -> Pixels:
     """Makes the result's channels equal if the original's are.
 
-    The colour of a crop's border is not quite neutral, so that its statistics can tint a face.
+    The border colour of a crop is not quite neutral, so its statistics can tint a face.
     """
     return np.repeat(result[..., 1:2], 3, axis=2) if equal_channels(original) else result
 
@@ -200,10 +200,10 @@ def keep_neutral(result: Pixels, original: Pixels) -> Pixels:
 def resize(
     image: NDArray[Depth], height: int, width: int, *, enlarge: int = cv2.INTER_LINEAR
 ) -> NDArray[Depth]:
-    """(H, W) or (H, W, 3) to (height, width), averaging where both sides shrink.
+    """Resizes (H, W) or (H, W, 3) to (height, width), by averaging if neither side grows.
 
     Args:
-        enlarge: OpenCV's method where one does not.
+        enlarge: OpenCV's method if a side grows.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -214,7 +214,7 @@ def resize(
 
 
 def name_of(place: object) -> str:
-    """How messages call a source or a target, on one line whatever it is called."""
+    """The name of a source or target for messages, always on one line."""
     if isinstance(place, (str, os.PathLike)):
         return printable(os.fspath(place))
     name = getattr(place, "name", None)
@@ -222,7 +222,7 @@ def name_of(place: object) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error of a decoder, an encoder or the system says, on one line, never empty."""
+    """The message of a decoder, encoder or system error, on one line, never empty."""
     if isinstance(error, MemoryError):
         return "not enough memory"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -230,5 +230,5 @@ def reason_of(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Text in which what cannot be shown is written as in a Python string: \\n, \\udcff."""
+    """Escapes unprintable characters as in a Python string: \\n, \\udcff."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

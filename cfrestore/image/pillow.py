@@ -1,6 +1,6 @@
-"""Pillow while it works for us: held to our limits instead of its own, and silent.
+"""Runs Pillow with our limits instead of its own, and without output.
 
-Its limits and its log are global, as Python's filter of warnings is.
+Its limits and its log are global, and so are Python's warning filters.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import PIL
 from PIL import Image, PngImagePlugin
 
 _LONGEST_PROFILE = 1 << 25
-"""Bytes of a colour profile or a text in a PNG; printers' profiles have a few million."""
+"""Largest colour profile or text in a PNG, in bytes; printer profiles have a few million."""
 
 _LIBRARIES = ("../pillow.libs", ".dylibs")
-"""Where wheels of Pillow bring their libraries, from Pillow's own folder."""
+"""Where Pillow's wheels keep their bundled libraries, relative to Pillow's own folder."""
 
 
 class _Limits:
-    """Pillow's own limits, kept here while anyone reads."""
+    """Pillow's own limits, saved here while a picture is being read."""
 
     lock = threading.Lock()
     readers = 0
@@ -35,7 +35,7 @@ class _Limits:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Lifts Pillow's limits on sizes, for what passes one of the caller's, and silences it."""
+    """Lifts Pillow's size limits, as the caller checks sizes itself, and silences Pillow."""
     with _Limits.lock:
         if _Limits.readers == 0:
             _Limits.pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -57,7 +57,7 @@ def reading() -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keeps Pillow's remarks off stderr: the user is told by errors and notes."""
+    """Keeps Pillow's messages off stderr; the user gets our errors and notes instead."""
     _silence()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -66,10 +66,10 @@ def silent() -> Iterator[None]:
 
 @cache
 def _silence() -> None:
-    """Once: a handler for Pillow's log, and none for the libtiff that its wheels bring along.
+    """Adds a handler to Pillow's log, and removes those of the libtiff bundled with it; runs once.
 
-    That library writes straight to stderr what is amiss in a file, and Pillow lets it. One that is
-    part of the system, or of Pillow's own binary, cannot be reached and goes on doing so.
+    That library prints problems of a file directly to stderr. A libtiff that is part of the
+    system, or of Pillow's own binary, is out of reach and still does.
     """
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     for folder in _LIBRARIES:

@@ -1,6 +1,6 @@
-"""What only PNG has: chunks of text and colour, and samples of 16 bits, which Pillow reduces to 8.
+"""PNG specifics: text and colour chunks, and 16-bit samples, which Pillow reduces to 8.
 
-OpenCV decodes the latter, from bytes that Pillow found whole, and never sees a path.
+OpenCV decodes the latter, from bytes that Pillow found intact; it is never given a path.
 
 Source: Portable Network Graphics (third edition), sections 5, 9 and 11.
 """
@@ -34,7 +34,7 @@ _GRAY, _GRAY_ALPHA = 0, 4
 
 
 def chunks_of(data: bytes) -> tuple[Chunks, Chunks]:
-    """Chunks that tell what the colours mean, and chunks of text that is not EXIF or XMP."""
+    """The chunks that define the colour space, and the text chunks that are not EXIF or XMP."""
     colours, texts = [], []
     at = len(_HEAD)
     while at + 8 <= len(data):
@@ -54,16 +54,16 @@ def xmp_chunk(packet: bytes) -> tuple[bytes, bytes]:
 
 
 def is_deep(data: bytes) -> bool:
-    """Whether a PNG holds samples of 16 bits."""
+    """Whether a PNG holds 16-bit samples."""
     return data[24] == 16
 
 
 def deep_samples(data: bytes, key: object) -> Stored:
-    """The samples of a 16-bit PNG that Pillow found whole.
+    """The samples of a 16-bit PNG that Pillow found intact.
 
     Args:
         data: the file.
-        key: the colour that is transparent, as Pillow gives it, or None.
+        key: the transparent colour, as Pillow returns it, or None.
     Raises:
         ValueError: the file is damaged after all.
     """
@@ -82,7 +82,7 @@ def deep_samples(data: bytes, key: object) -> Stored:
 
 
 def _bare(data: bytes) -> bytes:
-    """The file with nothing but its samples: of the rest OpenCV's decoder speaks on stderr."""
+    """The file with its samples only; OpenCV's decoder comments on other chunks on stderr."""
     parts, at, kind = [data[: len(_HEAD)]], len(_HEAD), b""
     if any(data[26:28]) or data[28] > 1:
         raise ValueError("its samples are stored in an unknown way")
@@ -112,7 +112,7 @@ def _deep_bands(
 
 
 def write_deep_png(photo: Photo, stream: BinaryIO) -> None:
-    """A 16-bit PNG with each row as differences to the pixel on the left."""
+    """Writes a 16-bit PNG, each row as differences from the pixel on the left."""
     height, width = photo.size
     kind = (_GRAY if photo.gray else 2) + (0 if photo.alpha is None else 4)
     stream.write(_HEAD)
@@ -137,7 +137,7 @@ def write_deep_png(photo: Photo, stream: BinaryIO) -> None:
 
 
 def _filtered(samples: Pixels) -> NDArray[np.uint8]:
-    """Rows of bytes, the first of each naming the filter Sub, the others differences."""
+    """Rows of bytes; the first byte of each names the filter Sub, the others are differences."""
     height, _, channels = samples.shape
     stored = samples.astype(">u2").view(np.uint8).reshape(height, -1)
     rows = np.empty((height, 1 + stored.shape[1]), np.uint8)

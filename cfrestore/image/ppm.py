@@ -1,4 +1,4 @@
-"""Binary PPM and PGM of any depth, which Pillow decodes sample by sample in Python unless 8 bits.
+"""Binary PPM and PGM of any depth; Pillow decodes all but 8 bits sample by sample in Python.
 
 Source: the manual pages ppm(5) and pgm(5) of Netpbm.
 """
@@ -24,10 +24,10 @@ _GRAY = 5
 
 
 def samples_of(data: bytes) -> Stored | None:
-    """The samples, stretched from their own largest value to 8 or 16 bits; None for other kinds.
+    """The samples, scaled from the file's maximum to 8 or 16 bits; None for other kinds of file.
 
     Raises:
-        ValueError: the file is cut short, or says something impossible.
+        ValueError: the file is truncated, or its header is impossible.
     """
     head = _HEAD.match(data)
     if head is None:
@@ -60,7 +60,7 @@ def _stretched(
 
 
 def write_ppm(photo: Photo, stream: BinaryIO) -> None:
-    """A binary PGM if the photograph is gray, else a binary PPM."""
+    """Writes a binary PGM if the photograph is gray, else a binary PPM."""
     height, width = photo.size
     kind, largest = (b"P5" if photo.gray else b"P6"), np.iinfo(photo.pixels.dtype).max
     stream.write(b"%s\n%d %d\n%d\n" % (kind, width, height, largest))

@@ -1,4 +1,4 @@
-"""What of a picture in a file is not in its Photo, in whole sentences."""
+"""Reports, in whole sentences, what of a file's picture is missing from its Photo."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin
 from cfrestore.image.directory import count_pages
 from cfrestore.image.heif import bits_of
 
-_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # channels by photometric interpretation, where not one
+_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}  # by photometric interpretation; others have one
 _PARTS = {"TIFF": "pages", "JPEG": "pictures", "HEIF": "pictures"}
 
 
 def remarks_on(image: Image.Image, data: bytes, kind: str, *, transparent: bool) -> Iterator[str]:
-    """Sentences on an opened image, whose pixels are lost by this.
+    """Sentences on an opened image; its loaded pixels are lost afterwards.
 
     Args:
         transparent: the Photo has alpha.
@@ -34,14 +34,14 @@ def remarks_on(image: Image.Image, data: bytes, kind: str, *, transparent: bool)
 
 
 def _has_more_channels(image: TiffImagePlugin.TiffImageFile, transparent: bool) -> bool:
-    """Whether a TIFF has channels beside colours and alpha."""
+    """Whether a TIFF has channels besides colours and alpha."""
     tags = image.tag_v2
     colours = _COLOURS.get(tags.get(262, 1), 1)
     return (338 in tags and not transparent) or tags.get(277, 1) > colours + transparent
 
 
 def _has_companions(image: Image.Image) -> bool:
-    """Whether a JPEG or HEIC holds more than its picture: a gain map, a map of depths and such."""
+    """Whether a JPEG or HEIC holds more than its picture: a gain map, a depth map and the like."""
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         return "mp" in image.info
     return bool(image.info.get("aux") or image.info.get("depth_images"))
@@ -54,7 +54,7 @@ def _bits_of(image: Image.Image, data: bytes) -> int:
 
 
 def _count_frames(image: Image.Image) -> int | None:
-    """Number of frames, or None where their sequence is damaged."""
+    """Number of frames, or None if their sequence is damaged."""
     try:
         return int(getattr(image, "n_frames", 1))
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError):

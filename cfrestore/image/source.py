@@ -1,4 +1,4 @@
-"""The bytes of a picture, from wherever they are."""
+"""Reads the bytes of a picture from a file, a stream or memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from cfrestore.image.photo import name_of, reason_of
 
 _BLOCK = 1 << 24
 _LONGEST_PIXEL = 8  # bytes: four channels of 16 bits
-_METADATA = 1 << 26  # bytes that a file may have beside its pixels
+_METADATA = 1 << 26  # bytes allowed in a file besides its pixels
 
 
 def read_bytes(source: str | Path | bytes | BinaryIO, max_pixels: int) -> tuple[bytes, str]:
-    """All bytes of a picture, and the format they begin like.
+    """Returns all bytes of a picture, and the format that their signature names.
 
-    What begins like no picture is given up after its first block, however long it is.
+    Data without a known signature are rejected after the first block, however long they are.
 
     Raises:
-        ImageError: missing, unreadable, empty, unknown, or longer than max_pixels can be.
+        ImageError: missing, unreadable, empty, unknown, or longer than max_pixels allow.
     """
     name = name_of(source)
     try:

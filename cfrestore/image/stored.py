@@ -1,6 +1,6 @@
-"""Samples as files hold them, and their way into upright pixels and back, some rows at a time.
+"""Converts samples as files hold them to upright pixels and back, a band of rows at a time.
 
-A hundred megapixels are to be in memory once, not once more for every step on the way.
+A hundred megapixels should be in memory once, not once more for every step of the conversion.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from cfrestore.image.photo import Photo, Pixels
 
 _SAMPLES = 1 << 23
-"""Samples that are worked on at a time."""
+"""Number of samples in a band."""
 
 
 def bands(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows, top to bottom, that cover an array of that shape."""
+    """Slices of rows, top to bottom, that cover an array of the given shape."""
     step = max(1, _SAMPLES // math.prod(shape[1:]))
     return (slice(top, min(top + step, shape[0])) for top in range(0, shape[0], step))
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The samples of one picture as its file holds them, not yet turned upright.
+    """The samples of a picture as its file holds them, not yet turned upright.
 
     Attributes:
         size: height and width as stored.
         dtype: uint8 or uint16.
-        gray: there is one channel of colour, not three.
-        transparent: one more channel, the last, is alpha.
-        bands: (h, W, channels) each, top to bottom; to be taken once.
+        gray: there is one colour channel, not three.
+        transparent: there is one more channel, the last, which is alpha.
+        bands: (h, W, channels) each, top to bottom; can be consumed once.
     """
 
     size: tuple[int, int]
@@ -45,7 +45,7 @@ class Stored:
     bands: Iterator[Pixels]
 
     def upright(self, orientation: int) -> tuple[Pixels, Pixels | None]:
-        """Pixels (H, W, 3) and alpha (H, W), turned as EXIF's orientation, 1 to 8, asks for."""
+        """Pixels (H, W, 3) and alpha (H, W), turned by the EXIF orientation, 1 to 8."""
         size = self.size if orientation < 5 else self.size[::-1]
         pixels: Pixels = np.empty((*size, 3), self.dtype)
         alpha: Pixels | None = np.empty(size, self.dtype) if self.transparent else None
@@ -61,7 +61,7 @@ class Stored:
 
 
 def _as_stored(upright: NDArray[np.generic], orientation: int) -> NDArray[np.generic]:
-    """A view of an upright picture in the order in which its file holds it."""
+    """A view of an upright picture in the order of its file."""
     if orientation in (2, 3, 6, 7):
         upright = upright[:, ::-1]
     if orientation in (3, 4, 7, 8):
@@ -70,7 +70,7 @@ def _as_stored(upright: NDArray[np.generic], orientation: int) -> NDArray[np.gen
 
 
 def interleaved(photo: Photo, rows: slice = slice(None)) -> Pixels:
-    """Some rows of a photograph with gray, RGB, and alpha side by side, (h, W, 1 to 4)."""
+    """Rows of a photograph, gray or RGB and alpha interleaved: (h, W, 1 to 4)."""
     pixels = photo.pixels[rows, :, :1] if photo.gray else photo.pixels[rows]
     if photo.alpha is None:
         return np.ascontiguousarray(pixels)

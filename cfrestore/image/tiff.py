@@ -1,8 +1,8 @@
-"""What only TIFF has: metadata among its layout, and samples of 16 bits in many arrangements.
+"""TIFF specifics: metadata mixed with layout tags, and 16-bit samples in many arrangements.
 
-Pillow reads TIFF of 8 bits. Of 16 bits it reads gray only, so colour is shown to it as a gray
+Pillow reads 8-bit TIFF. Of 16-bit TIFF it reads gray only, so colour is presented to it as a gray
 picture whose rows hold the samples of all channels side by side. TIFF is written here, because
-Pillow reduces 16-bit colour to 8 bits and the offsets inside an EXIF block are to stay valid.
+Pillow reduces 16-bit colour to 8 bits, and because offsets inside an EXIF block must stay valid.
 
 Source: TIFF revision 6.0, sections 2, 8, 14, 15 and 18; technical note 3 for predictors.
 """
@@ -38,40 +38,40 @@ _DESCRIPTIVE = frozenset(
 """Tags that describe the photograph rather than the layout of the file."""
 
 _PREDICTED = (5, 8, 32946, 34925, 50000)
-"""Compressions by Lempel and Ziv, which may be told to store differences."""
+"""Lempel-Ziv compressions, which allow a predictor."""
 
 _EMPTY = b"II*\0\0\0\0\0"
 
 
 def exif_of(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
-    """The descriptive part of an opened TIFF's directory, as the EXIF block other formats hold."""
+    """The descriptive tags of an opened TIFF, as an EXIF block like that of other formats."""
     exif = image.getexif()
     for tag in set(exif) - _DESCRIPTIVE:
         del exif[tag]
     for directory in {34665, 34853} & set(exif):
         exif.get_ifd(directory)
-    exif.bigtiff = False  # the block has 32-bit offsets whatever the file had
+    exif.bigtiff = False  # the block has 32-bit offsets in any case
     return exif.tobytes() if len(exif) else None
 
 
 def photoshop_of(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
-    """Photoshop's resources in an opened TIFF, or None."""
+    """The Photoshop resources of an opened TIFF, or None."""
     value = image.tag_v2.get(PHOTOSHOP)
     if isinstance(value, tuple) and len(value) == 1:
-        (value,) = value  # as Pillow gives bytes of tags that it does not know
+        (value,) = value  # as Pillow returns the bytes of unknown tags
     return value if isinstance(value, bytes) and value else None
 
 
-# ---- 16 bits in
+# ---- reading 16 bits
 
 
 def tags_of(data: bytes) -> dict[int, Any]:
-    """The first directory of a TIFF file; what has several values is a tuple.
+    """The first directory of a TIFF file; several values of a tag are a tuple.
 
     Raises:
-        struct.error: it is not there in whole.
+        struct.error: it is missing or truncated.
     """
-    read_directory(data)  # for Pillow makes do with a part of it
+    read_directory(data)  # raises where Pillow would accept a truncated one
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[2:4] else 8])
     stream = BytesIO(data)
     stream.seek(tags.next)
@@ -80,7 +80,7 @@ def tags_of(data: bytes) -> dict[int, Any]:
 
 
 def without_alpha_of_inks(data: bytes) -> bytes:
-    """A CMYK TIFF whose further channel is called nothing, for Pillow reads none called alpha."""
+    """A CMYK TIFF with its extra channel unspecified, because Pillow reads no CMYK with alpha."""
     (entry,) = (e for e in read_directory(data).entries if e.tag == EXTRA_SAMPLES)
     return overwritten(data, entry.at, bytes(2))
 
@@ -96,7 +96,7 @@ def deep_samples(data: bytes, tags: dict[int, Any]) -> Stored:
 
     Raises:
         ValueError: the samples are compressed in a way that mixes their channels.
-        OSError: what Pillow finds damaged.
+        OSError: Pillow finds the file damaged.
     """
     compression = tags.get(259, 1)
     if compression not in (1, 32773, *_PREDICTED):
@@ -121,7 +121,7 @@ def deep_samples(data: bytes, tags: dict[int, Any]) -> Stored:
 def _deep_bands(
     views: list[Image.Image], tags: dict[int, Any], wanted: int
 ) -> Iterator[NDArray[np.uint16]]:
-    """Rows of the wanted first channels, from one view of all channels or one of each."""
+    """Rows of the first `wanted` channels, from one view of all channels or one view each."""
     height, width, channels = tags[257], tags[256], tags.get(277, 1)
     differences = tags.get(317, 1) == 2 and tags.get(259, 1) in _PREDICTED
     step = tags.get(322, width)
@@ -142,7 +142,7 @@ def _deep_bands(
 
 
 def _divided(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Samples whose colours were stored multiplied with alpha, the last channel."""
+    """Divides premultiplied colours by alpha, the last channel."""
     alpha = samples[..., -1:]
     colours = samples[..., :-1] / np.maximum(alpha, 1, dtype=np.float32) * 65535
     return np.dstack([colours.round().clip(0, 65535).astype(np.uint16), alpha])
@@ -151,9 +151,9 @@ def _divided(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:
 def _gray_views(
     data: bytes, tags: dict[int, Any], planes: list[int] | list[None]
 ) -> list[Image.Image]:
-    """The file as gray pictures: one for each plane, or one of rows with all samples.
+    """The file as gray pictures: one per plane, or one whose rows hold the samples of all channels.
 
-    The strips or tiles stay where they are; new directories behind them say how to read them.
+    The strips or tiles stay where they are; directories appended to the file redefine them.
     """
     order: Literal["<", ">"] = "<" if data[:2] == b"II" else ">"
     file = BytesIO()
@@ -198,14 +198,14 @@ def _gray_directory(
     return directory
 
 
-# ---- out
+# ---- writing
 
 
 def write_tiff(photo: Photo, stream: BinaryIO) -> None:
-    """A deflated TIFF built onto the EXIF block, which is a small TIFF file itself.
+    """Writes a deflated TIFF that begins with the EXIF block, which is a small TIFF file itself.
 
-    The block stays where it is, so every offset in it (makers' notes too) remains valid; only the
-    first directory is written anew, with the layout of the pixels added.
+    The block stays in place, so every offset in it (maker notes too) remains valid; only the
+    first directory is rewritten, with the layout of the pixels added.
     """
     block, kept = _descriptive(photo.exif)
     directory = DirectoryWriter(stream, "<" if block[:2] == b"II" else ">")
@@ -238,7 +238,7 @@ def write_tiff(photo: Photo, stream: BinaryIO) -> None:
 
 
 def _descriptive(exif: bytes | None) -> tuple[bytes, dict[int, bytes]]:
-    """An EXIF block without its head, and the entries of its directory that are kept."""
+    """An EXIF block without its header, and the directory entries to keep."""
     block = (exif or b"").removeprefix(EXIF_HEAD)
     try:
         directory = read_directory(block)
@@ -249,7 +249,7 @@ def _descriptive(exif: bytes | None) -> tuple[bytes, dict[int, bytes]]:
 
 
 def _strips(photo: Photo, step: int, directory: DirectoryWriter) -> Iterator[bytes]:
-    """Deflated rows, in which every pixel but a row's first is the difference to the one before."""
+    """Deflated rows, in which each pixel but the first is the difference from the one before."""
     for top in range(0, photo.size[0], step):
         samples = interleaved(photo, slice(top, top + step))
         differences = samples.copy()

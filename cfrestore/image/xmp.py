@@ -1,7 +1,7 @@
-"""XMP packets, changed in as few bytes as can be: the rest of a packet is never rewritten.
+"""Edits XMP packets in as few bytes as possible; the rest of a packet is never rewritten.
 
-A packet is parsed only to learn where its elements lie. One that declares a document type is not
-touched, so that no entity is ever expanded.
+A packet is parsed only to locate its elements. One that declares a document type is left alone,
+so that no entity is ever expanded.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _EMPTY = (
 
 
 def take_orientation(packet: bytes) -> tuple[int | None, bytes]:
-    """The orientation that a packet names, and the packet with 1 in its place."""
+    """Returns the orientation in a packet, and the packet with the orientation set to 1."""
     found = _ORIENTATION.search(packet)
     return (int(found[2]) if found else None), _ORIENTATION.sub(rb"\g<1>1", packet)
 
 
 def with_record(packet: bytes | None, record: Mapping[str, str]) -> bytes | None:
-    """The packet with a record of the restoration, in place of an earlier one.
+    """Adds a record of the restoration to a packet, replacing an earlier one.
 
     Args:
-        packet: None to begin a new one.
-        record: names, which are XML names, and their values.
+        packet: None to create a new one.
+        record: names, which must be XML names, and their values.
     Returns:
-        None for a packet that is damaged, declares a document type, or is not in UTF-8.
+        The new packet; None if it is damaged, declares a document type, or is not UTF-8.
     """
     packet = packet or _EMPTY
     places = _find(packet)
@@ -56,7 +56,7 @@ def with_record(packet: bytes | None, record: Mapping[str, str]) -> bytes | None
 
 
 def without_thumbnails(packet: bytes) -> bytes:
-    """The packet without the small pictures of what the photograph was before."""
+    """The packet without thumbnails, which show the unrestored photograph."""
     places = _find(packet)
     for start, end in reversed(places.thumbnails if places else ()):
         packet = packet[:start] + packet[end:]
@@ -65,14 +65,14 @@ def without_thumbnails(packet: bytes) -> bytes:
 
 @dataclass
 class _Places:
-    """Where things are in a packet: byte offsets of starts and ends.
+    """Locations in a packet, as byte offsets of start and end.
 
     Attributes:
-        end: of the RDF element's content.
+        end: end of the RDF element's content.
         prefix: of the RDF namespace, with its colon.
-        about: what the packet describes, as its descriptions say.
+        about: the rdf:about value of its descriptions.
         record: an earlier record of a restoration.
-        thumbnails: small pictures.
+        thumbnails: all thumbnails.
     """
 
     end: int = 0
@@ -83,7 +83,7 @@ class _Places:
 
 
 def _find(packet: bytes) -> _Places | None:
-    """Where things are in a packet, or None if it cannot be changed."""
+    """Locates the elements of a packet; None if it cannot be edited."""
     places, starts = _Places(), list[int]()
     parser = expat.ParserCreate("utf-8")
 
@@ -95,7 +95,7 @@ def _find(packet: bytes) -> _Places | None:
     def finish(name: str) -> None:
         start, at = starts.pop(), parser.CurrentByteIndex
         if not packet.startswith(b"</" + name.encode(), at):
-            return  # an element that is all in one tag holds nothing
+            return  # an empty-element tag has no content
         end = packet.index(b">", at) + 1
         if name.endswith(":RDF"):
             places.end, places.prefix = at, name.removesuffix("RDF")

@@ -1,4 +1,4 @@
 """The networks: tensors in, tensors out; torch only.
 
-Nothing here knows files, devices or training stages.
+Nothing here depends on files, devices or training stages.
 """

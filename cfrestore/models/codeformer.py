@@ -36,10 +36,10 @@ STATISTICS_EPS = 1e-5
 
 @dataclass(frozen=True)
 class CodeFormerConfig:
-    """Shape of the network; the defaults are the published 512 px restoration model.
+    """Configuration of the network; the defaults are the published 512 px restoration model.
 
     Attributes:
-        autoencoder: shape of encoder, codebook and generator.
+        autoencoder: configuration of encoder, codebook and generator.
         width: D, transformer width.
         heads: attention heads; must divide the width.
         layers: transformer layers.
@@ -49,17 +49,17 @@ class CodeFormerConfig:
             models trained here do not, see NOTES.md.
         keep_colours: whether the pipeline gives each result the low frequencies of its input,
             which the models trained here, with fewer codes and pictures, do not reproduce well.
-        back_projection: how much of the structure that a result fails to reproduce of its input
-            the pipeline puts back at w = 1, in [0, 1], in proportion to w; 0 for nothing, as the
-            published pipeline. See `correction.back_project`.
-        recycles: how often the transformer rereads the latent together with what it expects.
-        consensus: temperature of the distribution to whose mean the nearest code is chosen; 0: the
-            likeliest code is chosen, as in the published model. See `CodeFormer.choose`.
+        back_projection: share, in [0, 1], of the input's structure missing from a result that the
+            pipeline restores at w = 1, in proportion to w; 0 for none, as in the published
+            pipeline. See `correction.back_project`.
+        recycles: how often the transformer rereads the latent together with its own expectation.
+        consensus: temperature of the distribution whose mean decides the code, the one nearest to
+            it; 0: the likeliest code, as in the published model. See `CodeFormer.choose`.
         second_look: mean certainty of its codes, in [0, 1], below which the pipeline looks at a
             face again, see `CodeFormer.reconsider`; 0: never, as with the published model.
 
     Raises:
-        ConfigError: the values do not fit each other.
+        ConfigError: the values are inconsistent.
     """
 
     autoencoder: VQGANConfig = field(default_factory=VQGANConfig)
@@ -105,7 +105,7 @@ class CodeFormerConfig:
 
     @classmethod
     def compact(cls) -> CodeFormerConfig:
-        """256 px, a 16x16 code grid: a fourteenth of the published model's operations a face."""
+        """256 px, a 16x16 code grid: a fourteenth of the published model's operations per face."""
         return cls(
             autoencoder=VQGANConfig(
                 image_size=256,
@@ -128,7 +128,7 @@ class CodeFormerConfig:
 
     @classmethod
     def tiny(cls) -> CodeFormerConfig:
-        """128 px, a 16x16 code grid: small enough to be trained on two CPU cores in hours."""
+        """128 px, a 16x16 code grid: small enough to train on two CPU cores in hours."""
         return cls(
             autoencoder=VQGANConfig(
                 image_size=128,
@@ -158,7 +158,7 @@ class CodeFormerConfig:
 
         Raises:
             ConfigError: not JSON, a key is unknown (the nearest known one is named), or a value
-                does not fit.
+                is invalid.
         """
         try:
             values = json.loads(text)
@@ -235,12 +235,12 @@ class ControllableFeatureTransform(nn.Module):
 
 
 class Features(NamedTuple):
-    """What is known about faces before they are painted; none of it depends on w.
+    """The features of faces before painting; none of them depends on w.
 
     Attributes:
-        quantized: (B,d,s,s), what is painted.
-        skips: what fusion uses, {side: (B,C,side,side)}.
-        latent: (B,d,s,s), not quantised; None if a runtime does not give it.
+        quantized: (B,d,s,s), the input of the generator.
+        skips: encoder features for fusion, {side: (B,C,side,side)}.
+        latent: (B,d,s,s), not quantised; None if a runtime does not provide it.
         logits: (B,T,K), by which the codes were chosen; None likewise.
     """
 
@@ -257,7 +257,7 @@ class CodeFormer(nn.Module):
     decode. Features do not depend on w, so painting a face at several w encodes it once.
 
     Attributes:
-        config: the shape of the network.
+        config: the network's configuration.
     """
 
     def __init__(self, config: CodeFormerConfig | None = None) -> None:
@@ -286,12 +286,12 @@ class CodeFormer(nn.Module):
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Looks at degraded faces.
+        """Encodes degraded faces.
 
         Args:
             x: (B,3,S,S), RGB in [-1, 1].
         Returns:
-            latent (B,d,s,s), and the features that fusion uses, {side: (B,C,side,side)}.
+            latent (B,d,s,s), and the features for fusion, {side: (B,C,side,side)}.
         """
         return self.encoder(x, self.config.connect)
 
@@ -300,10 +300,10 @@ class CodeFormer(nn.Module):
         return self.predictions(latent)[-1]
 
     def predictions(self, latent: Tensor) -> list[Tensor]:
-        """Logits (B,T,K) of each reading of the latent (B,d,s,s), the last being the best.
+        """Logits (B,T,K) of each reading of the latent (B,d,s,s); the last is the best.
 
-        After the first, each reading sees the mean of the latent and of the vectors that the
-        previous reading expects, which get no gradient.
+        Each reading after the first sees the mean of the latent and of the vectors that the
+        previous reading expects; no gradient flows through the latter.
         Source: recycling, Jumper et al., "Highly accurate protein structure prediction with
         AlphaFold" (2021).
         """
@@ -319,12 +319,12 @@ class CodeFormer(nn.Module):
         return to_map(vectors, side, side)
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Codes (B,T) by logits (B,T,K).
+        """Chooses codes (B,T) by logits (B,T,K).
 
         They are the likeliest ones or, with `config.consensus`, those nearest to the expected
         vectors, which have the least expected squared distance from the right codes (minimum Bayes
-        risk). Where many codes are possible, the likeliest ones at each position may not fit
-        together, and each may differ from all other likely ones.
+        risk). Where many codes are plausible, the likeliest at each position may not fit together,
+        and each may differ from all other likely ones.
         """
         if not self.config.consensus:
             return logits.argmax(-1)
@@ -333,8 +333,8 @@ class CodeFormer(nn.Module):
     def reconsider(self, logits: Tensor) -> Tensor:
         """Logits (B,T,K) after a second look at faces with predicted logits (B,T,K).
 
-        The expected face, whose parts fit together, is painted and read as if it were the input.
-        The probabilities of both readings are multiplied.
+        The expected face, which is coherent, is painted and read as if it were the input. The
+        probabilities of both readings are multiplied.
         Source: products of experts, Hinton (2002).
         """
         expected = self.quantize.nearest(self.expected(logits))
@@ -348,11 +348,11 @@ class CodeFormer(nn.Module):
         return self.idx_pred_layer(h)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes (B,T) to quantised features (B,d,s,s)."""
+        """Converts codes (B,T) to quantised features (B,d,s,s)."""
         return self.quantize.lookup(codes, self.config.autoencoder.code_side)
 
     def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
-        """Everything before painting.
+        """Computes everything before painting.
 
         Args:
             x: (B,3,S,S), RGB in [-1, 1].
@@ -373,9 +373,9 @@ class CodeFormer(nn.Module):
 
         Args:
             quantized: (B,d,s,s).
-            skips: encoder features by side, from `encode`; never read when w is 0.
-            w: fidelity, usually in [0, 1]; training has used up to 1.3. As a tensor () it is an
-                input like the others, and fusion runs whatever its value.
+            skips: encoder features by side, from `encode`; not read if w is 0.
+            w: fidelity, usually in [0, 1]; training has used up to 1.3. A tensor () is an input
+                like the others, and fusion runs whatever its value.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """
@@ -395,9 +395,9 @@ class CodeFormer(nn.Module):
         Args:
             x: (B,3,S,S), RGB in [-1, 1].
             w: fidelity; 0 trusts the codebook alone, 1 follows the input closely.
-            match_statistics: give the features of the codes the mean and deviation of the input's
-                (latent AdaIN), as published restoration does; `config.match_statistics` says
-                whether this model needs it.
+            match_statistics: give the features of the codes the mean and standard deviation of the
+                input's (latent AdaIN), as published restoration does; `config.match_statistics`
+                says whether this model needs it.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """
@@ -406,9 +406,9 @@ class CodeFormer(nn.Module):
 
 
 def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:
-    """Content (B,C,H,W) with the style's mean and deviation, per sample and channel (AdaIN).
+    """Gives content (B,C,H,W) the style's mean and deviation, per sample and channel (AdaIN).
 
-    The variance is the unbiased one, and 1e-5 is added to it.
+    The variance is unbiased, and 1e-5 is added to it.
     Source: Huang & Belongie, "Arbitrary Style Transfer in Real-time with AdaIN" (2017).
     """
     content_mean, content_std = _statistics(content)

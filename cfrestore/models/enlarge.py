@@ -14,14 +14,14 @@ def enlarge(
 ) -> Tensor:
     """Doubles the side by nearest neighbour, then convolves, with one pixel of padding.
 
-    Both steps are one transposed convolution, which needs 4 instead of 9 products per pixel and
+    Both steps are one transposed convolution, which takes 4 instead of 9 products per pixel and
     channel and never stores the enlarged input.
 
     Args:
         x: (B,C,h,w).
         weight, bias: of the convolution, (D,C,3,3) and (D,).
-        border: what lies beyond the enlarged input. Repeating its edge is the same as reflecting
-            it, because its outermost two pixels are equal.
+        border: padding of the enlarged input. Repeating its edge is the same as reflecting it,
+            because its two outermost pixels are equal.
     Returns:
         (B,D,2h,2w).
     """
@@ -37,7 +37,7 @@ def enlarging_kernel(weight: Tensor) -> Tensor:
 
 
 def _spread(weight: Tensor, axis: int) -> Tensor:
-    """Converts, along one axis, three taps over doubled pixels to four over the pixels themselves.
+    """Converts, along one axis, three taps over doubled pixels to four over the original pixels.
 
     An even output pixel sees its neighbour through the first tap and its own pixel through the
     other two, an odd one its own pixel through the first two; a transposed convolution reverses

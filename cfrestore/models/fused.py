@@ -1,7 +1,7 @@
 """Group normalisation followed by SiLU, as CUDA kernels for maps in channels-last order.
 
-torch's own kernel reorders such maps and back, in float32, and applies SiLU in a further pass: it
-moves 46 bytes for each 16-bit number. Here it is 6 bytes, and 10 for the gradient.
+torch's own kernel reorders such maps and back, in float32, and applies SiLU in another pass: it
+moves 46 bytes per 16-bit number. These kernels move 6 bytes, and 10 for the gradient.
 Written in Triton, which comes with torch for CUDA on Linux; imported only where it is used.
 
 The statistics of image b and group g, over the n numbers of its channels:
@@ -27,10 +27,10 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 4096
-"""Numbers that a program instance holds at a time."""
+"""Numbers held by a program instance at a time."""
 
 PROGRAMS = 1024
-"""Program instances that share the sums over all rows; enough for every processor of a card."""
+"""Program instances that share the sums over all rows; enough to occupy a whole card."""
 
 
 @triton.jit
@@ -164,7 +164,7 @@ def _apply_gradient(
 
 
 class _Plan:
-    """How the work on maps of one shape is divided."""
+    """Divides the work on maps of one shape."""
 
     def __init__(self, x: Tensor, groups: int) -> None:
         batch, channels, height, width = x.shape
@@ -232,13 +232,13 @@ class _GroupNorm(torch.autograd.Function):
 def group_norm(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
 ) -> Tensor:
-    """Group normalisation, followed by SiLU if asked for; can be differentiated once.
+    """Group normalisation, optionally followed by SiLU; can be differentiated once.
 
     Args:
-        x: (B,C,H,W) in channels-last order, float32 or of 16 bits, on a CUDA device.
+        x: (B,C,H,W) in channels-last order, float32 or a 16-bit type, on a CUDA device.
         groups: G; must divide C.
         weight, bias: (C,) float32.
     Returns:
-        as x in shape, order and type; computed in float32.
+        a tensor of the shape, memory order and type of x; computed in float32.
     """
     return _GroupNorm.apply(x, groups, weight, bias, eps, silu)

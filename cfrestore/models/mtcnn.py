@@ -1,4 +1,4 @@
-"""MTCNN's three networks, each of which looks closer at what the previous one found likely.
+"""MTCNN's three networks, each of which examines the previous one's candidates more closely.
 
 Attribute names are the keys of the weights that come with facenet-pytorch. Pictures are RGB, scaled
 to [-1, 1); scores are probabilities; offsets move a box's corners, as fractions of its sides.
@@ -18,7 +18,7 @@ def _pool(x: Tensor, size: int) -> Tensor:
 
 
 def _pool_pairs(x: Tensor) -> Tensor:
-    """_pool(x, 2), five times as fast on the CPU for few channels in channels-last order."""
+    """As _pool(x, 2), but five times as fast on the CPU for few channels, channels last."""
     odd_rows, odd_columns = x.shape[2] % 2, x.shape[3] % 2
     if odd_rows or odd_columns:
         x = F.pad(x, (0, odd_columns, 0, odd_rows), value=-torch.inf)
@@ -32,7 +32,7 @@ def _flatten(x: Tensor) -> Tensor:
 
 
 class PNet(nn.Module):
-    """Proposes boxes: one of 12 px for every second pixel."""
+    """Proposes boxes: one of 12 px at every second pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class RNet(nn.Module):
 
 
 class ONet(nn.Module):
-    """Judges boxes and finds landmarks, from pictures of 48 px."""
+    """Scores boxes and finds landmarks, from pictures of 48 px."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ParseNet: which of 19 classes each pixel of a face crop belongs to.
+"""ParseNet: classifies each pixel of a face crop into 19 classes.
 
 Attribute names are the published checkpoint's keys. The second output, a picture of the face, is
 not computed, because nothing uses it.
@@ -26,7 +26,7 @@ Mode = Literal["same", "down", "up"]
 
 
 class _Norm(nn.Module):
-    """Batch normalisation, nested one level deeper to fit the checkpoint's keys."""
+    """Batch normalisation, nested one level deeper to match the checkpoint's keys."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Norm(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """A 3x3 convolution over a reflected border, which may halve or double the side."""
+    """A 3x3 convolution with reflection padding, which may halve or double the side."""
 
     def __init__(
         self, in_channels: int, out_channels: int, mode: Mode = "same", *, normalised: bool = False
@@ -57,7 +57,7 @@ class ConvUnit(nn.Module):
 
 
 class ParsingBlock(nn.Module):
-    """Two units with a shortcut, an identity or another unit; doubles first, or halves last."""
+    """Two units and a shortcut, identity or a unit; the first may double, the second halve."""
 
     def __init__(self, in_channels: int, out_channels: int, mode: Mode = "same") -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ParsingBlock(nn.Module):
 
 
 class ParseNet(nn.Module):
-    """Sorts the pixels of faces into classes."""
+    """Classifies the pixels of faces."""
 
     def __init__(self) -> None:
         super().__init__()

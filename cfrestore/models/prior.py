@@ -1,4 +1,4 @@
-"""Priors over code maps: how likely a map of codes is, and maps drawn from that distribution.
+"""Priors over code maps: they give the likelihood of a map, and maps can be drawn from them.
 
 Both kinds factorise it in raster order, p(s) = prod_u p(s_u | s_<u, condition), so that likelihoods
 are exact and codes are drawn one after the other.
@@ -26,13 +26,13 @@ from cfrestore.errors import ConfigError
 Kind: TypeAlias = Literal["pixelcnn", "transformer"]
 
 Memory: TypeAlias = list[tuple[Tensor, ...]]
-"""What each layer remembers from one code to the next: in a transformer, the keys and values
-(B,heads,T,F/heads) of the tokens so far; in a PixelCNN, what the vertical stack tells the row."""
+"""State of each layer between one code and the next: in a transformer, the keys and values
+(B,heads,T,F/heads) of the tokens so far; in a PixelCNN, the vertical stack's output for the row."""
 
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Shape of a prior.
+    """Configuration of a prior.
 
     Attributes:
         kind: pixelcnn or transformer.
@@ -47,7 +47,7 @@ class PriorConfig:
         prefix: number of symbols that condition one map; 1, a class, for a PixelCNN.
 
     Raises:
-        ConfigError: the values do not fit each other.
+        ConfigError: the values are inconsistent.
     """
 
     kind: Kind
@@ -86,7 +86,7 @@ class PriorConfig:
         """The configuration stored by `to_json`.
 
         Raises:
-            ConfigError: it is not one.
+            ConfigError: it is invalid.
         """
         try:
             return cls(**json.loads(text))
@@ -99,7 +99,7 @@ class MaskedConv2d(nn.Conv2d):
 
     Its k x k kernel W is masked, W * M: the vertical stack sees the rows above, the horizontal one
     the positions to the left; with mask B (all layers but the first) also the same row or position,
-    which there contains nothing of its own code. Only the part that M leaves is stored.
+    which there contains nothing of its own code. Only the unmasked part is stored.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class MaskedConv2d(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, (half + own, kernel) if vertical else (1, half + own)
         )
-        # Left, right, top, bottom; -1 leaves out what lies beyond the last position.
+        # Left, right, top, bottom; -1 crops the positions after the last visible one.
         self.border = (half, half, half, own - 1) if vertical else (half, own - 1, 0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class MaskedConv2d(nn.Conv2d):
 class GatedLayer(nn.Module):
     """One layer of both stacks: y = tanh(W_f * x + V_f c) sigmoid(W_g * x + V_g c), and x + y.
 
-    The vertical stack knows nothing of its own row, so it may pass everything to the horizontal
+    The vertical stack contains nothing of its own row, so it may pass everything to the horizontal
     one at the same position: together they have no blind spot.
     """
 
@@ -142,7 +142,7 @@ class GatedLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def go_down(self, v: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The vertical stack (B,F,h,w) of the next layer, and what it passes to the horizontal one.
+        """The next layer's vertical stack (B,F,h,w), and what it passes to the horizontal one.
 
         Args:
             condition: (B,1), classes.
@@ -160,7 +160,7 @@ class GatedLayer(nn.Module):
         return self._onward(h, self.out(self.dropout(_gate(beside))))
 
     def _onward(self, x: Tensor, y: Tensor) -> Tensor:
-        return y if self.first else x + y  # what enters the first layer is each position's own code
+        return y if self.first else x + y  # the first layer's input is each position's own code
 
 
 def _gate(x: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def _gate(x: Tensor) -> Tensor:
 
 
 class PixelCNN(nn.Module):
-    """The convolutional prior; it has learned positions, because faces are aligned."""
+    """The convolutional prior, with learned positions, because faces are aligned."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class PixelCNN(nn.Module):
 
         Args:
             codes: (B,h,n) int64, the first h rows of maps.
-            condition: (B,1) int64, their classes, if the prior has any.
+            condition: (B,1) int64, their classes, if the prior is conditional.
         Returns:
             (B,h*n,K).
         """
@@ -204,7 +204,7 @@ class PixelCNN(nn.Module):
         """Logits (B,K) of code t of maps (B,n,n), whose codes before t are known.
 
         Args:
-            memory: what the same call returned for t - 1; None: all known codes are read again.
+            memory: as returned for t - 1; None: all known codes are read again.
         Returns:
             the logits, and the memory for t + 1: what the vertical stack passes to the row.
         """
@@ -242,7 +242,7 @@ class PixelCNN(nn.Module):
 
 
 class CausalLayer(nn.Module):
-    """Pre-norm self-attention to itself and what came before, and feed-forward."""
+    """Pre-norm causal self-attention and feed-forward."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -290,7 +290,7 @@ class CodeTransformer(nn.Module):
         self.start = nn.Parameter(0.02 * torch.randn(width))
         self.symbols = nn.Embedding(config.symbols, width) if config.symbols else None
         self.tokens = nn.Embedding(config.codebook_size, width)
-        length = self.lead + config.side**2 - 1  # the last code is nobody's past
+        length = self.lead + config.side**2 - 1  # the last code is never an input
         self.position = nn.Parameter(0.02 * torch.randn(length, width))
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(CausalLayer(config) for _ in range(config.layers))
@@ -318,7 +318,7 @@ class CodeTransformer(nn.Module):
         """Logits (B,K) of code t of maps (B,n,n), whose codes before t are known.
 
         Args:
-            memory: what the same call returned for t - 1; None: all known codes are read again.
+            memory: as returned for t - 1; None: all known codes are read again.
         Returns:
             the logits, and the memory for t + 1.
         """
@@ -335,7 +335,7 @@ class CodeTransformer(nn.Module):
         return self.head(self.norm(x[:, -1])), kept
 
     def _begin(self, codes: Tensor, condition: Tensor | None) -> Tensor:
-        """Start, prefix and codes (B,t) as tokens (B,lead+t,F) with their positions."""
+        """Embeds start, prefix and codes (B,t) as tokens (B,lead+t,F) with their positions."""
         parts = [self.start.expand(len(codes), 1, -1)]
         if self.symbols is not None:
             parts.append(self.symbols(condition))
@@ -347,7 +347,7 @@ Prior: TypeAlias = PixelCNN | CodeTransformer
 
 
 def build_prior(config: PriorConfig) -> Prior:
-    """A prior of that shape, with random weights."""
+    """Builds a prior with random weights."""
     return PixelCNN(config) if config.kind == "pixelcnn" else CodeTransformer(config)
 
 
@@ -359,12 +359,12 @@ def bits_per_code(logits: Tensor, codes: Tensor) -> Tensor:
 def draw(
     logits: Tensor, generator: torch.Generator, temperature: float = 1.0, top_k: int | None = None
 ) -> Tensor:
-    """Codes (...) drawn from logits (...,K), on the CPU.
+    """Draws codes (...) from logits (...,K), on the CPU.
 
     Args:
-        generator: of the CPU, so that all devices draw the same.
+        generator: on the CPU, so that all devices draw the same codes.
         temperature: logits are divided by it; below 1 likely codes become likelier.
-        top_k: only that many of the likeliest codes are drawn from.
+        top_k: draw only from that many of the likeliest codes.
     """
     logits = logits.float().cpu() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -393,17 +393,17 @@ def sample_codes(
     top_k: int | None = None,
     condition: Tensor | None = None,
 ) -> Tensor:
-    """Code maps drawn from a prior, code by code.
+    """Draws code maps from a prior, code by code.
 
-    Each code of a map larger than the trained one is drawn given those of the n x n window around
-    it that come before it in raster order.
+    In a map larger than the trained one, each code is drawn given the earlier codes, in raster
+    order, of the n x n window around it.
 
     Args:
         prior: in evaluation mode.
         size: height and width H, W of the maps, at least n each.
         generator, temperature, top_k: see `draw`.
         condition: (B,M) int64, the same in all windows; or (B,H,W), of which each window has its
-            own part as prefix; if the prior has conditions.
+            own part as prefix; only if the prior is conditional.
     Returns:
         (B,H,W) int64, on the prior's device.
     Raises:

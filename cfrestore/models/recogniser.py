@@ -1,4 +1,4 @@
-"""A recogniser of faces: pictures of one person get similar descriptors.
+"""A face recogniser: pictures of the same person get similar descriptors.
 
 Source: the residual network of dlib's `dnn_face_recognition_ex` (King, 2017; its weights are in the
 public domain), after He et al., "Deep Residual Learning" (2016). The normalisations are fixed, and
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE = 150
-"""Side of its input in pixels."""
+"""Side of the input in pixels."""
 
 DEPTHS = ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1))
-"""(channels, blocks) of each level; every level but the first begins by halving the side."""
+"""(channels, blocks) of each level; each level but the first begins by halving the side."""
 
 LENGTH = 128
 """Length of a descriptor."""
@@ -26,7 +26,7 @@ LENGTH = 128
 class Block(nn.Module):
     """Two 3x3 convolutions with a shortcut.
 
-    If the block halves the side, the shortcut averages; whichever of both is smaller, in side or
+    If the block halves the side, the shortcut averages; the smaller of both, in side or in
     channels, is padded with zeros.
     """
 
@@ -74,7 +74,7 @@ class Recogniser(nn.Module):
     def descriptor(self, features: list[Tensor]) -> Tensor:
         """The descriptor (B,128) of a face's features.
 
-        dlib takes two faces for one person if their Euclidean distance is below 0.6.
+        dlib considers two faces the same person if their Euclidean distance is below 0.6.
         """
         return torch.as_tensor(self.head(features[-1].mean((2, 3))))
 

@@ -1,4 +1,4 @@
-"""The autoencoder with a discrete codebook (VQGAN) that CodeFormer restores faces with.
+"""The autoencoder with a discrete codebook (VQGAN) with which CodeFormer restores faces.
 
 Attribute names are the published checkpoints' keys (`encoder.blocks.N`, `quantize.embedding`,
 `generator.blocks.N`, ...), so that a strict load needs no translation.
@@ -29,7 +29,7 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class VQGANConfig:
-    """Shape of the autoencoder; the defaults are the published 512 px model.
+    """Configuration of the autoencoder; the defaults are the published 512 px model.
 
     Attributes:
         image_size: S, side of input and output in pixels.
@@ -42,7 +42,7 @@ class VQGANConfig:
         codebook_size: K, number of codes.
 
     Raises:
-        ConfigError: the values do not fit each other.
+        ConfigError: the values are inconsistent.
     """
 
     image_size: int = 512
@@ -84,7 +84,7 @@ class VQGANConfig:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation whose statistics are exact in channels-last memory too.
+    """Group normalisation with accurate statistics in channels-last memory too.
 
     There torch 2.14 adds up a whole map value by value, which costs four digits at 512 px; so
     outside training rows are averaged first, and then their averages. On other devices this saves
@@ -102,7 +102,7 @@ class GroupNorm(nn.GroupNorm):
         if torch.is_grad_enabled() or not last or (x.is_cpu and x.dtype != torch.float32):
             return super().forward(x)
         rows = x.permute(0, 2, 3, 1).float()  # (B, H, W, C)
-        squares = (part.square().mean(2) for part in rows.split(64, 1))  # a map less in memory
+        squares = (part.square().mean(2) for part in rows.split(64, 1))  # saves a map of memory
         mean, power = (self._over_groups(of) for of in (rows.mean(2), torch.cat((*squares,), 1)))
         # y = (x - mean) / sqrt(variance) * weight + bias
         scale = self.weight * (power - mean.square() + self.eps).rsqrt()  # (B, C)
@@ -111,7 +111,7 @@ class GroupNorm(nn.GroupNorm):
 
     @staticmethod
     def is_fused(x: Tensor) -> bool:
-        """Whether device and memory order of x suit the kernels of `fused`."""
+        """Whether the device and memory order of x suit the kernels of `fused`."""
         last = x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
         return last and not torch.compiler.is_compiling() and has_triton()
 
@@ -121,21 +121,21 @@ class GroupNorm(nn.GroupNorm):
         return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=silu)
 
     def _over_groups(self, of_rows: Tensor) -> Tensor:
-        """(B, H, C) to (B, C), the same for all channels of a group."""
+        """Averages (B, H, C) over rows and over the channels of each group, to (B, C)."""
         groups = of_rows.mean(1).unflatten(1, (self.num_groups, -1))
         return groups.mean(2, keepdim=True).expand_as(groups).flatten(1)
 
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton is installed, in which the CUDA kernels are written."""
+    """Whether Triton, in which the CUDA kernels are written, is installed."""
     return find_spec("triton") is not None
 
 
 def activated(norm: nn.Module, x: Tensor) -> Tensor:
     """SiLU of the normalised x.
 
-    Outside training it works in place, as nothing else uses the normalised x; on CUDA, in one step.
+    Outside training it works in place, as nothing else uses the normalised x; on CUDA in one step.
     """
     if isinstance(norm, GroupNorm) and norm.is_fused(x):
         return norm.fused(x, silu=True)
@@ -180,7 +180,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.norm(x)
-        # The axis of the one head is there because torch exports no attention without.
+        # The axis of the single head is needed because torch exports no attention without one.
         q, k, v = (
             layer(n).flatten(2).mT.contiguous().unsqueeze(1)  # (B, 1, H*W, C)
             for layer in (self.q, self.k, self.v)
@@ -202,7 +202,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the side by nearest neighbour, then smooths with a 3x3 convolution."""
+    """Doubles the side by nearest neighbour, followed by a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -223,8 +223,8 @@ class Encoder(nn.Module):
     """Image (B,3,S,S) in [-1, 1] to latent (B,d,s,s).
 
     Attributes:
-        taps: feature side -> index of the block whose output is handed to the fusion there, the
-            last residual block of the level.
+        taps: feature side -> index of the block whose output the fusion there uses: the last
+            residual block of the level.
     """
 
     def __init__(self, config: VQGANConfig) -> None:
@@ -277,7 +277,7 @@ class Quantized(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """The codebook: K vectors of d channels; finds the nearest for each latent position."""
+    """The codebook: K vectors of d channels; finds the nearest one for each latent position."""
 
     def __init__(self, codebook_size: int, channels: int) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
 
     def nearest(self, latent: Tensor) -> Tensor:
-        """Codes nearest to the latent, in squared distance; the lowest index wins a tie.
+        """Finds the codes nearest to the latent, in squared distance; the lowest index wins a tie.
 
         Args:
             latent: (B,d,s,s).
@@ -299,7 +299,7 @@ class VectorQuantizer(nn.Module):
         return distance.argmin(-1)
 
     def lookup(self, codes: Tensor, side: int) -> Tensor:
-        """Vectors of codes (B,side*side), arranged as (B,d,side,side)."""
+        """The vectors of codes (B,side*side), arranged as (B,d,side,side)."""
         return to_map(self.embedding(codes), side, side)
 
     def forward(self, latent: Tensor) -> Quantized:
@@ -342,7 +342,7 @@ class Decoder(nn.Module):
 
     @property
     def last_weight(self) -> Tensor:
-        """Weight of the last convolution, where the adaptive GAN weight compares gradients."""
+        """Weight of the last convolution, at which the adaptive GAN weight compares gradients."""
         last = self.blocks[-1]
         assert isinstance(last, nn.Conv2d)
         return last.weight
@@ -378,13 +378,13 @@ class VQGAN(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches: images (B,C,S,S) to logits (B,1,h,w), positive for real.
+    """Classifies overlapping patches: images (B,C,S,S) to logits (B,1,h,w), positive for real.
 
     Args:
         channels: width of the first layer; layer n has min(2^n, 8) times as many.
         layers: stride-2 convolutions; each doubles the patch.
-        spectral: instead of BatchNorm, every convolution is divided by its largest singular value,
-            so that the logits cannot change faster than the image does.
+        spectral: instead of BatchNorm, divide every convolution by its largest singular value, so
+            that the logits cannot change faster than the image.
         inputs: C.
 
     Source: Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (2017);
@@ -416,7 +416,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def histogram(codes: Tensor, codebook_size: int) -> Tensor:
-    """How often each code occurs, (K,) float32; unlike bincount this does not wait for a GPU."""
+    """How often each code occurs, (K,) float32; unlike bincount this does not wait for the GPU."""
     counts = torch.zeros(codebook_size, device=codes.device)
     return counts.index_add_(
         0, codes.flatten(), torch.ones_like(codes.flatten(), dtype=torch.float)

@@ -1,4 +1,4 @@
-"""Training in three stages. Needs torch, numpy, OpenCV and Pillow, and nothing else."""
+"""Training in three stages. Needs only torch, numpy, OpenCV and Pillow."""
 
 from __future__ import annotations
 

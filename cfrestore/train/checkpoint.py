@@ -1,4 +1,4 @@
-"""Training checkpoints: one file, or shards of it where single files must stay small."""
+"""Training checkpoints: single files, or shards where files must stay small."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from cfrestore.errors import CheckpointError, OutputError
 
 
 def exists(path: Path) -> bool:
-    """Whether a checkpoint is there, whole or in shards."""
+    """Whether a checkpoint exists, whole or in shards."""
     return files.exists(path) or files.exists(_shard(path, 0))
 
 
 def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> None:
-    """Writes a checkpoint in place of what was there, whole or in shards.
+    """Writes a checkpoint, whole or in shards, replacing an earlier one.
 
-    Its folder need not exist. With shard_mb its bytes are split into `path.0`, `path.1`, ...; put
-    together they are the file.
+    Its folder need not exist. With shard_mb its bytes are split into `path.0`, `path.1`, ...;
+    concatenated they are the file.
 
     Raises:
         OutputError: it cannot be written.
@@ -50,7 +50,7 @@ def write(path: Path, content: dict[str, Any], shard_mb: int | None = None) -> N
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint, whole or in shards, without running code, on the CPU.
+    """Reads a checkpoint, whole or in shards, to the CPU, without executing code.
 
     Raises:
         CheckpointError: it is missing, damaged or cannot be read.
@@ -66,7 +66,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def averaged(path: Path) -> dict[str, Tensor]:
-    """The averaged weights of a checkpoint written here or published (`params_ema`).
+    """Reads the averaged weights (`params_ema`) of a checkpoint written here or published.
 
     Raises:
         CheckpointError: it is missing, damaged, or has none.

@@ -1,4 +1,4 @@
-"""A codebook that follows the latents it stands for, instead of a gradient."""
+"""A codebook that follows the latents assigned to it, instead of a gradient."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cfrestore.train.distributed import all_sum, place, take
 KMEANS_ROUNDS = 10
 
 SMOOTHING = 1e-5
-"""Added to how often each code was chosen (Laplace), so that one that never is stays finite."""
+"""Added to the count of each code (Laplace), so that a code that is never chosen stays finite."""
 
 
 class MovingCodebook:
-    """Codes as exponential moving averages, started by k-means, with dead codes revived.
+    """Codes as exponential moving averages, initialised by k-means; dead codes are revived.
 
     Args:
         codes: (K,d), the embedding's weight, changed in place.
@@ -45,11 +45,11 @@ class MovingCodebook:
 
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator) -> None:
-        """Chooses the codes by k-means.
+        """Initialises the codes by k-means.
 
         Args:
-            latents: (B,T,d), from many faces; in all processes together at least K.
-            generator: draws the first centres, the same in each.
+            latents: (B,T,d), from many faces; at least K latents in all processes together.
+            generator: draws the initial centres, the same in each process.
         """
         faces = self._directions(latents)
         points = faces.flatten(0, 1)
@@ -75,7 +75,7 @@ class MovingCodebook:
 
         Args:
             latents: (B,T,d) of the batch.
-            codes: (B * T,) int64, the code nearest to each.
+            codes: (B * T,) int64, the nearest code of each latent.
             generator: picks the latents that replace dead codes, the same in each process.
         """
         faces = self._directions(latents)

@@ -1,4 +1,4 @@
-"""Codes of clean faces, computed once: what a prior over codes learns from."""
+"""Codes of clean faces, computed once; the training data of priors over codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cfrestore.train.teacher import Teacher
 
 BATCH, SAVE_EVERY = 8, 200
-"""Faces encoded together, and faces after which the file is written anew."""
+"""Faces per batch, and faces after which the file is written again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class CodeMaps:
     """The codes of clean faces.
 
     Attributes:
-        maps: (N,2,s,s) int64: of each face, and of its mirror image.
+        maps: (N,2,s,s) int64, of each face and of its mirror image.
         names: file names, in the order of maps.
     """
 
@@ -51,14 +51,14 @@ def load_codes(
     mixed: bool = False,
     keep: bool = True,
 ) -> CodeMaps:
-    """Codes of all faces of folders and tar shards, read from the file if they are there already.
+    """The codes of all faces of folders and tar shards, read from the file or computed.
 
     Args:
         sources: see `load_faces`.
-        teacher: the autoencoder whose codes are wanted, on the device.
-        file: keeps the codes, also those of a run that was stopped; it is used again if the
-            autoencoder and the names of the faces are the same.
-        say: takes a line of progress now and then.
+        teacher: the autoencoder that defines the codes, on the device.
+        file: stores the codes, also those of an interrupted run; it is reused if the autoencoder
+            and the names of the faces are the same.
+        say: called with lines of progress.
         mixed: encode in bfloat16, which is faster and changes one code in fifty.
         keep: whether to write the file; of several processes only one should.
     Raises:
@@ -90,7 +90,7 @@ def load_codes(
 
 
 class CodeSampler(Order[CodeMaps]):
-    """Batches of code maps for any iteration, of faces or of their mirror images.
+    """Supplies batches of code maps for any iteration, of faces or of their mirror images.
 
     Of the augmentation, only `mirror` and `repeats` apply.
     """
@@ -103,5 +103,5 @@ class CodeSampler(Order[CodeMaps]):
         return self.shown.maps[self.indices(t), mirrored].to(device)
 
     def first(self, count: int, device: torch.device) -> Tensor:
-        """The maps of the first few faces, likewise."""
+        """The maps of the first few faces, (count,s,s), likewise."""
         return self.shown.maps[:count, 0].to(device)

@@ -1,4 +1,4 @@
-"""`cfrestore train` and `python -m cfrestore.train`: words in, calls out."""
+"""`cfrestore train` and `python -m cfrestore.train`: turns arguments into calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 
 SHARES = {"autoencoder": 0.45, "codes": 0.2, "fusion": 0.25, "polish": 0.1}
-"""Parts of the time of all stages: what the generator cannot paint, no later stage can repair."""
+"""Each stage's share of the time; later stages cannot repair what the generator cannot paint."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Place:
     Attributes:
         device: of this process.
         mixed: whether in mixed precision.
-        rank, world: which process this is, of how many.
+        rank, world: index of this process, and the number of processes.
     """
 
     device: torch.device
@@ -43,7 +43,7 @@ class Place:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one training command; its exit code, see docs/options.md."""
+    """Runs a training command; returns its exit code, see docs/options.md."""
     arguments = _parser().parse_args(argv)
     from cfrestore.errors import CFRestoreError
 
@@ -145,10 +145,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None) -> None:
-    """What every stage takes, or all of them together.
+    """Adds the options of every stage, or of all stages together.
 
     Args:
-        stages: how many numbers of iterations there are; None: a single one.
+        stages: number of arguments of --iterations; None: a single one.
     """
     parser.add_argument(
         "--data", type=Path, nargs="+", required=True, metavar="PATH", help="folders or tar shards"
@@ -242,9 +242,9 @@ def _say_nothing(line: str) -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Builds the stage the words describe and runs it; the exit code.
+    """Builds the stage that the arguments describe, and runs it; returns the exit code.
 
-    Mixed precision is what the words say, else on where there is CUDA.
+    Mixed precision is used if the arguments say so, by default on CUDA.
     """
     import time
 
@@ -268,7 +268,7 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
     """Trains the stage.
 
     Args:
-        began: when the command was given, on the monotonic clock.
+        began: start of the command, on the monotonic clock.
     """
     import time
 
@@ -328,10 +328,10 @@ def _prior(
     share: tuple[int, int, int, int],
     say: Callable[[str], None],
 ) -> tuple[Callable[[Recipe], Stage], CodeSampler]:
-    """What builds the stage of a prior's recipe, and its batches: faces are encoded only once.
+    """A function that builds a prior's stage, and its batches; faces are encoded only once.
 
-    The autoencoder's checkpoint tells its configuration; a published one does not, and is taken to
-    be the published network.
+    The autoencoder's checkpoint holds its configuration; one without is taken to be the published
+    network.
     """
     import torch
 
@@ -362,17 +362,17 @@ def _prior(
 
 @lru_cache(maxsize=1)
 def _faces(sources: tuple[Path, ...], size: int, device: torch.device) -> Faces:
-    """The faces, read once for all stages in a row."""
+    """The faces, read once for all stages of a run."""
     from cfrestore.train.data import load_faces
 
     return load_faces(sources, size, device)
 
 
 def course(arguments: argparse.Namespace) -> int:
-    """All stages of the preset and the export, as their own commands would do them; the exit code.
+    """Runs all stages of the preset and the export like their commands; returns the exit code.
 
-    Stages that are complete are not done again when resuming; with --minutes, one that was begun
-    keeps the number of iterations it was begun with.
+    When resuming, complete stages are not repeated; with --minutes, a stage that was begun keeps
+    its number of iterations.
     """
     import time
 
@@ -408,7 +408,7 @@ def course(arguments: argparse.Namespace) -> int:
 
 
 def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
-    """The preset with the changes that the words ask for."""
+    """The preset with the changes from the arguments."""
     from cfrestore.errors import ConfigError
     from cfrestore.train import config, presets
 
@@ -433,7 +433,7 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
 
 
 def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> Stage:
-    """The stage with everything it starts from."""
+    """Builds a stage with everything that it starts from."""
     from cfrestore.train.config import AutoencoderRecipe, CodesRecipe, PolishRecipe
     from cfrestore.train.learner import compile_blocks
     from cfrestore.train.perceptual import build_identity, build_perceptual
@@ -463,7 +463,7 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> 
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Writes the weights that cfrestore loads: fp16 safetensors that say what they are."""
+    """Writes weights for cfrestore: fp16 safetensors that describe themselves."""
     import torch
 
     from cfrestore.checkpoint import write_tensors

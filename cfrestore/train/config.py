@@ -1,4 +1,4 @@
-"""Recipes: every training knob, as frozen values; presets.py has the values themselves."""
+"""Recipes: all training settings, as frozen dataclasses; presets.py has the values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Degradation:
-    """Ranges of the synthetic damage, each drawn uniformly for each face.
+    """Ranges of the synthetic damage; each value is drawn uniformly for each face.
 
     Attributes:
-        blur_sigma: deviation of the Gaussian blur, pixels.
+        blur_sigma: sigma of the Gaussian blur, pixels.
         downsample: factor by which the side shrinks.
-        noise: deviation of the Gaussian noise, in 1/255.
+        noise: standard deviation of the Gaussian noise, in 1/255.
         jpeg_quality: 1 to 100.
         kernel_size: side of the blur kernel, pixels, odd.
     """
@@ -31,7 +31,7 @@ class Degradation:
     kernel_size: int = 41
 
     def scaled(self, image_size: int) -> Degradation:
-        """The same damage for faces of another side than 512 px: only the blur depends on it."""
+        """The same damage for faces of a side other than 512 px; only the blur depends on it."""
         factor = image_size / 512
         low, high = self.blur_sigma
         kernel = max(3, round(self.kernel_size * factor) // 2 * 2 + 1)
@@ -45,13 +45,13 @@ PAPER = Degradation((1, 15), (1, 30), (0, 20), (30, 90))
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes of the clean face before anything else; all off but the mirror by default.
+    """Changes of the clean face before anything else; by default only the mirror is on.
 
     Attributes:
         mirror: probability of a left-right flip.
         shift: largest translation, pixels; the border is reflected.
         brightness, contrast, saturation: largest relative change.
-        tint: largest relative change of each colour channel on its own.
+        tint: largest relative change of each colour channel, independently.
         gray: probability that all colour is removed.
         repeats: pairs (pattern for the beginning of a file's name, how often an epoch shows such
             files); others are shown once.
@@ -72,10 +72,10 @@ class Optimisation:
     """Adam, its schedule, and the average of the weights.
 
     Attributes:
-        iterations: how many steps; counted from 1.
-        batch_size: faces a step, over all processes.
+        iterations: number of steps; counted from 1.
+        batch_size: faces per step, over all processes.
         learning_rate: at the first step.
-        final_learning_rate: where a cosine over all iterations ends; None: only milestones change
+        final_learning_rate: the end of a cosine over all iterations; None: only milestones change
             the rate.
         milestones: iterations after which the rate is halved.
         warm_up: iterations over which the rate rises linearly from 0.
@@ -94,7 +94,7 @@ class Optimisation:
     ema_warm_up: bool = False
 
     def rate(self, t: int) -> float:
-        """Learning rate of iteration t, the first being 1."""
+        """Learning rate of iteration t, counted from 1."""
         rate = self.learning_rate * 0.5 ** sum(t - 1 >= m for m in self.milestones)
         if self.final_learning_rate is not None:
             fall = self.learning_rate - self.final_learning_rate
@@ -118,12 +118,13 @@ class Codebook:
     Attributes:
         update: by the gradient of the codebook loss, or as moving averages of their latents.
         beta: weight of one of the two terms of the codebook loss.
-        beta_on: the term: "codebook" as in the published code, "commitment" as in the textbook.
+        beta_on: that term: "codebook" as in the published code, "commitment" as in the literature.
         decay: of the moving averages.
-        spherical: codes keep the length sqrt(d), so that only directions are compared.
-        kmeans_after: iterations without quantisation, before k-means chooses the codes; 0 for none.
+        spherical: codes have length sqrt(d), so that only directions are compared.
+        kmeans_after: iterations without quantisation, before k-means initialises the codes; 0: no
+            k-means.
         revive_below: a code chosen less often than this share of the average is replaced by a
-            latent of the batch; 0 for never.
+            latent of the batch; 0: never.
     """
 
     update: Literal["gradient", "ema"] = "gradient"
@@ -137,20 +138,20 @@ class Codebook:
 
 @dataclass(frozen=True)
 class Adversary:
-    """The discriminator, and how much its judgement counts.
+    """The discriminator, and the weight of its loss.
 
-    The generator learns from it at iterations greater than `start`. It learns itself from then on,
-    or `lead` iterations earlier; its learning rate follows the generator's schedule.
+    The generator learns from it at iterations greater than `start`. The discriminator itself learns
+    from `lead` iterations earlier on; its learning rate follows the generator's schedule.
 
     Attributes:
         scale: factor on the adaptive weight |grad rec| / (|grad GAN| + 1e-4).
         largest: upper clamp of the adaptive weight.
         halved: the hinge loss with the original VQGAN's factor 1/2.
-        channels, layers, spectral: shape of the discriminator.
-        detail: it judges only what is finer than this many pixels; the rest is shown to it as the
-            real picture has it, so that it demands nothing there. 0: whole pictures.
-        replays: further steps in each iteration, on pictures of earlier ones, so that the generator
-            cannot deceive it merely by changing.
+        channels, layers, spectral: architecture of the discriminator.
+        detail: it judges only detail finer than this many pixels; the rest is taken from the real
+            picture, so that it cannot matter. 0: whole pictures.
+        replays: additional steps in each iteration, on pictures of earlier iterations, so that the
+            generator cannot deceive it merely by changing.
     """
 
     start: int
@@ -184,7 +185,7 @@ class Perceptual:
 
 @dataclass(frozen=True)
 class Identity:
-    """Distances between a painted face and its clean one, as a recogniser of faces sees them.
+    """Weights of a painted face's distances from its clean one, as a recogniser measures them.
 
     Attributes:
         descriptor: weight of the distance of their descriptors.
@@ -209,12 +210,12 @@ class AutoencoderRecipe:
 
 @dataclass(frozen=True)
 class CodesRecipe:
-    """Stage II: codes predicted from degraded faces; codebook and generator are frozen.
+    """Stage II: predicting codes from degraded faces; codebook and generator are frozen.
 
     Attributes:
         degradations: pairs (damage, share of the faces that get it).
-        feature_weight: on the mean squared distance of the latent to the clean face's codes.
-        code_weight: on the cross-entropy of the codes.
+        feature_weight: of the mean squared distance of the latent from the clean face's codes.
+        code_weight: of the cross-entropy of the codes.
     """
 
     model: CodeFormerConfig
@@ -227,7 +228,7 @@ class CodesRecipe:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of stage III, up to and including iteration `until`.
+    """A phase of stage III, up to and including iteration `until`.
 
     With fusing = (m, n), the last m of every n iterations fuse slightly degraded faces at fidelity
     w and learn from the image; the others learn codes of heavily degraded faces.
@@ -244,7 +245,7 @@ class FusionRecipe:
 
     Attributes:
         phases: the schedule, in order.
-        zero_start: begin with a fusion that changes nothing.
+        zero_start: start with a fusion that changes nothing.
     """
 
     model: CodeFormerConfig
@@ -271,7 +272,7 @@ class Sharpening:
     """Unsharp masking: adds `amount` times the difference between a picture and its blurred copy.
 
     Attributes:
-        sigma: deviation of the Gaussian blur, pixels at 512 px.
+        sigma: of the Gaussian blur, pixels at 512 px.
     """
 
     amount: float
@@ -280,7 +281,7 @@ class Sharpening:
 
 @dataclass(frozen=True)
 class PolishRecipe:
-    """After stage III: the generator learns once more, with the fusion, on fixed codes.
+    """After stage III: the generator is trained again, with the fusion, on fixed codes.
 
     Half of each batch are clean faces painted from their own codes at w = 0, the others degraded
     ones fused at w = 1.
@@ -288,9 +289,9 @@ class PolishRecipe:
     Attributes:
         degradations: pairs (damage, share of the degraded faces that get it).
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
-        sharpening: of the clean faces to be painted, since what is learned from them is softer than
-            they are; None: they are not sharpened.
-        identity: the distances that a recogniser sees; None: they do not count.
+        sharpening: of the clean target faces, since the network learns to paint softer ones; None:
+            no sharpening.
+        identity: weights of a recogniser's distances; None: they are not used.
     """
 
     model: CodeFormerConfig
@@ -309,10 +310,10 @@ class PriorRecipe:
     """A distribution over the codes of clean faces, from which new ones can be drawn.
 
     Attributes:
-        model: the network whose codes they are; the autoencoder's checkpoint overrides it.
-        prior: its shape; number and side of the codes are those of the model.
+        model: the network that defines the codes; the autoencoder's checkpoint overrides it.
+        prior: its configuration; number and side of the codes are those of the model.
         augmentation: only `mirror` and `repeats` apply to codes.
-        held_out: every `held_out`-th face is kept back, to measure how likely unseen faces are.
+        held_out: every `held_out`-th face is held out, to measure the likelihood of unseen faces.
         evaluations: how often a run measures that.
     """
 
@@ -324,7 +325,7 @@ class PriorRecipe:
     evaluations: int = 10
 
     def evaluates(self, t: int) -> bool:
-        """Whether iteration t measures the held-out faces."""
+        """Whether the held-out faces are measured at iteration t."""
         every = max(1, self.optimisation.iterations // self.evaluations)
         return t % every == 0 or t == self.optimisation.iterations
 
@@ -334,7 +335,7 @@ Recipe = ImageRecipe | PriorRecipe
 
 
 def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
-    """The recipe over another number of iterations; everything in it keeps its proportions."""
+    """The recipe with another number of iterations; its schedule is scaled accordingly."""
     factor = iterations / recipe.optimisation.iterations
 
     def scaled(t: int) -> int:

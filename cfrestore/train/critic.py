@@ -1,4 +1,4 @@
-"""The discriminator: what it is shown, how it learns, and how much its judgement counts."""
+"""The discriminator: its input, its training, and the weight of its loss."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from cfrestore.train.config import Adversary
 from cfrestore.train.distributed import Part, average_gradients, place, whole
 
 MEMORY = 64
-"""Earlier pictures, real ones and as many fake ones, that are kept for replays."""
+"""Number of earlier pictures, real ones and as many fake ones, that are kept for replays."""
 
 DETAIL_GAIN = 4
-"""Factor on detail, whose values are small beside those of whole pictures."""
+"""Factor on detail, whose values are small compared with whole pictures."""
 
 
 class CriticInput(NamedTuple):
-    """Pictures that a discriminator may judge.
+    """Pictures for the discriminator.
 
     Attributes:
-        fake: what the network made, (B,3,S,S) in [-1, 1], with gradient.
-        real: what it should have made.
+        fake: the network's output, (B,3,S,S) in [-1, 1], with gradient.
+        real: the target.
         reconstruction: the loss between them.
-        weight: the parameter at which the gradients of that and of the judgement are balanced.
+        weight: the parameter at which the gradients of that and of the adversarial loss are
+            balanced.
     """
 
     fake: Tensor
@@ -61,7 +62,7 @@ class Critic:
         return t > self.recipe.start - self.recipe.lead
 
     def judge(self, painted: CriticInput) -> tuple[Tensor, Tensor]:
-        """The adversarial term, weighted adaptively, and that weight."""
+        """The adversarial term, with its adaptive weight applied, and that weight."""
         self.network.requires_grad_(False)
         loss = losses.hinge_generator(self._logits(painted.fake, painted.real))
         factor = losses.adaptive_weight(
@@ -70,7 +71,7 @@ class Critic:
         return self.recipe.scale * factor * loss, factor
 
     def learn(self, real: Tensor, fake: Tensor, t: int, pace: float) -> Tensor:
-        """Takes the steps of iteration t, on its pictures and on replayed ones; the first's loss.
+        """Trains on the pictures of iteration t and on replayed ones; returns the former's loss.
 
         Args:
             real, fake: (B,3,S,S) in [-1, 1].
@@ -89,7 +90,7 @@ class Critic:
         return loss
 
     def _step(self, real: Tensor, fake: Tensor) -> Tensor:
-        """One step, and its loss. Real and fake pass separately: BatchNorm would mix them."""
+        """Takes a step; returns its loss. Real and fake pass apart, as BatchNorm would mix them."""
         loss = losses.hinge_discriminator(self._logits(real, real), self._logits(fake, real))
         if self.recipe.halved:
             loss = loss / 2
@@ -129,5 +130,5 @@ class Critic:
 
 
 def coarse(x: Tensor, side: int) -> Tensor:
-    """x (B,C,S,S) without what is finer than side pixels, which divides S."""
+    """Removes detail finer than side pixels from x (B,C,S,S); side must divide S."""
     return F.interpolate(F.avg_pool2d(x, side), scale_factor=side, mode="bilinear")

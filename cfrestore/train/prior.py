@@ -1,4 +1,4 @@
-"""A prior over the codes of clean faces: what one step of it computes and changes."""
+"""The training stage of a prior over the codes of clean faces."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from cfrestore.train.learner import Learner, Report
 from cfrestore.train.teacher import Teacher
 
 BATCH = 32
-"""Held-out maps in one forward pass."""
+"""Held-out maps per forward pass."""
 
 
 class CodePrior:
-    """A PixelCNN or a transformer that learns how likely maps of codes are.
+    """A PixelCNN or a transformer that learns the likelihood of code maps.
 
     Args:
-        recipe: the knobs.
-        teacher: the autoencoder of stage I, whose codes they are.
-        seen: the codes to learn from, which are only counted here.
-        held_out: the codes that it is measured on.
+        recipe: the settings.
+        teacher: the autoencoder of stage I, which defines the codes.
+        seen: the codes to learn from, used here only for their frequencies.
+        held_out: the codes on which it is measured.
         device, mixed: as in stage I.
     """
 
@@ -53,8 +53,8 @@ class CodePrior:
         self.learner = Learner(self.network, recipe.optimisation)
 
     def step(self, t: int, codes: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on code maps (B,s,s); bits per code, at times of held-out ones too."""
-        torch.manual_seed(generator.initial_seed())  # dropout takes no generator of its own
+        """Runs iteration t on code maps (B,s,s); returns bits per code, at times also held-out."""
+        torch.manual_seed(generator.initial_seed())  # dropout takes no generator
         with autocast(self.device, self.mixed):
             bits = bits_per_code(self.network(codes), codes.flatten(1))
         self.learner.update(bits * math.log(2), t)
@@ -75,7 +75,7 @@ class CodePrior:
 
     @torch.no_grad()
     def pictures(self, codes: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Columns of a sample sheet: real codes painted, and drawn ones."""
+        """Columns of a sample sheet: faces painted from real and from drawn codes."""
         own = torch.Generator().manual_seed(generator.initial_seed())
         size = codes.shape[1], codes.shape[2]
         drawn = sample_codes(self.learner.average, len(codes), size, own)
@@ -92,6 +92,6 @@ class CodePrior:
 
 
 def unigram_bits(seen: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
-    """Bits per code under add-one-smoothed frequencies of `seen`."""
+    """Bits per code under the add-one-smoothed frequencies of `seen`."""
     counts = histogram(seen, codebook_size) + 1
     return -(counts / counts.sum()).log2()[codes.flatten()].mean()

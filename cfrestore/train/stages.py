@@ -1,4 +1,4 @@
-"""The three stages: what one step of each computes and changes.
+"""The three training stages.
 
     I   Autoencoder    encoder, codebook and generator learn to reproduce clean faces
     II  CodePrediction encoder and transformer learn the clean face's codes from a degraded one
@@ -6,8 +6,8 @@
 
 After these comes the polish (polish.py).
 
-A stage holds networks and optimisers; the loop that feeds it knows nothing else about it.
-Images are (B,3,S,S); clean faces come in [0, 1], networks see [-1, 1].
+A stage holds networks and optimisers; the loop that supplies its batches does not depend on them.
+Images are (B,3,S,S); clean faces are in [0, 1], network input is in [-1, 1].
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from cfrestore.train.learner import Learner, Network, Report
 from cfrestore.train.teacher import Teacher
 
 KMEANS_LATENTS = 50
-"""Latents collected for each code before k-means."""
+"""Latents collected per code before k-means."""
 
 
 class ImageStage(Generic[Network]):
-    """What stages have in common: a network that learns, and perhaps a discriminator.
+    """The base of all stages on images: a network in training, and an optional discriminator.
 
     Attributes:
         device, mixed: where to train, and whether in bfloat16.
@@ -62,11 +62,11 @@ class ImageStage(Generic[Network]):
     def update(
         self, t: int, total: Tensor, report: Report, painted: CriticInput | None = None
     ) -> None:
-        """One step of the network and, on what was painted, of the discriminator.
+        """Takes a step of the network and, if pictures were painted, of the discriminator.
 
         Args:
             t: the iteration.
-            total: the loss without the discriminator's judgement.
+            total: the loss without the adversarial term.
             report: the discriminator's numbers are added to it.
         """
         critic = self.critic if painted else None
@@ -81,12 +81,12 @@ class ImageStage(Generic[Network]):
                 report["critic"] = critic.learn(painted.real, painted.fake, t, pace)
 
     def state(self) -> dict[str, Any]:
-        """All that resuming needs."""
+        """Everything needed for resuming."""
         critic = {"critic": self.critic.state()} if self.critic else {}
         return self.learner.state() | critic
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes what `state` gave."""
+        """Restores what `state` returned."""
         self.learner.load(state)
         if self.critic:
             self.critic.load(state["critic"])
@@ -96,7 +96,7 @@ class RestoringStage(ImageStage[CodeFormer]):
     """A stage whose network restores faces.
 
     Attributes:
-        shown: fidelities w on its sample sheets.
+        shown: the fidelities w on its sample sheets.
     """
 
     shown: tuple[float, ...] = (0.0, 0.5, 1.0)
@@ -117,7 +117,7 @@ class Autoencoder(ImageStage[VQGAN]):
     """Stage I.
 
     Args:
-        recipe: the knobs.
+        recipe: the settings.
         perceptual: frozen network of the perceptual term, called with (x', x); None for no term.
         device: where to train.
         mixed: bfloat16 where the device supports it.
@@ -144,14 +144,14 @@ class Autoencoder(ImageStage[VQGAN]):
         self.waiting: list[Tensor] = []  # latents (B,T,d) for k-means
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on clean faces; its losses."""
+        """Runs iteration t on clean faces; returns its losses."""
         x = to_network(clean)
         report: Report = {}
         quantised = t > self.recipe.codebook.kmeans_after
         with autocast(self.device, self.mixed):
             latent = self.network.encode(x)
         latent = quantised_latent = latent.float()
-        if quantised:  # in full precision: in bfloat16 some codes would be others
+        if quantised:  # in full precision, because bfloat16 would change some codes
             codes = self.network.quantize.nearest(latent.detach())
             vectors = self.network.quantize.lookup(codes, latent.shape[-1])
             quantised_latent = latent + (vectors - latent).detach()
@@ -165,7 +165,7 @@ class Autoencoder(ImageStage[VQGAN]):
             total = total + book
             size = len(self.network.quantize.embedding.weight)
             used = perplexity(all_sum(histogram(codes, size)))
-            # Bits of the codes of a face, if they are coded by their frequencies in the batch.
+            # Bits per face, if its codes are coded by their frequencies in the batch.
             bits = codes.shape[1] * used.log2()
             report |= {"codebook": book, "perplexity": used, "bits": bits}
         last = self.network.generator.last_weight
@@ -211,15 +211,15 @@ class Autoencoder(ImageStage[VQGAN]):
 
 
 class CodePrediction(RestoringStage):
-    """Stage II, from the autoencoder of stage I.
+    """Stage II, starting from the autoencoder of stage I.
 
     Args:
-        recipe: the knobs.
-        autoencoder: path of stage I's checkpoint; its averaged weights start the network and
-            decide the target codes.
+        recipe: the settings.
+        autoencoder: path of stage I's checkpoint; its averaged weights initialise the network and
+            give the target codes.
         device, mixed: as in stage I.
-        start: path of a later stage's checkpoint, whose averaged weights start the network
-            instead, to be trained further.
+        start: path of a later stage's checkpoint, whose averaged weights initialise the network
+            instead, to train it further.
     """
 
     name = "codes"
@@ -247,7 +247,7 @@ class CodePrediction(RestoringStage):
         self.learner = Learner(self.network.to(device), recipe.optimisation)
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on clean faces; its losses."""
+        """Runs iteration t on clean faces; returns its losses."""
         parts = shared_out([share for _, share in self.recipe.degradations], len(clean))
         damages = [damage for damage, _ in self.recipe.degradations]
         damaged = degrade_parts(clean, parts, damages, generator)
@@ -263,13 +263,13 @@ class CodePrediction(RestoringStage):
 
 
 class Fusion(RestoringStage):
-    """Stage III, from the network of stage II.
+    """Stage III, starting from the network of stage II.
 
     Args:
-        recipe: the knobs.
-        codes: path of stage II's checkpoint, whose averaged weights start the network.
-        autoencoder: path of stage I's checkpoint: the target codes and, if it trained one of the
-            same shape, the discriminator.
+        recipe: the settings.
+        codes: path of stage II's checkpoint, whose averaged weights initialise the network.
+        autoencoder: path of stage I's checkpoint, which gives the target codes and, if it trained
+            one, the initial discriminator, which must have the same shape.
         perceptual, device, mixed: as in stage I.
     """
 
@@ -314,7 +314,7 @@ class Fusion(RestoringStage):
             ) from error
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Iteration t on clean faces; its losses."""
+        """Runs iteration t on clean faces; returns its losses."""
         w = self.recipe.fidelity(t)
         damage = (self.recipe.large if w is None else self.recipe.small).scaled(clean.shape[-1])
         x = to_network(clean)
@@ -326,11 +326,11 @@ class Fusion(RestoringStage):
                 self.network, latent, targets, self.recipe.feature_weight, self.recipe.code_weight
             )
             if w is not None:
-                # Neither the chosen codes nor the skips carry gradient: the image teaches the
-                # fusion alone.
+                # Neither the chosen codes nor the skips have gradient: the image trains only the
+                # fusion.
                 codes = self.network.choose(report.pop("logits"))
-                # They ask for gradient all the same: torch 2.13's group norm on the CPU crashes
-                # where its parameters learn and its channels_last input does not.
+                # The skips require gradient nevertheless: torch 2.13's group norm on the CPU
+                # crashes if its parameters do and its channels_last input does not.
                 kept = {side: skip.detach().requires_grad_() for side, skip in skips.items()}
                 fake = self.network.decode(self.network.lookup(codes), kept, w)
         painted = None
@@ -347,7 +347,7 @@ class Fusion(RestoringStage):
 def image_losses(
     fake: Tensor, real: Tensor, perceptual: nn.Module | None, weight: float
 ) -> tuple[Tensor, Report]:
-    """Mean absolute difference plus the weighted perceptual distance; the sum, and its terms."""
+    """Mean absolute difference plus weighted perceptual distance; returns the sum and the terms."""
     fake = fake.float()
     pixel = (fake - real).abs().mean()
     if perceptual is None:
@@ -361,7 +361,7 @@ def predict(
 ) -> tuple[Tensor, Report]:
     """The weighted code losses of a degraded face's latent; the report also holds the logits.
 
-    The losses are those of all readings of the latent; logits and accuracy are the last one's.
+    The losses cover all readings of the latent; logits and accuracy are those of the last.
     """
     readings = network.predictions(latent)
     feature, code = losses.code_losses(
@@ -387,7 +387,7 @@ def shared_out(shares: Sequence[float], count: int) -> list[Part]:
 def degrade_parts(
     clean: Tensor, parts: Sequence[Part], damages: Sequence[Degradation], generator: torch.Generator
 ) -> Tensor:
-    """Clean faces (B,3,S,S) in [0, 1], each part with its own kind of damage (at 512 px)."""
+    """Damages clean faces (B,3,S,S) in [0, 1], each part in its own way (given at 512 px)."""
     pieces = clean.split([len(part) for part in parts])
     return torch.cat(
         [
@@ -399,7 +399,7 @@ def degrade_parts(
 
 
 def zero_fusion(network: CodeFormer) -> None:
-    """Makes every fusion block change nothing, whatever w: its last convolutions become zero."""
+    """Makes every fusion block an identity for any w, by zeroing its last convolutions."""
     for block in network.fuse_convs_dict.children():
         for branch in ("scale.2", "shift.2"):
             for parameter in block.get_submodule(branch).parameters():
@@ -416,5 +416,5 @@ def _rows(latent: Tensor) -> Tensor:
 
 
 def detached(report: Report) -> Report:
-    """The numbers of a report, without gradient."""
+    """The scalars of a report, without gradient."""
     return {k: v.detach() for k, v in report.items() if v.ndim == 0}

@@ -16,11 +16,11 @@ from cfrestore.train.data import to_picture
 
 
 class Teacher:
-    """The trained autoencoder of stage I, which says what the codes of a clean face are.
+    """The trained autoencoder of stage I, which defines the codes of clean faces.
 
     Args:
         path: checkpoint of stage I, or a published autoencoder file.
-        config: shape of the network that will be taught.
+        config: configuration of the network to be taught.
     Raises:
         CheckpointError: the file is missing, damaged, or holds another network.
     """
@@ -32,13 +32,13 @@ class Teacher:
 
     @property
     def digest(self) -> str:
-        """What tells its codes from those of other autoencoders."""
+        """Identifies the autoencoder by everything that decides its codes."""
         parts = (self.autoencoder.encoder, self.autoencoder.quantize)
         return digest_of(p for part in parts for p in part.parameters())
 
     @property
     def codebook_digest(self) -> str:
-        """What tells its codebook from others, whatever learned to use it since."""
+        """Identifies the codebook, regardless of the networks that use it."""
         return digest_of([self.autoencoder.quantize.embedding.weight])
 
     def to(self, device: torch.device) -> Teacher:
@@ -55,6 +55,6 @@ class Teacher:
 
     @torch.no_grad()
     def paint(self, codes: Tensor) -> Tensor:
-        """Pictures in [0, 1] of code maps (B,h,w)."""
+        """Paints code maps (B,h,w) as pictures in [0, 1]."""
         vectors = self.autoencoder.quantize.embedding(codes).permute(0, 3, 1, 2)
         return to_picture(self.autoencoder.decode(vectors))

@@ -1,6 +1,6 @@
-"""Weight files: which there are, where they lie, how they get here, and how one becomes a network.
+"""Weight files: lists, locates and fetches them, and loads them as networks.
 
-Torch is imported where a file is opened, so that asking for a path costs nothing.
+Torch is imported only where a file is opened, so that looking up a path costs nothing.
 """
 
 from cfrestore.weights.codeformer import deduce_config, load_codeformer

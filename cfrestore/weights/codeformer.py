@@ -1,4 +1,4 @@
-"""How a weight file becomes a network. Torch is imported where a file is opened."""
+"""Loads a weight file as a network. Torch is imported only where a file is opened."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
     from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 
-# What building a network from numbers that fit no network raises, in Python and in torch.
+# Raised by Python and torch when a network is built from an impossible configuration.
 MISFIT = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> CodeFormer:
-    """Opens a published `.pth`, or weights written by this project, as a network ready to use.
+    """Loads a published `.pth`, or weights written by this project, as a network ready to use.
 
-    The content decides, not the name. Weights written here carry their configuration; of a
-    published file codebook size, layers, fused and image sides are read off the shapes.
+    The content decides, not the name. Weights written here carry their configuration; for a
+    published file, codebook size, layers, fused sides and image side follow from the shapes.
 
     Returns:
         the network in evaluation mode, float32, on the device.
     Raises:
         WeightsError: the file cannot be read.
-        CheckpointError: it is damaged, or is not a CodeFormer; the first five differing keys of
-            each kind are named.
+        CheckpointError: it is damaged, or not a CodeFormer; the first five differing keys of each
+            kind are named.
     """
     import torch
 
@@ -59,10 +59,10 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
 
 
 def deduce_config(state: Mapping[str, Tensor]) -> CodeFormerConfig:
-    """The configuration of a checkpoint in the published layout, from its keys and shapes.
+    """Deduces the configuration of a checkpoint in the published layout from its keys and shapes.
 
-    Codebook size, layers, fused sides and image side are read off; the rest, and what a foreign
-    file lacks, keeps the published value.
+    These give codebook size, layers, fused sides and image side; everything else, and what a
+    foreign file lacks, keeps its published value.
 
     Raises:
         ConfigError: no network has such shapes.

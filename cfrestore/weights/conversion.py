@@ -1,4 +1,4 @@
-"""Any table of tensors as safetensors, which load faster and can run nothing."""
+"""Converts weight files to safetensors, which load faster and cannot execute code."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from cfrestore.weights.digests import sha256_of
 def convert(source: str | Path, target: str | Path, *, overwrite: bool = False) -> None:
     """Writes the tensors of a file as safetensors, in one step.
 
-    The metadata record the source's SHA-256 as `source_sha256`, and if it is a published file, its
-    licence; metadata that the source has of its own are kept.
+    The metadata record the source's SHA-256 as `source_sha256` and, for a published file, its
+    licence; the source's own metadata are kept.
 
     Args:
-        source: what `read_checkpoint` reads.
+        source: any file that `read_checkpoint` reads.
         target: ends in `.safetensors`.
-        overwrite: whether target may exist; it never is the source.
+        overwrite: whether target may exist; it may never be the source.
     Raises:
         WeightsError: the source cannot be read.
-        CheckpointError: it holds no table of tensors, or one that safetensors cannot hold.
-        ConfigError: the target is called something else.
+        CheckpointError: it holds no tensors, or tensors that safetensors cannot hold.
+        ConfigError: the target has another extension.
         OutputError: the target exists, or cannot be written.
     """
     source, target = Path(source), plain(Path(target))
@@ -37,7 +37,7 @@ def convert(source: str | Path, target: str | Path, *, overwrite: bool = False) 
             raise OutputError(f"{target} exists; only --overwrite replaces it")
     state, metadata = read_checkpoint(source)
     try:
-        # Separate copies, because tensors of a torch file may share memory and have any strides.
+        # Copies, because tensors of a torch file may share memory and have any strides.
         state = {key: state.pop(key).clone().contiguous() for key in list(state)}
         write_tensors(target, state, {**origin_of(source), **metadata})
     except (ValueError, KeyError, RuntimeError) as error:

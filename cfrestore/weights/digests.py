@@ -1,4 +1,4 @@
-"""SHA-256 of weight files: computed, remembered while a file does not change, pinned."""
+"""SHA-256 of weight files: computes them, caches them while a file does not change, pins them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cfrestore.weights.table import WeightFile
 
 
 def sha256_of(path: Path) -> str:
-    """The digest of a file, read from its first byte to its last, and remembered.
+    """Computes the digest of a file from all its bytes, and remembers it.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -30,7 +30,7 @@ def sha256_of(path: Path) -> str:
 
 
 def known_sha256(path: Path) -> str:
-    """The digest of a file, which is read only if size or time have changed since it last was.
+    """The digest of a file, which is read only if its size or time has changed since the last time.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -43,7 +43,7 @@ def known_sha256(path: Path) -> str:
 
 
 def remember(path: Path, digest: str) -> None:
-    """Spares reading a file again; where nothing can be written, nothing is remembered."""
+    """Caches the digest of a file; does nothing where the cache is not writable."""
     with contextlib.suppress(OSError):
         ledger = {key: entry for key, entry in _ledger().items() if files.exists(Path(key))}
         ledger[str(path.resolve())] = [*_stamp(path), digest]
@@ -51,7 +51,7 @@ def remember(path: Path, digest: str) -> None:
 
 
 def expected_sha256(row: WeightFile) -> str | None:
-    """The digest on record; where there is none, the one first seen; None before."""
+    """The digest on record, or else the one first seen here, or else None."""
     if row.sha256 is not None:
         return row.sha256
     try:
@@ -62,13 +62,13 @@ def expected_sha256(row: WeightFile) -> str | None:
 
 
 def pin(row: WeightFile, digest: str) -> None:
-    """Records the digest of a file first seen; a read-only folder keeps none."""
+    """Records the digest of a file first seen, unless the folder is read-only."""
     with contextlib.suppress(OSError):
         _write(pin_file(row), f"{digest}  {row.file}\n")
 
 
 def pin_file(row: WeightFile) -> Path:
-    """Where the digest of a file first seen is kept, as `sha256sum --check` reads it."""
+    """Path of the pinned digest of a file, in the format of `sha256sum --check`."""
     return store_folder() / f"{row.file}.sha256"
 
 
@@ -85,7 +85,7 @@ def _unreadable(path: Path, error: OSError) -> WeightsError:
 
 
 def _ledger() -> dict[str, Any]:
-    """Size, time and digest by path; empty if there is no ledger, or a damaged one."""
+    """Size, time and digest by path; empty if the ledger is missing or damaged."""
     try:
         ledger = json.loads((cache_folder() / "verified.json").read_bytes())
     except (OSError, ValueError):
@@ -94,7 +94,7 @@ def _ledger() -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Puts text in the place of a file, in a folder that need not be there yet."""
+    """Replaces a file by text, creating its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.drafted(path) as draft:
         draft.write_text(text, encoding="utf-8")

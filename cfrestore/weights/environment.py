@@ -1,4 +1,4 @@
-"""What the environment says about weight files: their folders, and whether to open connections."""
+"""Environment settings for weight files: their folders, and whether connections are allowed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def offline() -> bool:
-    """Whether $CFRESTORE_OFFLINE forbids to open connections."""
+    """Whether $CFRESTORE_OFFLINE forbids opening connections."""
     said = os.environ.get("CFRESTORE_OFFLINE", "")
     return said.strip().lower() not in ("", "0", "f", "false", "n", "no", "off")
 
@@ -19,15 +19,15 @@ def cache_folder() -> Path:
 
 
 def store_folder() -> Path:
-    """Where fetched files are put: $CFRESTORE_HOME if set, else the cache."""
+    """The folder for fetched files: $CFRESTORE_HOME if set, else the cache."""
     home = os.environ.get("CFRESTORE_HOME")
     return Path(home).absolute() if home else cache_folder()
 
 
 def search_folders() -> tuple[Path, ...]:
-    """Where weight files are looked for, first hit wins: $CFRESTORE_HOME, ./weights, the cache.
+    """The folders searched for weight files, in order: $CFRESTORE_HOME, ./weights, the cache.
 
-    All are absolute, so that a message means the same wherever it is read.
+    All are absolute, so that messages are unambiguous.
     """
     folders = (store_folder(), Path("weights").absolute(), cache_folder())
     return folders if os.environ.get("CFRESTORE_HOME") else folders[1:]

@@ -1,4 +1,4 @@
-"""How a published file gets here: whole, verified, or not at all."""
+"""Fetches published files: complete and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from cfrestore.weights.transport import (
 )
 
 PAUSES = (0.5, 1.0, 2.0)
-"""Seconds before each further attempt at a server whose transfers break."""
+"""Seconds before each retry with a server whose transfers break."""
 
 LARGEST = 1 << 32
-"""Bytes; what is longer is no weight file, where no size is on record."""
+"""Largest file accepted, in bytes, where no size is on record."""
 
-_STEP = 1 << 20  # an attempt that brought this many bytes does not count as failed
+_STEP = 1 << 20  # an attempt that transferred this many bytes does not count as failed
 
 
 class UnreachableError(WeightsError):
@@ -45,13 +45,13 @@ class UnreachableError(WeightsError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a file has come.
+    """The progress of a download.
 
     Attributes:
         file: its name on disk.
-        done: bytes that are here.
-        total: bytes of all of it, None while that is unknown.
-        remark: one sentence for the user, if there is anything to say.
+        done: bytes received.
+        total: bytes in all, None while unknown.
+        remark: one sentence for the user, or empty.
     """
 
     file: str
@@ -64,25 +64,25 @@ Report = Callable[[Progress], None]
 
 
 def sources(row: WeightFile) -> tuple[str, ...]:
-    """Where a file is asked for, in this order."""
+    """The URLs of a file, in the order in which they are tried."""
     mirror = hub_url(row.hub) if row.hub else None
     return (*row.urls, mirror) if mirror else row.urls
 
 
 def fetch(name: str, report: Report | None = None) -> Path:
-    """The path of a published file, which is fetched if it is not on this machine.
+    """Returns the path of a published file, after fetching it if it is not on this machine.
 
-    It arrives as `FILE.part` in the store, is continued there after an interruption, and gets its
-    name only once its SHA-256 is right. Several processes may ask for one file at once.
+    The download is `FILE.part` in the store, resumes there after an interruption, and gets its
+    final name only once its SHA-256 is verified. Several processes may fetch one file at once.
 
     Args:
         name: of the file, in the table.
-        report: called with every piece that arrives, and with remarks.
+        report: called with every block that arrives, and with remarks.
     Raises:
         ConfigError: the table has no such name.
         UnreachableError: no server that has it can be reached.
-        WeightsError: it is forbidden, no server has the right bytes, they cannot be stored here,
-            or a file of this name is here with the wrong ones.
+        WeightsError: fetching is forbidden, no server has the right bytes, they cannot be stored,
+            or a local file of this name has the wrong ones.
     """
     row, folder, tell = weight_file(name), store_folder(), report or _ignore
     here = locate(name)
@@ -94,7 +94,7 @@ def fetch(name: str, report: Report | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(row, folder, tell):
             return locate(name) or _download(row, folder, tell)
-    except OSError as error:  # of the disk: those of the network have become sentences below
+    except OSError as error:  # of the disk; those of the network are converted below
         raise WeightsError(
             f"{row.file} of {row.urls[0]} cannot be stored in {folder}: {error.strerror or error}"
         ) from error
@@ -106,7 +106,7 @@ def _ignore(progress: Progress) -> None:
 
 @contextmanager
 def _alone(row: WeightFile, folder: Path, tell: Report) -> Iterator[None]:
-    """Holds other processes off; the system lets them go on when this one dies."""
+    """Locks out other processes; the system releases the lock if this process dies."""
     lock = FileLock(folder / f".{row.file}.lock")
     try:
         lock.acquire(timeout=0)
@@ -148,10 +148,10 @@ def _first_sight(row: WeightFile, digest: str) -> str:
 
 
 def _obtain(row: WeightFile, url: str, part: Path, tell: Report) -> str:
-    """Gets the whole file from one server into the part, and returns its SHA-256, which is right.
+    """Downloads the whole file from one server into the part, and returns its verified SHA-256.
 
     Raises:
-        RefusedError: this server does not give it.
+        RefusedError: this server does not supply it.
     """
     expected = expected_sha256(row)
     while True:
@@ -179,7 +179,7 @@ def _looks_like_weights(path: Path) -> bool:
 
 
 def _persist(row: WeightFile, url: str, part: Path, tell: Report) -> str:
-    """Continues the part until it is complete, over broken transfers; returns its SHA-256."""
+    """Continues the part until it is complete, retrying broken transfers; returns its SHA-256."""
     pauses, most = iter(PAUSES), 0
     while True:
         try:
@@ -196,14 +196,14 @@ def _persist(row: WeightFile, url: str, part: Path, tell: Report) -> str:
 
 
 def _continue(row: WeightFile, url: str, part: Path, tell: Report) -> str:
-    """Asks once for what the part lacks, appends it, and returns the SHA-256 of the whole.
+    """Requests the rest of the part once, appends it, and returns the SHA-256 of the whole.
 
     Raises:
-        RefusedError: it has another size than it should have.
-        BrokenError: the part is still not complete.
+        RefusedError: the size is not the expected one.
+        BrokenError: the part is still incomplete.
     """
     digest, done = hashlib.sha256(), 0
-    if expected_sha256(row):  # what cannot be verified is not continued
+    if expected_sha256(row):  # a part that cannot be verified is not continued
         done = _read(part, digest)
     if row.bytes is not None and done >= row.bytes:
         return digest.hexdigest()
@@ -236,7 +236,7 @@ def _continue(row: WeightFile, url: str, part: Path, tell: Report) -> str:
 
 
 def _read(part: Path, digest: hashlib._Hash) -> int:
-    """Feeds what there is of a part to the digest, and returns its length."""
+    """Feeds the existing part to the digest, and returns its length."""
     if not part.exists():
         return 0
     with part.open("rb") as file:
@@ -246,7 +246,7 @@ def _read(part: Path, digest: hashlib._Hash) -> int:
 
 
 def _total(row: WeightFile, done: int, length: int | None) -> int:
-    """How long the file will be, by the table and the server, which must agree."""
+    """The file's full size by the table and the server, which must agree."""
     offered = None if length is None else done + length
     if offered is not None and row.bytes not in (None, offered):
         raise RefusedError(f"offers a file of {offered} bytes, expected {row.bytes}")

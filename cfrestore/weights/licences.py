@@ -1,4 +1,4 @@
-"""What the licences of weight files allow, in plain words; the full texts decide."""
+"""Plain summaries of the licences of weight files; only the full texts are binding."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cfrestore.weights.table import APACHE, MIT, S_LAB
 
 @dataclass(frozen=True)
 class Terms:
-    """A licence in plain words.
+    """A summary of a licence.
 
     Attributes:
-        words: what it allows and demands.
-        text: where all of it is.
+        words: what it allows and requires.
+        text: URL of the full text.
     """
 
     words: str

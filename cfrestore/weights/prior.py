@@ -1,4 +1,4 @@
-"""How a file becomes a prior over the codes of a network."""
+"""Loads a prior over the codes of a network from a file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def load_prior(path: str | Path, codebook: Tensor, device: str | torch.device = "cpu") -> Prior:
-    """Opens what `cfrestore train export` made of a prior's checkpoint.
+    """Loads a prior that `cfrestore train export` wrote.
 
     Args:
-        codebook: (K,d), the vectors of the codes that are to be drawn.
+        codebook: (K,d), the vectors of the codes to be drawn.
     Returns:
         the prior in evaluation mode, float32, on the device.
     Raises:
         WeightsError: the file cannot be read.
-        CheckpointError: it is damaged, no prior, or one over the codes of another codebook.
+        CheckpointError: it is damaged, not a prior, or one over the codes of another codebook.
     """
     from cfrestore.models.prior import PriorConfig, build_prior
 

@@ -1,4 +1,4 @@
-"""The weight files on this machine: found, held to their SHA-256, removed."""
+"""Locates, verifies and removes weight files on this machine."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def locate(name: str) -> Path | None:
-    """The path of a weight file that is on this machine, verified; None if it is not.
+    """The verified path of a weight file; None if the file is not on this machine.
 
-    A file is read in full once, and again when its size or time have changed. Where no SHA-256 is
-    on record, the first one seen is pinned. Last, the user's cache of the Hugging Face hub is
-    searched; files there with another SHA-256 are ignored.
+    A file is read in full once, and again when its size or time has changed. Where no SHA-256 is
+    on record, the first one seen is pinned. The user's cache of the Hugging Face hub is searched
+    last; files there with another SHA-256 are ignored.
 
     Raises:
         ConfigError: the table has no such name.
-        WeightsError: the file differs from the SHA-256 on record or pinned, or cannot be read; or
+        WeightsError: the file does not match the recorded or pinned SHA-256, or cannot be read; or
             one that comes with cfrestore is missing.
     """
     return _checked(weight_file(name), known_sha256)
 
 
 def verify(name: str) -> Path | None:
-    """Does as `locate` does, but always reads the file in full."""
+    """As `locate`, but always reads the file in full."""
     return _checked(weight_file(name), sha256_of)
 
 
 def remove(name: str) -> tuple[Path, ...]:
-    """Removes a file, what is left of fetching it, and its pinned SHA-256, from the store.
+    """Removes a file, its partial download, and its pinned SHA-256 from the store.
 
     Returns:
-        what was removed; the other folders that are searched are not touched.
+        the removed paths; other search folders are not touched.
     Raises:
         ConfigError: the table has no such name, or the file comes with cfrestore.
         WeightsError: it cannot be removed.
@@ -62,7 +62,7 @@ def remove(name: str) -> tuple[Path, ...]:
 
 
 def missing(name: str) -> WeightsError:
-    """The error that says that a published file is not here, where it was sought, where it is."""
+    """The error for a missing file: where it was sought, and how to fetch it."""
     row = weight_file(name)
     folders = ", ".join(map(str, search_folders()))
     way = f"`cfrestore weights fetch {row.name}` fetches it from {row.urls[0]}"

@@ -1,4 +1,4 @@
-"""Which weight files there are, where they are published, and under which terms."""
+"""The table of weight files: where each is published, and under which terms."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class HubFile:
 
     Attributes:
         repository: owner and name.
-        path: of the file in it.
+        path: of the file in the repository.
         kind: model or dataset.
-        revision: commit, None where none is on record: then the newest, held to the row's SHA-256.
+        revision: commit; None if none is on record, then the newest, checked by the row's SHA-256.
     """
 
     repository: str
@@ -31,20 +31,20 @@ class HubFile:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One published file, which keeps its own licence, or one that comes with cfrestore.
+    """A published file, which has its own licence, or one that comes with cfrestore.
 
     Attributes:
-        name: what the file is called here.
-        file: what the file is called on disk.
-        urls: where it is published, best first; all give the same bytes. Empty: it comes with
+        name: its name in cfrestore.
+        file: its name on disk.
+        urls: where it is published, best first; all supply the same bytes. Empty: it comes with
             cfrestore.
-        bytes: size, None where none is on record.
-        sha256: lower-case hex digest, None where none is on record.
+        bytes: size, None if not on record.
+        sha256: lower-case hex digest, None if not on record.
         licence: terms of the file.
         purpose: what it is for.
-        hub: the same bytes on the Hugging Face hub, asked when the urls fail.
+        hub: the same bytes on the Hugging Face hub, tried when the urls fail.
 
-    Source: public records that agree; the inpainting digest rests on few of them.
+    Source: public records that agree; few of them have the inpainting digest.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""One answer of a server over HTTP, in bounded time, and how it can fail.
+"""HTTP requests in bounded time, and the ways in which they fail.
 
-The standard library's client, so that proxies of the environment are honoured.
+Uses the standard library's client, which honours the proxies of the environment.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ import certifi
 from cfrestore import __version__
 
 OPEN_SECONDS = 10.0
-"""For all that precedes the body: name, connection, redirects, headers."""
+"""Time limit for everything before the body: name resolution, connection, redirects, headers."""
 
 SILENCE_SECONDS = 5.0
-"""For each connection, and between two reads of the body."""
+"""Time limit for each connection, and between two reads of the body."""
 
 _BLOCK = 1 << 18
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 
 class RefusedError(Exception):
-    """A server does not give a file; the text goes on after its URL."""
+    """A server does not supply a file; the message continues a sentence begun with its URL."""
 
 
 class SilentError(RefusedError):
@@ -45,19 +45,19 @@ class SilentError(RefusedError):
 
 
 class BrokenError(Exception):
-    """A transfer failed in a way that may pass."""
+    """A transfer failed in a way that may be temporary."""
 
 
 class RangeError(BrokenError):
-    """A server has nothing from the asked byte on."""
+    """A server has nothing from the requested byte on."""
 
 
 @contextmanager
 def answer(url: str, start: int) -> Iterator[HTTPResponse]:
-    """The answer to a request for a file from one byte on; `start_of` tells if that was heeded.
+    """Requests a file from a given byte on; `start_of` tells whether the server honoured that.
 
     Raises:
-        RefusedError, SilentError, BrokenError, RangeError: there is no such answer.
+        RefusedError, SilentError, BrokenError, RangeError: there is no such response.
     """
     headers = {"User-Agent": f"cfrestore/{__version__}"}
     if start:
@@ -67,7 +67,7 @@ def answer(url: str, start: int) -> Iterator[HTTPResponse]:
 
 
 def start_of(response: HTTPResponse) -> int:
-    """The byte of the file that a body begins with; -1 if the server does not say."""
+    """The offset at which the body begins in the file; -1 if the server does not say."""
     if response.status != 206:
         return 0
     match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -75,10 +75,10 @@ def start_of(response: HTTPResponse) -> int:
 
 
 def blocks(response: HTTPResponse) -> Iterator[bytes]:
-    """The body, piece by piece as it arrives; one that ends too early is not noticed here.
+    """The body in blocks, as it arrives; a premature end is not detected here.
 
     Raises:
-        BrokenError: the connection broke, or nothing came for a while.
+        BrokenError: the connection broke, or nothing arrived for a while.
     """
     while True:
         try:
@@ -93,7 +93,7 @@ def blocks(response: HTTPResponse) -> Iterator[bytes]:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follows redirects, but not from an encrypted connection to an open one."""
+    """Follows redirects, but not from an encrypted connection to an unencrypted one."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -104,7 +104,7 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def _open(request: Request) -> HTTPResponse:
-    """Opens in a thread of its own, since resolving a name knows no timeout."""
+    """Opens in a separate thread, because name resolution has no timeout."""
     outcome: concurrent.futures.Future[HTTPResponse] = concurrent.futures.Future()
 
     def work() -> None:
@@ -125,7 +125,7 @@ def _open(request: Request) -> HTTPResponse:
 
 def _opener() -> OpenerDirector:
     context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())  # some installations of Python know none
+    context.load_verify_locations(certifi.where())  # some Python installations have none
     return build_opener(HTTPSHandler(context=context), _Redirects)
 
 
@@ -150,6 +150,6 @@ def _failure(error: Exception) -> RefusedError | BrokenError:
 
 
 def _reason(error: BaseException | str) -> str:
-    """Why, in one line."""
+    """The reason of an error, on one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
