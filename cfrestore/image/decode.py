@@ -25,11 +25,11 @@ from cfrestore.image import directory, png, ppm, tiff
 from cfrestore.image.formats import EXTENSIONS, FORMATS
 from cfrestore.image.heif import missing_codec
 from cfrestore.image.metadata import Metadata, metadata_of
-from cfrestore.image.photo import Photo, equal_channels, name_of, reason_of
+from cfrestore.image.photo import Photo, bands, equal_channels, name_of, reason_of
 from cfrestore.image.pillow import reading
 from cfrestore.image.remarks import remarks_on
 from cfrestore.image.source import read_bytes
-from cfrestore.image.stored import Stored, bands
+from cfrestore.image.stored import Stored
 
 MAX_PIXELS = 500_000_000
 

@@ -12,8 +12,7 @@ import numpy as np
 from cfrestore.image import xmp
 from cfrestore.image.directory import EXIF_HEAD, read_directory
 from cfrestore.image.formats import FORMATS
-from cfrestore.image.photo import Photo, Pixels, equal_channels, printable, to_uint8
-from cfrestore.image.stored import bands
+from cfrestore.image.photo import Photo, Pixels, bands, equal_channels, printable, to_uint8
 
 _WORDS = {
     "icc": "its ICC profile",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from cfrestore.image import directory, jpeg, png, tiff, xmp
+from cfrestore.image.photo import Chunks
 
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 
@@ -27,8 +28,8 @@ class Metadata:
     dpi: tuple[float, float] | None = None
     photoshop: bytes | None = None
     comment: bytes | None = None
-    texts: png.Chunks = ()
-    colours: png.Chunks = ()
+    texts: Chunks = ()
+    colours: Chunks = ()
     jpeg: jpeg.JpegCoding | None = None
     lossless: bool = False
     notes: tuple[str, ...] = ()
@@ -59,8 +60,8 @@ def metadata_of(image: Image.Image, data: bytes, turned: int | None = None) -> M
         packet = xmp.without_thumbnails(packet)
     orientation = own if own is not None and 1 <= own <= 8 else 1
     resources, coding = None, None
-    colours: png.Chunks = ()
-    texts: png.Chunks = ()
+    colours: Chunks = ()
+    texts: Chunks = ()
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         resources, coding = jpeg.photoshop_of(image), jpeg.coding_of(image)
         if coding is not None and orientation > 4:

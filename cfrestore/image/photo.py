@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -10,16 +12,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cfrestore.image.stored import bands
-
 if TYPE_CHECKING:
     import torch
 
     from cfrestore.image.jpeg import JpegCoding
-    from cfrestore.image.png import Chunks
 
 Pixels: TypeAlias = NDArray[np.uint8 | np.uint16]
 """(H, W, 3) RGB or (H, W) alpha; the dtype gives the depth, which is never guessed from values."""
+
+Chunks: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""Type and content of PNG chunks."""
+
+_SAMPLES = 1 << 23
+"""Number of samples in a band."""
 
 Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
 
@@ -87,6 +92,12 @@ class Photo:
         """A copy with other pixels; its alpha is resized to match."""
         alpha = None if self.alpha is None else resize(self.alpha, *pixels.shape[:2])
         return replace(self, pixels=np.ascontiguousarray(pixels), alpha=alpha)
+
+
+def bands(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of rows, top to bottom, that cover an array of the given shape."""
+    step = max(1, _SAMPLES // math.prod(shape[1:]))
+    return (slice(top, min(top + step, shape[0])) for top in range(0, shape[0], step))
 
 
 def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:

@@ -10,19 +10,14 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cfrestore.image.stored import Stored, bands, interleaved
-
-if TYPE_CHECKING:
-    from cfrestore.image.photo import Photo, Pixels
-
-Chunks: TypeAlias = tuple[tuple[bytes, bytes], ...]
-"""Type and content of PNG chunks."""
+from cfrestore.image.photo import Chunks, Photo, Pixels, bands
+from cfrestore.image.stored import Stored, interleaved
 
 COLOURS = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")

@@ -8,15 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfrestore.image.stored import Stored, bands, interleaved
-
-if TYPE_CHECKING:
-    from cfrestore.image.photo import Photo, Pixels
+from cfrestore.image.photo import Photo, Pixels, bands
+from cfrestore.image.stored import Stored, interleaved
 
 _GAP = rb"(?:\s|#[^\n]*\n)+"
 _HEAD = re.compile(rb"P([56])" + (_GAP + rb"(\d{1,10})") * 3 + rb"\s")

@@ -5,25 +5,13 @@ A hundred megapixels should be in memory once, not once more for every step of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from cfrestore.image.photo import Photo, Pixels
-
-_SAMPLES = 1 << 23
-"""Number of samples in a band."""
-
-
-def bands(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows, top to bottom, that cover an array of the given shape."""
-    step = max(1, _SAMPLES // math.prod(shape[1:]))
-    return (slice(top, min(top + step, shape[0])) for top in range(0, shape[0], step))
+from cfrestore.image.photo import Photo, Pixels
 
 
 @dataclass(frozen=True, eq=False)

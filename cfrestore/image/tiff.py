@@ -19,12 +19,11 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from cfrestore.image.directory import EXIF_HEAD, DirectoryWriter, overwritten, read_directory
-from cfrestore.image.stored import Stored, bands, interleaved
+from cfrestore.image.photo import Photo, bands
+from cfrestore.image.stored import Stored, interleaved
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from cfrestore.image.photo import Photo
 
 XMP = 700
 PHOTOSHOP = 34377
