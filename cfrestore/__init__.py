@@ -19,6 +19,7 @@ _HOMES = {
     "CodeFormer": "cfrestore.models.codeformer",
     "CodeFormerConfig": "cfrestore.models.codeformer",
     "load_codeformer": "cfrestore.weights",
+    "restore_video": "cfrestore.video.restoration",
 }
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "load_codeformer",
     "load_pipeline",
     "read_photo",
+    "restore_video",
     "write_photo",
 ]
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from cfrestore.options import Options
     from cfrestore.pipeline import Pipeline, load_pipeline
     from cfrestore.procedure import Restoration
+    from cfrestore.video.restoration import restore_video
     from cfrestore.weights import load_codeformer
 
 

@@ -19,6 +19,10 @@ class ImageError(CFRestoreError):
     """A picture is unreadable, empty or too large; the text names the path or "<stdin>"."""
 
 
+class VideoError(CFRestoreError):
+    """A video is unreadable, or holds no frames; the text names the path."""
+
+
 class OutputError(CFRestoreError):
     """A result would overwrite something, collide with another result, or cannot be written."""
 

@@ -94,6 +94,8 @@ def paste_faces(
         if layer is not None:
             region = canvas[layer.rows, layer.columns]
             opacity = layer.opacity
+            if face.opacity != 1:
+                opacity *= np.float32(face.opacity)
             if owners is not None:
                 opacity = (owners[layer.rows, layer.columns] == index).astype(np.float32)
             _blend(region, replace(layer, opacity=opacity), original[layer.rows, layer.columns])

@@ -24,7 +24,7 @@ from cfrestore.network import choose_execution, choose_model, open_network
 from cfrestore.options import Options
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
-from cfrestore.procedure import PaintedFace, Prepared, Procedure, Restoration, Result
+from cfrestore.procedure import PaintedFace, Prepare, Prepared, Procedure, Restoration, Result
 from cfrestore.restore import FailedFace, Painter, RestoredFace, corrected
 from cfrestore.select import SkippedFace, missing_faces, select_faces
 from cfrestore.show import draw_frames
@@ -147,11 +147,12 @@ class Pipeline:
         """Restoration in steps that several photographs can share; see `__call__`."""
         config = self.network.config
 
-        def prepare(photo: Photo) -> Prepared:
+        def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
             gray = photo.gray or is_gray(to_uint8(photo.pixels))
             return self._prepare(
                 photo,
                 options,
+                faces,
                 paste=partial(self._paste, photo, options),
                 choose=tuple if options.aligned else partial(weigh, photo.pixels, options.max_face),
                 correct=partial(corrected, config=config, gray=gray),
@@ -171,9 +172,9 @@ class Pipeline:
         if holes is not None and (holes.ndim != 2 or holes.dtype != np.bool_):
             raise ValueError(f"holes must be (H, W) bool, found {holes.shape} {holes.dtype}")
 
-        def prepare(photo: Photo) -> Prepared:
+        def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
             own = white_holes(photo.pixels) if holes is None else holes
-            return self._prepare_filling(photo, own, options)
+            return self._prepare_filling(photo, own, options, faces)
 
         mask = None if holes is None else hashlib.sha256(holes.tobytes()).hexdigest()
         return self._procedure(INPAINTING, prepare, options, mask=mask)
@@ -181,16 +182,16 @@ class Pipeline:
     def colorizing(self, options: Options = Options()) -> Procedure:  # noqa: B008
         """Colorization in steps that several photographs can share; see `colorize`."""
 
-        def prepare(photo: Photo) -> Prepared:
+        def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
             paste = partial(self._paste, photo, options)
-            return self._prepare(photo, options, paste=paste, gray_stays=False)
+            return self._prepare(photo, options, faces, paste=paste, gray_stays=False)
 
         return self._procedure(COLORIZATION, prepare, options)
 
     def _procedure(
         self,
         task: Task,
-        prepare: Callable[[Photo], Prepared],
+        prepare: Prepare,
         options: Options,
         **own: object,
     ) -> Procedure:
@@ -226,6 +227,7 @@ class Pipeline:
         self,
         photo: Photo,
         options: Options,
+        faces: Sequence[Face] | None,
         *,
         paste: Callable[[Sequence[RestoredFace]], Pixels],
         choose: Callable[[Sequence[AlignedFace]], Sequence[Candidate]] = tuple,
@@ -235,6 +237,7 @@ class Pipeline:
         """The steps of every task: find faces, align them and, once they are painted, paste them.
 
         Args:
+            faces: see Prepare.
             paste: makes the whole result from painted faces.
             choose: decides which aligned faces are painted, and why others are not.
             correct: prepares a painted face for pasting.
@@ -242,7 +245,7 @@ class Pipeline:
         """
         pixels, size = to_uint8(photo.pixels), self.crop_size
         whole = _stretch(pixels, size) if options.aligned else None
-        aligned = [whole] if whole else _align(pixels, self._find(pixels, options), size)
+        aligned = [whole] if whole else _align(pixels, self._find(pixels, options, faces), size)
         chosen = _each(aligned, choose)
 
         def complete(restored: Sequence[RestoredFace]) -> Photo:
@@ -271,7 +274,9 @@ class Pipeline:
 
         return Prepared(tuple(face for face in chosen if isinstance(face, AlignedFace)), finish)
 
-    def _prepare_filling(self, photo: Photo, holes: Holes, options: Options) -> Prepared:
+    def _prepare_filling(
+        self, photo: Photo, holes: Holes, options: Options, faces: Sequence[Face] | None
+    ) -> Prepared:
         """The steps of inpainting: the network sees white where the holes are."""
         if holes.shape != photo.size:
             found, wanted = (f"{width}x{height}" for height, width in (holes.shape, photo.size))
@@ -306,7 +311,7 @@ class Pipeline:
             owners = share_holes(larger, [face.aligned for face in faces], scale=scale)
             return paste_faces(photo.pixels, faces, scale=scale, owners=owners)
 
-        prepared = self._prepare(photo, options, paste=paste, choose=choose, correct=correct)
+        prepared = self._prepare(photo, options, faces, paste=paste, choose=choose, correct=correct)
 
         def finish(painted: Sequence[PaintedFace]) -> Restoration:
             result = prepared.finish(painted)
@@ -315,13 +320,15 @@ class Pipeline:
 
         return replace(prepared, finish=finish)
 
-    def _find(self, pixels: NDArray[np.uint8], options: Options) -> tuple[Face | SkippedFace, ...]:
+    def _find(
+        self, pixels: NDArray[np.uint8], options: Options, faces: Sequence[Face] | None
+    ) -> tuple[Face | SkippedFace, ...]:
         """All faces of the picture; those that the options exclude are SkippedFaces."""
-        assert self.detector is not None
+        if faces is None:
+            assert self.detector is not None
+            faces = self.detector(pixels)
         largest = options.max_face if isinstance(options.max_face, int) else None
-        return select_faces(
-            self.detector(pixels), pixels.shape[:2], options.faces, options.min_face, largest
-        )
+        return select_faces(faces, pixels.shape[:2], options.faces, options.min_face, largest)
 
     def _paste(self, photo: Photo, options: Options, faces: Sequence[RestoredFace]) -> Pixels:
         """The photograph with new faces pasted, each within its mask."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from cfrestore.image import Photo
 from cfrestore.restore import FailedFace, RestoredFace
@@ -12,6 +12,7 @@ from cfrestore.select import SkippedFace
 
 if TYPE_CHECKING:
     from cfrestore.align import AlignedFace
+    from cfrestore.detect import Face
 
 PaintedFace: TypeAlias = RestoredFace | FailedFace
 """The result for one aligned face."""
@@ -73,19 +74,30 @@ class Prepared:
     finish: Callable[[Sequence[PaintedFace]], Restoration]
 
 
+class Prepare(Protocol):
+    """Finds the faces of a photograph and cuts them out."""
+
+    def __call__(self, photo: Photo, faces: Sequence[Face] | None = None, /) -> Prepared:
+        """Prepares a photograph.
+
+        Args:
+            faces: the faces to take instead of those that the detector would find.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Procedure:
     """One task with its options; calling it with a photograph takes all three steps.
 
     Attributes:
-        prepare: finds faces and cuts them out, in any thread.
+        prepare: see Prepare; in any thread.
         paint: lets the network paint faces, from any number of photographs.
         batch_size: number of faces worth waiting for before painting.
         upscale: size of the result divided by that of the photograph.
         settings: everything besides the photograph that determines the result, as JSON values.
     """
 
-    prepare: Callable[[Photo], Prepared]
+    prepare: Prepare
     paint: Callable[[Sequence[AlignedFace]], Sequence[PaintedFace]]
     batch_size: int = 1
     upscale: int = 1

@@ -60,6 +60,7 @@ class RestoredFace:
             1 - the entropy of its distribution / the largest possible entropy; None if the runtime
             does not provide it.
         samples: the face painted with codes drawn from that distribution, (S, S, 3) each.
+        opacity: how much of it shows where it is pasted, in [0, 1].
     """
 
     crop: NDArray[np.uint8]
@@ -67,6 +68,7 @@ class RestoredFace:
     fidelity: float
     certainty: NDArray[np.float32] | None = None
     samples: tuple[NDArray[np.uint8], ...] = ()
+    opacity: float = 1.0
 
     @property
     def confidence(self) -> Mapping[str, float | None] | None:

@@ -429,7 +429,7 @@ def test_what_a_plan_refused_fails_alone() -> None:
 def test_every_code_is_explained() -> None:
     files = (Path(engine.__file__), Path(engine.__file__).with_name("cluster.py"))
     source = "".join(file.read_text(encoding="utf-8") for file in files)
-    codes = set(re.findall(r'(?:FailureError\(|_failing\([\w.\[\]]+, )"(\w+)"', source))
+    codes = set(re.findall(r'(?:FailureError\(|failing\([\w.\[\]]+, )"(\w+)"', source))
     assert codes == set(REASONS)
 
 

@@ -19,7 +19,7 @@ from stubs import StubDetector, face_at, picture, save_network, small_network
 
 from cfrestore.batch import Manifest, plan, remote
 from cfrestore.batch import run as engine_run
-from cfrestore.batch.engine import PictureIO, manifests_of
+from cfrestore.batch.engine import Ledger, PictureIO, manifests_of
 from cfrestore.batch.job import named
 from cfrestore.cli import main
 from cfrestore.errors import ConfigError, ImageError
@@ -337,9 +337,9 @@ def test_a_folder_behind_a_url_looks_like_one_here(
         assert [named(job.target) for job in jobs] == [
             f"memory://there/out/sub/{index:03d}.png" for index in range(3)
         ]
-        io = PictureIO(read_photo, write_photo, procedure.settings, manifests_of(jobs))
+        io = PictureIO(read_photo, write_photo, Ledger(procedure.settings, manifests_of(jobs)))
         for job in jobs:
-            outcome = io.earlier(job)
+            outcome = io.ledger.earlier(job)
             if outcome is None:
                 assert isinstance(job.source, Path)
                 remote.fetch(job.source)

@@ -44,6 +44,7 @@ ORDER = (
     "pipeline",
     "sample",
     "batch",
+    "video",
     "doctor",
     "train",
     "quantize",

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
+
+
+@contextmanager
+def threads(count: int) -> Iterator[Executor]:
+    """Threads for `ahead`; what they have not begun at the end is not done."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def ahead(
@@ -52,3 +63,31 @@ def ahead(
         held += own
     while begun:
         yield begun.popleft()[0].result()
+
+
+def grouped(
+    items: Iterable[Item],
+    faces: Callable[[Item], int],
+    weigh: Callable[[Item], int],
+    *,
+    enough: int,
+    count: int,
+    weight: int,
+) -> Iterator[list[Item]]:
+    """Items in order, in groups that have enough faces for a batch where possible.
+
+    Args:
+        faces, weigh: number of faces, and weight, of an item.
+        enough: faces for which a group need not wait for more; items without any never wait.
+        count, weight: the most items, and the largest weight, for which a group waits.
+    """
+    waiting: list[Item] = []
+    for item in items:
+        waiting.append(item)
+        own = sum(map(faces, waiting))
+        full = len(waiting) >= count or sum(map(weigh, waiting)) >= weight
+        if own == 0 or own >= enough or full:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting

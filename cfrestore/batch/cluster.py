@@ -31,6 +31,7 @@ from cfrestore.batch.engine import (
     PIXELS_AHEAD,
     FaceProcessor,
     FailureError,
+    Ledger,
     Opened,
     Pasted,
     PictureIO,
@@ -195,11 +196,11 @@ def run(
     lost: list[Job] = []
     try:
         for alone in (False, True):
-            io = PictureIO(read, write, settings, manifests_of(jobs))
+            io = PictureIO(read, write, Ledger(settings, manifests_of(jobs)))
             sweep(lost if alone else jobs)
             waiting: dict[int, Job] = {}
             for index, job in enumerate(lost if alone else jobs):
-                outcome = io.earlier(job)
+                outcome = io.ledger.earlier(job)
                 if outcome is None:
                     waiting[index] = job
                 elif alone:  # recorded by a worker that died before it could say so
@@ -213,7 +214,7 @@ def run(
                 return
         for job in lost:
             text = f"{job.source} was given up: its worker died twice"
-            yield io.failed(job, FailureError("crashed", text))
+            yield io.ledger.failed(job, FailureError("crashed", text))
         sweep(lost)
     finally:
         for manifest in {job.manifest for job in jobs if job.manifest}:
@@ -259,7 +260,7 @@ def _pass(
     context.max_errored_blocks = -1
     rows = [(index, job, _known(io, job)) for index, job in jobs.items()]
     size = 1 if alone else max(1, min(BLOCK, len(rows) // (4 * staff.actors)))
-    plain_io = replace(io, manifests={})
+    plain_io = io.knowing({})
     task = {"num_cpus": TASK_CORES, "ray_remote_args_fn": lambda: {"max_retries": 0}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of ray_remote_args_fn, see pyproject
@@ -289,7 +290,7 @@ def _pass(
 def _known(io: PictureIO, job: Job) -> Mapping[Path, Manifest]:
     """The part of the manifests that concerns a job."""
     folder = job.manifest and job.manifest.parent
-    return {folder: io.manifests[folder].part(job)} if folder else {}
+    return {folder: io.ledger.manifests[folder].part(job)} if folder else {}
 
 
 @dataclass(frozen=True)
@@ -355,7 +356,7 @@ class _Opening:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         index, job, known = row["item"]
-        io, job = replace(self.io, manifests=known), self.place.job(job)
+        io, job = self.io.knowing(known), self.place.job(job)
         try:
             with self.place.entered():
                 opened = self._open(io, job)
@@ -368,7 +369,7 @@ class _Opening:
             try:
                 fetch(job.source)
             except ImageError as error:
-                return io.failed(job, FailureError("unreadable", str(error)))
+                return io.ledger.failed(job, FailureError("unreadable", str(error)))
         return io.open(job)
 
 
@@ -437,7 +438,7 @@ class _Closing:
         for _, known, item in rows:
             if isinstance(item, CFRestoreError):
                 raise item
-            io = replace(self.io, manifests=known)
+            io = self.io.knowing(known)
             done.append(io.close(self.place.item(item)))
         return self._sent(done) if self.place.apart else done
 

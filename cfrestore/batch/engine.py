@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from PIL import Image
 
 from cfrestore import __version__
-from cfrestore.batch.ahead import ahead
+from cfrestore.batch.ahead import ahead, grouped
 from cfrestore.batch.drafts import Writer, put, sweep
 from cfrestore.batch.job import COMPARED, CROPS, RESTORED, SAMPLES, Job, Place, Stream
 from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_outcome
@@ -85,7 +85,7 @@ def run(
         ConfigError: the settings suit no picture, or a stream is missing.
     """
     every = {**procedure.settings, **(settings or {})}
-    io = PictureIO(read, write, every, manifests_of(jobs), stdin, stdout)
+    io = PictureIO(read, write, Ledger(every, manifests_of(jobs)), stdin, stdout)
     processor = FaceProcessor(io, procedure)
     sweep(jobs)
     # One picture is done by the caller's thread: there, reading stdin can be interrupted.
@@ -178,7 +178,7 @@ class FailureError(Exception):
 
 
 @contextmanager
-def _failing(job: Job, code: str) -> Iterator[None]:
+def failing(job: Job, code: str) -> Iterator[None]:
     """Turns any error of one picture into a FailureError."""
     try:
         yield
@@ -196,7 +196,8 @@ def _failing(job: Job, code: str) -> Iterator[None]:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the time that passes to that of a stage."""
     start = time.perf_counter()
     yield
     seconds[stage] = seconds.get(stage, 0) + time.perf_counter() - start
@@ -207,50 +208,32 @@ class PictureIO:
     """Reads, writes and records pictures; needs no network. See `run`.
 
     Attributes:
-        settings: everything that decides the results, except the version and the job's own fields.
-        manifests: what earlier runs have recorded, by folder.
+        stdin, stdout: for jobs that read or write one.
     """
 
     read: Reader
     write: Writer
-    settings: Mapping[str, object]
-    manifests: Mapping[Path, Manifest]
+    ledger: Ledger
     stdin: BinaryIO | None = None
     stdout: BinaryIO | None = None
 
-    def earlier(self, job: Job) -> Outcome | None:
-        """The outcome that planning or an earlier run has decided, if it is still valid."""
-        if job.refusal:
-            return self.failed(job, FailureError("refused", job.refusal))
-        if job.manifest is None or not isinstance(job.target, Path):
-            return None
-        try:
-            with _failing(job, "unreadable"):
-                manifest = self.manifests[job.manifest.parent]
-                record = manifest.finished(job, self.digest(job))
-                if record is None:
-                    return None
-                notes = record.outcome.notes
-                if not manifest.wrote(job.target, job):
-                    left = f"{job.target} has been edited since it was written, and is left so."
-                    notes += (left,)
-                return replace(record.outcome, job=job, status="unchanged", notes=notes, seconds={})
-        except FailureError as failure:
-            return self.failed(job, failure)
+    def knowing(self, manifests: Mapping[Path, Manifest]) -> PictureIO:
+        """The same with other manifests."""
+        return replace(self, ledger=replace(self.ledger, manifests=manifests))
 
     def open(self, job: Job) -> Opened | Outcome:
         """Reads a picture."""
         try:
-            with _failing(job, "unreadable"):
+            with failing(job, "unreadable"):
                 return self._open(job)
         except FailureError as failure:
-            return self.failed(job, failure)
+            return self.ledger.failed(job, failure)
 
     def _open(self, job: Job) -> Opened:
-        self._check_free(job.singles, job)
+        self.ledger.check_free(job.singles, job)
         seconds: dict[str, float] = {}
         source = job.source if isinstance(job.source, Path) else None
-        with _timed(seconds, "read"):
+        with timed(seconds, "read"):
             fingerprint = _fingerprint(source) if source and job.manifest else None
             photo = self.read(source or self._given(self.stdin, job.source))
             if source and fingerprint and not fingerprint.is_recent(source):
@@ -266,10 +249,10 @@ class PictureIO:
         if isinstance(picture, Outcome):
             return picture
         try:
-            with _failing(picture.job, "unwritable"):
+            with failing(picture.job, "unwritable"):
                 return self._close(picture)
         except FailureError as failure:
-            return self.failed(picture.job, failure)
+            return self.ledger.failed(picture.job, failure)
 
     def _close(self, picture: Pasted) -> Outcome:
         job, start = picture.job, time.perf_counter()
@@ -285,14 +268,52 @@ class PictureIO:
 
         def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
             ended = outcome(notes)
-            record_outcome(ended, self.digest(job), picture.fingerprint, prints)
+            record_outcome(ended, self.ledger.digest(job), picture.fingerprint, prints)
             return ended
 
         files = [(path, photo) for path, photo in picture.files if isinstance(path, Path)]
-        self._check_free([path for path, _ in files], job)
+        self.ledger.check_free([path for path, _ in files], job)
         return put(files, job, self.write, record)
 
-    def _check_free(self, paths: Iterable[Path], job: Job) -> None:
+    def _given(self, stream: BinaryIO | None, place: Place) -> BinaryIO:
+        if stream is None:
+            raise ConfigError(f"{place} is closed or was not given, but a picture needs it")
+        return stream
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """Knows what earlier runs have done, and records what this one does.
+
+    Attributes:
+        settings: everything that decides the results, except the version and the job's own fields.
+        manifests: what earlier runs have recorded, by folder.
+    """
+
+    settings: Mapping[str, object]
+    manifests: Mapping[Path, Manifest]
+
+    def earlier(self, job: Job) -> Outcome | None:
+        """The outcome that planning or an earlier run has decided, if it is still valid."""
+        if job.refusal:
+            return self.failed(job, FailureError("refused", job.refusal))
+        if job.manifest is None or not isinstance(job.target, Path):
+            return None
+        try:
+            with failing(job, "unreadable"):
+                manifest = self.manifests[job.manifest.parent]
+                record = manifest.finished(job, self.digest(job))
+                if record is None:
+                    return None
+                notes = record.outcome.notes
+                if not manifest.wrote(job.target, job):
+                    left = f"{job.target} has been edited since it was written, and is left so."
+                    notes += (left,)
+                return replace(record.outcome, job=job, status="unchanged", notes=notes, seconds={})
+        except FailureError as failure:
+            return self.failed(job, failure)
+
+    def check_free(self, paths: Iterable[Path], job: Job) -> None:
         """Raises FailureError if a result would replace a file that must be kept."""
         manifest = self.manifests[job.manifest.parent] if job.manifest else None
         for path in paths:
@@ -318,11 +339,6 @@ class PictureIO:
         own = {"version": __version__, "kept": sorted(job.kept), "format": job.format}
         return digest_of({**self.settings, **own})
 
-    def _given(self, stream: BinaryIO | None, place: Place) -> BinaryIO:
-        if stream is None:
-            raise ConfigError(f"{place} is closed or was not given, but a picture needs it")
-        return stream
-
 
 @dataclass(frozen=True, eq=False)
 class FaceProcessor:
@@ -333,21 +349,21 @@ class FaceProcessor:
 
     def begin(self, job: Job) -> _Begun | Outcome:
         """Reads a picture and cuts out its faces, unless its outcome is already known."""
-        return self.io.earlier(job) or self.find(self.io.open(job))
+        return self.io.ledger.earlier(job) or self.find(self.io.open(job))
 
     def find(self, picture: Opened | Outcome) -> _Begun | Outcome:
         """Cuts out the faces of a picture."""
         if isinstance(picture, Outcome):
             return picture
         try:
-            with _failing(picture.job, "unsuitable"):
+            with failing(picture.job, "unsuitable"):
                 return self._find(picture)
         except FailureError as failure:
-            return self.io.failed(picture.job, failure)
+            return self.io.ledger.failed(picture.job, failure)
 
     def _find(self, picture: Opened) -> _Begun:
         job, photo = picture.job, picture.holder.pop()
-        with _timed(picture.seconds, "find"):
+        with timed(picture.seconds, "find"):
             try:
                 prepared = self.procedure.prepare(photo)
             except ImageError as error:
@@ -365,7 +381,7 @@ class FaceProcessor:
                 for picture in pictures:
                     yield from self.paint([picture])
             else:
-                yield self.io.failed(pictures[0].job, failure)
+                yield self.io.ledger.failed(pictures[0].job, failure)
             return
         for picture in pictures:
             yield next(painted) if isinstance(picture, _Begun) else picture
@@ -375,7 +391,7 @@ class FaceProcessor:
         if not faces:
             return [_PaintedPicture(picture, ()) for picture in pictures]
         seconds: dict[str, float] = {}
-        with _timed(seconds, "paint"), _failing(pictures[0].job, "unsuitable"):
+        with timed(seconds, "paint"), failing(pictures[0].job, "unsuitable"):
             painted = iter(self.procedure.paint(faces))
         results = []
         for picture in pictures:
@@ -389,15 +405,15 @@ class FaceProcessor:
         if isinstance(picture, Outcome):
             return picture
         try:
-            with _failing(picture.begun.job, "unwritable"):
+            with failing(picture.begun.job, "unwritable"):
                 return self._paste(picture.begun, picture.faces)
         except FailureError as failure:
-            return self.io.failed(picture.begun.job, failure)
+            return self.io.ledger.failed(picture.begun.job, failure)
 
     def _paste(self, begun: _Begun, faces: Sequence[PaintedFace]) -> Pasted:
         job, seconds = begun.job, begun.seconds
         photo, prepared = begun.holder.pop()
-        with _timed(seconds, "paste"):
+        with timed(seconds, "paste"):
             restoration = prepared.finish(faces)
             files: list[tuple[Place, Photo]] = [*_kept(job, photo, restoration)]
         files.append((job.target, restoration.photo))
@@ -427,18 +443,14 @@ def gathered(
     pictures: Iterable[_Begun | Outcome], batch_size: int
 ) -> Iterator[list[_Begun | Outcome]]:
     """Pictures in order, in groups that have enough faces for a batch where possible."""
-    waiting: list[_Begun | Outcome] = []
-    for picture in pictures:
-        waiting.append(picture)
-        begun = [picture for picture in waiting if isinstance(picture, _Begun)]
-        faces = sum(len(picture.faces) for picture in begun)
-        pixels = sum(picture.pixels for picture in begun)
-        full = pixels >= PIXELS_AHEAD or len(waiting) >= PICTURES_AHEAD
-        if faces == 0 or faces >= batch_size or full:
-            yield waiting
-            waiting = []
-    if waiting:
-        yield waiting
+    return grouped(
+        pictures,
+        lambda picture: len(picture.faces) if isinstance(picture, _Begun) else 0,
+        lambda picture: picture.pixels if isinstance(picture, _Begun) else 0,
+        enough=batch_size,
+        count=PICTURES_AHEAD,
+        weight=PIXELS_AHEAD,
+    )
 
 
 def _pixels_of(job: Job) -> int:

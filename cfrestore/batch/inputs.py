@@ -6,15 +6,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
 from cfrestore.batch.job import KEPT, MARKS, Place, Stream
-from cfrestore.batch.naming import Naming
+from cfrestore.batch.naming import PICTURES, Kind, Naming
 from cfrestore.errors import ConfigError, ImageError
 from cfrestore.files import is_folder
-from cfrestore.image import EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -97,17 +96,17 @@ def find_pictures(
         return (FoundPicture(Stream.STDIN),)
     path = Path(word)
     if path.is_dir():
-        found = [picture for part in _walk(path, recursive, without, skipped) for picture in part]
-        found = sorted(_without_results(found, naming))
+        parts = _walk(path, recursive, naming.kind, without, skipped)
+        found = sorted(_without_results(chain.from_iterable(parts), naming))
         return tuple(FoundPicture(picture, path, named=True) for picture in found)
     if isinstance(word, str) and _has_sign(word) and not path.exists():
         return _matching(path, naming, skipped)
     return (FoundPicture(path),)
 
 
-def has_deeper(folder: Path) -> bool:
-    """Whether there are pictures in sub-folders, however deep, that would be found there."""
-    parts = islice(_walk(folder, recursive=True), 1, None)
+def has_deeper(folder: Path, kind: Kind = PICTURES) -> bool:
+    """Whether there are files in sub-folders, however deep, that would be found there."""
+    parts = islice(_walk(folder, recursive=True, kind=kind), 1, None)
     return any(not path.stem.endswith(MARKS) for part in parts for path in part)
 
 
@@ -143,7 +142,9 @@ def _matching(
         raise ConfigError(f"{pattern} is no pattern: {error}") from error
     found = []
     kept: dict[Path, None] = {}
-    for path in filter(_is_picture, matches):
+    for path in matches:
+        if not _is_of(path, naming.kind):
+            continue
         folders = path.relative_to(root).parts[:-1]
         index = next((i for i, name in enumerate(folders) if not _is_searched(name)), None)
         if index is None:
@@ -158,6 +159,7 @@ def _matching(
 def _walk(
     root: Path,
     recursive: bool,
+    kind: Kind,
     without: Path | None = None,
     skipped: Callable[[Path], object] = lambda folder: None,
 ) -> Iterator[list[Path]]:
@@ -178,7 +180,7 @@ def _walk(
                 raise
             yield [folder]
             continue
-        yield [path for path in entries if _is_picture(path)]
+        yield [path for path in entries if _is_of(path, kind)]
         for path in entries if recursive else ():
             if not is_folder(path) or _identity(path) in seen:
                 continue
@@ -189,9 +191,9 @@ def _walk(
                 skipped(path)
 
 
-def _is_picture(path: Path) -> bool:
-    """Whether a file is called like a picture; one that cannot be looked at fails alone later."""
-    if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
+def _is_of(path: Path, kind: Kind) -> bool:
+    """Whether a file is called like one of the kind; if it cannot be looked at, it fails later."""
+    if path.suffix.lower() not in kind.endings or path.name.startswith("."):
         return False
     try:
         return path.is_file() or (path.is_symlink() and not path.exists())

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cfrestore.batch.job import MARK
 from cfrestore.errors import ConfigError
+from cfrestore.image import EXTENSIONS
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of files that are worked on.
+
+    Attributes:
+        noun: what they are called, plural.
+        endings: by which they are known in folders, in lower case.
+        written: endings that results may have; None: any.
+        otherwise: the ending of the result of a file whose own is none of them.
+    """
+
+    noun: str
+    endings: Collection[str]
+    written: Collection[str] | None = None
+    otherwise: str = ""
+
+    def ending(self, source: Path) -> str:
+        """The ending of a result of this file."""
+        own = self.written is None or source.suffix.lower() in self.written
+        return source.suffix if own else self.otherwise
+
+
+PICTURES = Kind("pictures", frozenset(EXTENSIONS))
 
 
 @dataclass(frozen=True)
@@ -21,12 +47,14 @@ class Naming:
         suffix: replaces the mark, and is added to results elsewhere too.
         extension: replaces that of the picture, with its dot; empty: the picture's is kept.
         fidelity: the value of {w} in a template; None: there is none.
+        kind: of the files.
     """
 
     mark: str = MARK
     suffix: str = ""
     extension: str = ""
     fidelity: float | None = None
+    kind: Kind = PICTURES
 
     def beside(self, source: Path) -> Path:
         """The result beside its source."""
@@ -55,7 +83,7 @@ class Naming:
         return Path(text) / fields["name"] if text.endswith(("/", os.sep)) else Path(text)
 
     def _extension(self, source: Path) -> str:
-        return self.extension or source.suffix
+        return self.extension or self.kind.ending(source)
 
 
 def is_template(output: str) -> bool:

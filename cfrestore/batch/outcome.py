@@ -47,6 +47,8 @@ class FaceReport:
         kept: mean of AlignedFace.kept.
         confidence: see RestoredFace.
         reason: why it was not restored, half a sentence.
+        frames: of a video, indices of the first and last frame in which it was seen; box, score and
+            landmarks are then medians.
     """
 
     status: Literal["restored", "failed", "skipped"]
@@ -58,6 +60,7 @@ class FaceReport:
     kept: float | None = None
     reason: str | None = None
     confidence: Mapping[str, float | None] | None = None
+    frames: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,6 +73,7 @@ class FaceReport:
             "detail_kept": self.kept,
             "confidence": None if self.confidence is None else dict(self.confidence),
             "reason": self.reason,
+            "frames": None if self.frames is None else list(self.frames),
         }
 
     @classmethod
@@ -84,6 +88,7 @@ class FaceReport:
             values.get("detail_kept"),  # records of before 2026-11-26 lack it
             values["reason"],
             values.get("confidence"),  # likewise
+            tuple(values["frames"]) if values.get("frames") else None,
         )
 
 
@@ -98,8 +103,8 @@ def report(result: Result) -> FaceReport:
     return FaceReport(
         "restored" if painted else "skipped" if isinstance(result, SkippedFace) else "failed",
         round(float(face.score), 4),
-        _rounded(face.box),
-        tuple(map(_rounded, face.landmarks)),
+        rounded(face.box),
+        tuple(map(rounded, face.landmarks)),
         painted.fidelity if painted else None,
         painted is not None and painted.softened,
         None if kept is None else round(float(kept.mean()), 3),
@@ -117,7 +122,8 @@ def _confidence(painted: RestoredFace | None) -> Mapping[str, float | None] | No
     }
 
 
-def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+def rounded(values: Iterable[float]) -> tuple[float, ...]:
+    """The values as they are reported."""
     return tuple(round(float(value), 2) for value in values)
 
 

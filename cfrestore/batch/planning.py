@@ -13,7 +13,7 @@ from pathlib import Path
 from cfrestore.batch.inputs import FoundPicture, find_pictures, has_deeper, rooted
 from cfrestore.batch.job import MARK, Job, Place, Stream
 from cfrestore.batch.manifest import Manifest, manifest_in
-from cfrestore.batch.naming import Naming, fixed_folder, is_template
+from cfrestore.batch.naming import PICTURES, Kind, Naming, fixed_folder, is_template
 from cfrestore.errors import ConfigError, ImageError, OutputError
 from cfrestore.files import exists, plain
 from cfrestore.image import EXTENSIONS, FORMATS
@@ -38,6 +38,7 @@ def plan(
     isolate: bool = False,
     listed: Sequence[Path] = (),
     spared: Sequence[Path] = (),
+    kind: Kind = PICTURES,
     say: Callable[[str], object] = lambda sentence: None,
 ) -> tuple[Job, ...]:
     """Decides what is read and what is written; looks at the disk, changes nothing.
@@ -69,6 +70,7 @@ def plan(
             their files keep their folders, below the one that all have in common; names inside the
             folder of results are skipped as earlier results, unless all are.
         spared: files that are read beside the pictures, and so are never overwritten either.
+        kind: of the files that are worked on.
         say: called with sentences on inputs that are left out.
     Raises:
         ImageError: a folder or pattern holds no pictures, or a path is unreadable.
@@ -76,7 +78,11 @@ def plan(
         ConfigError: suffix, format, shard or template make no sense, or contradict each other.
     """
     naming = Naming(
-        mark, f"_{_part_of_name(suffix)}" if suffix is not None else "", _ending(format), fidelity
+        mark,
+        f"_{_part_of_name(suffix)}" if suffix is not None else "",
+        _ending(format),
+        fidelity,
+        kind,
     )
     if shard and not 1 <= shard[0] <= shard[1]:
         raise ConfigError(f"a shard must be one of 1/N to N/N, found {shard[0]}/{shard[1]}")
@@ -95,7 +101,7 @@ def plan(
             if unnamed := [each for each in kept_folders if _identity(each) not in named]:
                 say(_skipping(unnamed))
             if not pictures and not isolate:
-                raise ImageError(_nothing_in(word, recursive))
+                raise ImageError(_nothing_in(word, recursive, kind))
             yield from pictures
 
     try:
@@ -135,12 +141,12 @@ def _skipping(folders: Sequence[Path]) -> str:
     return f"skipped {names}: {what}; name one to have it searched"
 
 
-def _nothing_in(word: str | Path, recursive: bool) -> str:
-    """The message that an input has no pictures, with a hint."""
+def _nothing_in(word: str | Path, recursive: bool, kind: Kind) -> str:
+    """The message that an input has no files of the kind, with a hint."""
     if not Path(word).is_dir():
-        return f"{word} matches no pictures"
-    deeper = not recursive and has_deeper(Path(word))
-    return f"{word} holds no pictures{'; -r looks into sub-folders' if deeper else ''}"
+        return f"{word} matches no {kind.noun}"
+    deeper = not recursive and has_deeper(Path(word), kind)
+    return f"{word} holds no {kind.noun}{'; -r looks into sub-folders' if deeper else ''}"
 
 
 def _outside(
@@ -210,7 +216,7 @@ def _target(
             raise OutputError(f"{output} says the whole name of the result; it takes no suffix")
         return naming.filled(output, source), fixed_folder(output)
     if picture.root is not None or several or _is_folder(output):
-        folder = _folder(output)
+        folder = _folder(output, naming.kind)
         top = _full(picture.root).name if picture.named and picture.root and several else ""
         return naming.within(folder / top / picture.inner, source), folder
     if naming.suffix:
@@ -244,10 +250,10 @@ def _is_folder(output: str | Path) -> bool:
     return Path(output).is_dir() or str(output).endswith(("/", os.sep))
 
 
-def _folder(output: str | Path) -> Path:
+def _folder(output: str | Path, kind: Kind) -> Path:
     """The output as a folder, which need not exist yet."""
     path = Path(output)
-    named = path.suffix.lower() in EXTENSIONS and not _is_folder(output)
+    named = path.suffix.lower() in kind.endings and not _is_folder(output)
     if path.is_file() or named:
         raise OutputError(f"{path} names one file, but what is to be written needs a folder")
     return path

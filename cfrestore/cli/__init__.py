@@ -17,6 +17,7 @@ from cfrestore.errors import CFRestoreError
 VERBS = (
     "inpaint",
     "colorize",
+    "video",
     "weights",
     "doctor",
     "export",

@@ -28,13 +28,9 @@ ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
-class PictureArguments:
-    """The arguments shared by all commands on pictures."""
+class CommonArguments:
+    """The arguments shared by all commands that restore, fill or colour faces."""
 
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="INPUT", help="Pictures, folders, patterns, or - for stdin."),
-    ] = None
     output: Annotated[
         str | None,
         typer.Option(
@@ -42,9 +38,9 @@ class PictureArguments:
             "-o",
             metavar="PATH",
             rich_help_panel=FILES,
-            help="Where to write: a file for one picture, else a folder, which exists or ends "
-            "with a slash; - for stdout; or a template such as out/{stem}_w{w}.{ext}, also with "
-            "{dir} and {name}. By default beside the input.",
+            help="Where to write: a file for one input, else a folder, which exists or ends with a "
+            "slash; or a template such as out/{stem}_w{w}.{ext}, also with {dir} and {name}; for a "
+            "picture also - for stdout. By default beside the input.",
         ),
     ] = None
     recursive: Annotated[
@@ -56,64 +52,6 @@ class PictureArguments:
             help="Include sub-folders; results keep their tree.",
         ),
     ] = False
-    files_from: Annotated[
-        str | None,
-        typer.Option(
-            "--files-from",
-            metavar="FILE|-",
-            rich_help_panel=FILES,
-            help="Names of more pictures, one a line; -o is then a folder, which keeps their tree.",
-        ),
-    ] = None
-    null: Annotated[
-        bool,
-        typer.Option(
-            "--null",
-            "-0",
-            rich_help_panel=FILES,
-            help="Names in --files-from end with a zero byte, as `find -print0` writes them.",
-        ),
-    ] = False
-    in_place: Annotated[
-        bool,
-        typer.Option("--in-place", rich_help_panel=FILES, help="Replace each input by its result."),
-    ] = False
-    format: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=FILES,
-            help="Format to write: jpeg, png, webp, tiff, bmp, gif, ppm, avif or heif. By default "
-            "that of the output's name, else that of the input.",
-        ),
-    ] = None
-    quality: Annotated[
-        str | None,
-        typer.Option(
-            metavar="1..100|keep",
-            rich_help_panel=FILES,
-            help="Quality of JPEG, WebP (100 is lossless), AVIF and HEIF; keep uses that of the "
-            "input JPEG. By default the same, but at least 90; for other inputs 95, or 90.",
-        ),
-    ] = None
-    metadata: Annotated[
-        str,
-        typer.Option(
-            metavar="keep|strip",
-            rich_help_panel=FILES,
-            help="Keep EXIF, XMP and the like, and record in XMP what was done; or strip all but "
-            "resolution and colour profile.",
-        ),
-    ] = "keep"
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            rich_help_panel=FILES,
-            help="Refuse pictures with more pixels; by default 500 million.",
-        ),
-    ] = None
     suffix: Annotated[
         str | None,
         typer.Option(
@@ -130,111 +68,16 @@ class PictureArguments:
             help="Replace existing results, but never inputs.",
         ),
     ] = False
-    save_crops: Annotated[
-        bool,
-        typer.Option(
-            "--save-crops",
-            rich_help_panel=FILES,
-            help="Save each face as the network saw it, in cropped_faces/ beside the result.",
-        ),
-    ] = False
-    save_restored: Annotated[
-        bool,
-        typer.Option(
-            "--save-restored",
-            rich_help_panel=FILES,
-            help="Save each face as the network painted it, in restored_faces/ beside the result.",
-        ),
-    ] = False
-    compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare",
-            rich_help_panel=FILES,
-            help="Save input and result side by side, in compared/ beside the result.",
-        ),
-    ] = False
-    samples: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            rich_help_panel=FILES,
-            help="Write N more results, in restored_samples/ beside the result, with codes drawn "
-            "from those that the network finds likely.",
-        ),
-    ] = DEFAULTS.samples
     jobs: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
             rich_help_panel=MANY,
-            help="How many pictures to read, and how many to write, at once; by default up to 4. "
-            "Results do not depend on it.",
+            help="How many pictures, or frames of a video, to read, and as many to write, at "
+            "once; by default up to 4. Results do not depend on it.",
         ),
     ] = None
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            rich_help_panel=MANY,
-            help="Do only the I-th of N parts, so that N machines share the work.",
-        ),
-    ] = None
-    engine: Annotated[
-        str,
-        typer.Option(
-            metavar="local|ray",
-            rich_help_panel=MANY,
-            help="Where to work: on this machine, or on a Ray cluster whose machines share the "
-            "folders.",
-        ),
-    ] = "local"
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|HOST:PORT",
-            rich_help_panel=MANY,
-            help="The Ray cluster; by default one is started on this machine and stopped again.",
-        ),
-    ] = None
-    actors: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            rich_help_panel=MANY,
-            help="Copies of the networks in the Ray cluster; by default one per GPU or, without "
-            "GPUs, one per two cores.",
-        ),
-    ] = None
-    gpus_per_actor: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="F",
-            rich_help_panel=MANY,
-            help="GPUs, or part of one, for each copy of the networks; by default 1 if there are "
-            "any.",
-        ),
-    ] = None
-    watch: Annotated[
-        bool,
-        typer.Option(
-            "--watch",
-            rich_help_panel=MANY,
-            help="Keep working on pictures that arrive in the folders, until interrupted.",
-        ),
-    ] = False
-    aligned: Annotated[
-        bool,
-        typer.Option(
-            "--aligned",
-            rich_help_panel=FACES,
-            help="Each picture is one aligned face; the result is square.",
-        ),
-    ] = DEFAULTS.aligned
     faces: Annotated[
         str,
         typer.Option(
@@ -263,23 +106,6 @@ class PictureArguments:
             "and colorize leave out none.",
         ),
     ] = str(DEFAULTS.max_face)
-    temperature: Annotated[
-        float,
-        typer.Option(
-            metavar="T",
-            rich_help_panel=FACES,
-            help="For --samples: below 1 they are more alike, above 1 less.",
-        ),
-    ] = DEFAULTS.temperature
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            rich_help_panel=FACES,
-            help="For --samples: other seeds give other samples.",
-        ),
-    ] = DEFAULTS.seed
     detector: Annotated[
         str,
         typer.Option(
@@ -396,6 +222,186 @@ class PictureArguments:
             help="Also show where the weights are, and how long each stage took.",
         ),
     ] = False
+
+
+@dataclass(frozen=True)
+class PictureArguments(CommonArguments):
+    """The arguments shared by all commands on pictures."""
+
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Pictures, folders, patterns, or - for stdin."),
+    ] = None
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            "--files-from",
+            metavar="FILE|-",
+            rich_help_panel=FILES,
+            help="Names of more pictures, one a line; -o is then a folder, which keeps their tree.",
+        ),
+    ] = None
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null",
+            "-0",
+            rich_help_panel=FILES,
+            help="Names in --files-from end with a zero byte, as `find -print0` writes them.",
+        ),
+    ] = False
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", rich_help_panel=FILES, help="Replace each input by its result."),
+    ] = False
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=FILES,
+            help="Format to write: jpeg, png, webp, tiff, bmp, gif, ppm, avif or heif. By default "
+            "that of the output's name, else that of the input.",
+        ),
+    ] = None
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1..100|keep",
+            rich_help_panel=FILES,
+            help="Quality of JPEG, WebP (100 is lossless), AVIF and HEIF; keep uses that of the "
+            "input JPEG. By default the same, but at least 90; for other inputs 95, or 90.",
+        ),
+    ] = None
+    metadata: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|strip",
+            rich_help_panel=FILES,
+            help="Keep EXIF, XMP and the like, and record in XMP what was done; or strip all but "
+            "resolution and colour profile.",
+        ),
+    ] = "keep"
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=FILES,
+            help="Refuse pictures with more pixels; by default 500 million.",
+        ),
+    ] = None
+    save_crops: Annotated[
+        bool,
+        typer.Option(
+            "--save-crops",
+            rich_help_panel=FILES,
+            help="Save each face as the network saw it, in cropped_faces/ beside the result.",
+        ),
+    ] = False
+    save_restored: Annotated[
+        bool,
+        typer.Option(
+            "--save-restored",
+            rich_help_panel=FILES,
+            help="Save each face as the network painted it, in restored_faces/ beside the result.",
+        ),
+    ] = False
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            rich_help_panel=FILES,
+            help="Save input and result side by side, in compared/ beside the result.",
+        ),
+    ] = False
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=FILES,
+            help="Write N more results, in restored_samples/ beside the result, with codes drawn "
+            "from those that the network finds likely.",
+        ),
+    ] = DEFAULTS.samples
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            rich_help_panel=MANY,
+            help="Do only the I-th of N parts, so that N machines share the work.",
+        ),
+    ] = None
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray",
+            rich_help_panel=MANY,
+            help="Where to work: on this machine, or on a Ray cluster whose machines share the "
+            "folders.",
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|HOST:PORT",
+            rich_help_panel=MANY,
+            help="The Ray cluster; by default one is started on this machine and stopped again.",
+        ),
+    ] = None
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=MANY,
+            help="Copies of the networks in the Ray cluster; by default one per GPU or, without "
+            "GPUs, one per two cores.",
+        ),
+    ] = None
+    gpus_per_actor: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="F",
+            rich_help_panel=MANY,
+            help="GPUs, or part of one, for each copy of the networks; by default 1 if there are "
+            "any.",
+        ),
+    ] = None
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            rich_help_panel=MANY,
+            help="Keep working on pictures that arrive in the folders, until interrupted.",
+        ),
+    ] = False
+    aligned: Annotated[
+        bool,
+        typer.Option(
+            "--aligned",
+            rich_help_panel=FACES,
+            help="Each picture is one aligned face; the result is square.",
+        ),
+    ] = DEFAULTS.aligned
+    temperature: Annotated[
+        float,
+        typer.Option(
+            metavar="T",
+            rich_help_panel=FACES,
+            help="For --samples: below 1 they are more alike, above 1 less.",
+        ),
+    ] = DEFAULTS.temperature
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=FACES,
+            help="For --samples: other seeds give other samples.",
+        ),
+    ] = DEFAULTS.seed
 
     def options(
         self, *, fidelity: float = DEFAULTS.fidelity, upscale: int = 1, draw_box: bool = False

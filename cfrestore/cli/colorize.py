@@ -6,7 +6,7 @@ import typer
 
 from cfrestore.cli.arguments import PictureArguments
 from cfrestore.cli.parameters import Parser, TaskModel
-from cfrestore.cli.picture import PictureCommand, with_picture_arguments
+from cfrestore.cli.picture import PictureCommand, with_arguments
 from cfrestore.cli.work import work
 from cfrestore.task import COLORIZATION
 
@@ -14,7 +14,7 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command(cls=PictureCommand)
-@with_picture_arguments
+@with_arguments(PictureArguments)
 def colorize(args: PictureArguments, parser: Parser = None, model: TaskModel = "auto") -> None:
     """Gives faces new colours; the rest of the picture stays as it is, gray or not.
 

@@ -9,7 +9,7 @@ import typer
 
 from cfrestore.cli.arguments import PictureArguments
 from cfrestore.cli.parameters import TaskModel
-from cfrestore.cli.picture import PictureCommand, with_picture_arguments
+from cfrestore.cli.picture import PictureCommand, with_arguments
 from cfrestore.cli.work import work
 from cfrestore.task import INPAINTING
 
@@ -17,7 +17,7 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 
 @app.command(cls=PictureCommand)
-@with_picture_arguments
+@with_arguments(PictureArguments)
 def inpaint(
     args: PictureArguments,
     mask: Annotated[

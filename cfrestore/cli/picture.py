@@ -1,4 +1,4 @@
-"""Commands on pictures: the sources of their arguments, and their shared options."""
+"""Commands that restore: the sources of their arguments, and their shared options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from cfrestore.cli.arguments import PictureArguments
+from cfrestore.cli.arguments import CommonArguments
+from cfrestore.cli.parameters import FACES, FILES, MANY, NETWORKS, TALK
 from cfrestore.cli.published import translate
 from cfrestore.cli.settings import FILE
 
@@ -43,10 +44,11 @@ def _variable(parameter: Any) -> str:
     return next(name for name in names if os.environ.get(name))
 
 
-def with_picture_arguments(command: Callable[..., None]) -> Callable[..., None]:
-    """Replaces a command's first parameter, args, by the fields of PictureArguments."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    hints = get_type_hints(PictureArguments, include_extras=True)
+def with_arguments(
+    kind: type[CommonArguments],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that replaces a command's first parameter, args, by the fields of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
     shared = [
         inspect.Parameter(
             field.name,
@@ -54,17 +56,28 @@ def with_picture_arguments(command: Callable[..., None]) -> Callable[..., None]:
             default=field.default,
             annotation=hints[field.name],
         )
-        for field in fields(PictureArguments)
+        for field in fields(kind)
     ]
-    parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+    shared.sort(key=lambda parameter: _place(parameter.annotation))
 
-    @wraps(command)
-    def call(**values: Any) -> None:
-        args = PictureArguments(
-            **{field.name: values.pop(field.name) for field in fields(PictureArguments)}
-        )
-        command(args, **values)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
 
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return call
+        @wraps(command)
+        def call(**values: Any) -> None:
+            args = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            command(args, **values)
+
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate
+
+
+def _place(annotation: Any) -> int:
+    """The place of a parameter in the help: that of its heading, arguments first."""
+    (info,) = annotation.__metadata__
+    headings = (None, FILES, MANY, FACES, NETWORKS, TALK)
+    return headings.index(getattr(info, "rich_help_panel", None))

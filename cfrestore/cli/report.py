@@ -48,8 +48,8 @@ def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) ->
     )
 
 
-def show_plan(jobs: Sequence[Job], console: Console) -> None:
-    """Prints what would be read and written."""
+def show_plan(jobs: Sequence[Job], console: Console, noun: str) -> None:
+    """Prints what would be read and written; noun is what the inputs are called, plural."""
     from cfrestore.batch import SAMPLES
     from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
@@ -63,7 +63,7 @@ def show_plan(jobs: Sequence[Job], console: Console) -> None:
         for path in job.series:
             what = "sample" if path.parent.name == SAMPLES else "face"
             console.print(printable(f"  and {path}, and so on, one for each {what}"))
-    console.print(f"{_count(len(jobs), 'picture')} would be written")
+    console.print(f"{_count(len(jobs), noun.removesuffix('s'))} would be written")
 
 
 @contextmanager
@@ -96,6 +96,42 @@ def progress(
             faces += row.fields["faces"]
             rate = faces / row.elapsed if row.elapsed else 0.0
             bar.update(task, advance=1, faces=faces, rate=rate)
+
+        yield advance
+
+
+@contextmanager
+def frame_progress(
+    console: Console, *, shown: bool
+) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar, on terminals only, for the frames of videos.
+
+    Yields:
+        a function to call with a stage, how many frames more it has done, and the number of all
+        frames, if known.
+    """
+    from rich import progress as rich
+
+    bar = rich.Progress(
+        "{task.description}",
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        "frames,",
+        rich.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal and not console.is_dumb_terminal),
+    )
+    with bar:
+        task = bar.add_task("", total=None)
+        stage = ""
+
+        def advance(now: str, more: int, total: int | None) -> None:
+            nonlocal stage
+            if now != stage:
+                stage = now
+                bar.reset(task, description=now, total=total)
+            bar.update(task, advance=more)
 
         yield advance
 
@@ -136,15 +172,15 @@ def _faces(outcome: Outcome, done: str) -> str:
     return line
 
 
-def conclude(outcomes: Iterable[Outcome], total: int, console: Console) -> None:
-    """Prints a summary of many pictures, and the reason of each failure."""
+def conclude(outcomes: Iterable[Outcome], total: int, console: Console, noun: str) -> None:
+    """Prints a summary of many jobs, and the reason of each failure; noun as in `show_plan`."""
     from cfrestore.batch import summarize
     from cfrestore.image.photo import printable
 
     summary = summarize(outcomes)
     for failure in summary.failed:
         console.print(printable(f"failed: {failure.error}"))
-    line = f"{summary.done} of {total} pictures written"
+    line = f"{summary.done} of {total} {noun} written"
     for count, what in ((summary.unchanged, "unchanged"), (len(summary.failed), "failed")):
         if count:
             line += f", {count} {what}"

@@ -10,7 +10,7 @@ from cfrestore import __version__
 from cfrestore.cli import VERBS
 from cfrestore.cli.arguments import DEFAULTS, PictureArguments
 from cfrestore.cli.parameters import Model, Parser
-from cfrestore.cli.picture import PictureCommand, with_picture_arguments
+from cfrestore.cli.picture import PictureCommand, with_arguments
 from cfrestore.cli.work import work
 from cfrestore.task import RESTORATION
 
@@ -27,7 +27,7 @@ def _version(wanted: bool) -> None:
     cls=PictureCommand,
     epilog=f"Other commands: cfrestore {'|'.join(VERBS)} --help",
 )
-@with_picture_arguments
+@with_arguments(PictureArguments)
 def restore(
     args: PictureArguments,
     w: Annotated[

@@ -28,7 +28,7 @@ HERE = Path(NAME)
 FILE = "cfrestore.settings"
 """Key, in a command's context, of the path of the file used."""
 
-COMMANDS = ("restore", "inpaint", "colorize")
+COMMANDS = ("restore", "inpaint", "colorize", "video")
 """The commands that use the file; a key may be an option of any of them."""
 
 RESERVED = frozenset(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 import typer
 
 from cfrestore.cli import report
-from cfrestore.cli.arguments import PictureArguments, check
+from cfrestore.cli.arguments import CommonArguments, PictureArguments, check
 from cfrestore.cli.record import Facts, facts_of, provenance_of, record_of, record_of_plan
 from cfrestore.errors import ConfigError, ImageError, OutputError, WeightsError
 from cfrestore.options import parse_quality
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from cfrestore.batch import Job, Outcome
     from cfrestore.pipeline import Pipeline
     from cfrestore.procedure import Procedure
+
+
+PICTURES = "pictures"
 
 
 def set_up(weights_dir: Path | None, offline: bool) -> None:
@@ -65,11 +68,11 @@ def work(
             look = _planner(args, places, task, fidelity, spared)
             jobs = look()
             if args.dry_run:
-                return _show(jobs, args, stdout)
+                return show_jobs(jobs, args, stdout, PICTURES)
             if not (jobs or args.watch):
                 return report.make_console().print("there is nothing to do")
             if not args.watch:
-                _check_there(jobs)
+                check_there(jobs)
             prepare = partial(_prepare, args, task, model, parser, procedure_of)
             engine = _on_cluster if args.engine == "ray" else _here
             with engine(args, prepare, jobs, stdout, places.home) as (do, about):
@@ -181,7 +184,7 @@ def _planner(
     )
 
 
-def _check_there(jobs: Sequence[Job]) -> None:
+def check_there(jobs: Sequence[Job]) -> None:
     """Raises ImageError if no picture exists, before any weights are downloaded."""
     absent = [
         job.source for job in jobs if isinstance(job.source, Path) and not _exists(job.source)
@@ -215,9 +218,9 @@ def _listed(file: str, *, null: bool) -> Sequence[Path]:
         raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _show(jobs: Sequence[Job], args: PictureArguments, stdout: TextIO) -> None:
-    """Shows the plan."""
-    report.show_plan(jobs, report.make_console())
+def show_jobs(jobs: Sequence[Job], args: CommonArguments, stdout: TextIO, noun: str) -> None:
+    """Shows the plan; noun is what the inputs are called, plural."""
+    report.show_plan(jobs, report.make_console(), noun)
     if args.json:
         for job in jobs:
             report.write_record(record_of_plan(job), stdout)
@@ -277,7 +280,7 @@ def _prepare(
 ) -> tuple[Procedure, About]:
     """Loads the pipeline and makes the procedure, on this machine."""
     set_up(args.weights_dir, args.offline)
-    pipeline = load(args, task, model, parser)
+    pipeline = load(args, task, model, parser, aligned=args.aligned)
     procedure = procedure_of(pipeline)
     about = About(
         facts_of(pipeline),
@@ -375,17 +378,37 @@ def _report(
     facts: Facts,
     stdout: TextIO,
 ) -> bool:
-    """Reports each job as it ends; returns whether all succeeded."""
+    """Reports each picture as it ends; returns whether all succeeded."""
+    with report.progress(len(jobs), report.make_console(), shown=not args.quiet) as advance:
+        return report_outcomes(
+            len(jobs), running, args, done, facts, stdout, advance=advance, noun=PICTURES
+        )
+
+
+def report_outcomes(
+    total: int,
+    running: Generator[Outcome, None, None],
+    args: CommonArguments,
+    done: str,
+    facts: Facts,
+    stdout: TextIO,
+    *,
+    advance: Callable[[int], object],
+    noun: str,
+) -> bool:
+    """Reports each job as it ends, and in the end all of them; returns whether all succeeded.
+
+    Args:
+        total: number of jobs.
+        done: what has been done to a face, a participle.
+        facts: see `facts_of`.
+        advance: called with the number of faces of each job.
+        noun: what the inputs are called, plural.
+    """
     console = report.make_console()
     outcomes: list[Outcome] = []
-
-    def conclude() -> None:
-        if len(jobs) > 1 and not args.quiet:
-            report.conclude(outcomes, len(jobs), console)
-
     try:
-        shown = report.progress(len(jobs), console, shown=not args.quiet)
-        with closing(running), shown as advance:
+        with closing(running):
             for outcome in running:
                 outcomes.append(outcome)
                 advance(outcome.restored)
@@ -393,14 +416,15 @@ def _report(
                     report.write_record(record_of(outcome, facts), stdout)
                 if not (args.quiet and outcome.complete):
                     console.print(report.describe(outcome, done, verbose=args.verbose))
-    except KeyboardInterrupt:
-        conclude()
-        raise
-    conclude()
+    finally:
+        if total > 1 and not args.quiet:
+            report.conclude(outcomes, total, console, noun)
     return not any(o.error or (args.strict and not o.complete) for o in outcomes)
 
 
-def load(args: PictureArguments, task: Task, model: str, parser: Path | None) -> Pipeline:
+def load(
+    args: CommonArguments, task: Task, model: str, parser: Path | None, *, aligned: bool = False
+) -> Pipeline:
     """Loads the pipeline of a task, after downloading missing weights.
 
     Published weights are used with the detector and the parser that they are published with,
@@ -436,7 +460,7 @@ def load(args: PictureArguments, task: Task, model: str, parser: Path | None) ->
             if task.has_compact:
                 raise
             raise WeightsError(f"{error}; there are no compact weights for {task.name}") from error
-        if not args.aligned and locate(task.weights):
+        if not aligned and locate(task.weights):
             wanted = {
                 "retinaface": detector == "auto",
                 "parsenet": task.parses and parser is None,
@@ -453,5 +477,5 @@ def load(args: PictureArguments, task: Task, model: str, parser: Path | None) ->
         compile=args.compile,
         task=task.name,
         backend=args.backend,
-        aligned=args.aligned,
+        aligned=aligned,
     )

@@ -67,6 +67,12 @@ def kind_of(data: bytes) -> str | None:
     return next((kind for start, kind in _BEGINNINGS.items() if data.startswith(start)), None)
 
 
+def is_video(data: bytes) -> bool:
+    """Whether the signature is that of a usual video file; asked of what is no picture."""
+    iso = data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free")
+    return iso or data[:4] == b"\x1aE\xdf\xa3" or (data[:4], data[8:12]) == (b"RIFF", b"AVI ")
+
+
 def _kind_of_brands(data: bytes) -> str | None:
     """AVIF or HEIF by the brands in the first box of an ISO file; None for videos and the like."""
     box = data[8 : min(int.from_bytes(data[:4], "big"), 1024)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cfrestore.errors import ImageError
-from cfrestore.image.formats import FORMATS, kind_of
+from cfrestore.image.formats import FORMATS, is_video, kind_of
 from cfrestore.image.photo import name_of, reason_of
 
 _BLOCK = 1 << 24
@@ -53,6 +53,8 @@ def _take(stream: BinaryIO, name: str, max_pixels: int) -> bytes:
 
 def _known_kind(data: bytes, name: str) -> str:
     kind = kind_of(data)
+    if kind is None and is_video(data):
+        raise ImageError(f"{name} is a video, whose faces `cfrestore video` restores")
     if kind is None:
         raise ImageError(f"{name} is not a picture of a known kind ({', '.join(FORMATS)})")
     return kind

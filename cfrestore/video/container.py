@@ -1,0 +1,315 @@
+"""Video files: what is in one, its frames, and a new file with new frames and all else copied."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+import av.filter
+from av.stream import Disposition
+
+from cfrestore.errors import OutputError, VideoError
+from cfrestore.video.coding import CodedFrame, Coding, decode_times, set_up
+
+if TYPE_CHECKING:
+    from av.container import InputContainer, OutputContainer
+    from av.stream import Stream
+
+CONTAINERS: Mapping[str, str] = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+}
+"""FFmpeg's name of the container, by the ending of a file that can be written."""
+
+_FULL_RANGE = 2  # FFmpeg's number
+
+_TURNS: Mapping[int, tuple[tuple[str, str | None], ...]] = {
+    90: (("transpose", "cclock"),),
+    180: (("hflip", None), ("vflip", None)),
+    270: (("transpose", "clock"),),
+}
+"""FFmpeg's filters that turn a frame by so many degrees counter-clockwise."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """What is known of a video before its frames are decoded.
+
+    Attributes:
+        path: the file.
+        size: height and width of the frames, upright.
+        turn: degrees, counter-clockwise, by which decoded frames are turned to be upright.
+        time_base: unit of all times, in seconds.
+        rate: frames a second, on average.
+        count: number of frames that the file claims to have, or that its duration suggests; None
+            if it says neither.
+        codec: FFmpeg's name of the format in which the frames are coded.
+        pix_fmt: FFmpeg's name of the format of their pixels.
+        matrix, span, primaries, transfer: of the colours, FFmpeg's numbers; span is their range.
+        aspect: width of a pixel over its height.
+        notes: whole sentences on what of the file a result does not keep.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    turn: int
+    time_base: Fraction
+    rate: Fraction
+    count: int | None
+    codec: str
+    pix_fmt: str
+    matrix: int
+    span: int
+    primaries: int
+    transfer: int
+    aspect: Fraction
+    notes: tuple[str, ...] = ()
+
+
+def probe(path: Path) -> Video:
+    """Reads what is in a video file, up to its first frame.
+
+    Raises:
+        VideoError: it cannot be read, or holds no video.
+    """
+    with _reading(path) as source:
+        stream = _stream(source, path)
+        frame = next(_decoded(source, stream, lambda: None), None)
+        if frame is None:
+            raise VideoError(f"{path} has no frame that can be decoded")
+        turn = round(frame.rotation) % 360 if round(frame.rotation) % 90 == 0 else 0
+        height, width = frame.height, frame.width
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        if turn % 180:
+            height, width, aspect = width, height, 1 / aspect
+        rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        seconds = float((stream.duration or 0) * (stream.time_base or 0)) or (
+            float(source.duration or 0) / av.time_base
+        )
+        assert stream.time_base is not None
+        return Video(
+            path,
+            (height, width),
+            turn,
+            stream.time_base,
+            rate,
+            stream.frames or round(seconds * rate) or None,
+            stream.codec_context.codec.canonical_name,
+            frame.format.name,
+            frame.colorspace,
+            _FULL_RANGE if frame.format.name.startswith("yuvj") else frame.color_range,
+            frame.color_primaries,
+            frame.color_trc,
+            aspect,
+            tuple(_notes(source, stream, frame)),
+        )
+
+
+def _notes(source: InputContainer, stream: Any, frame: av.VideoFrame) -> Iterator[str]:
+    for other in source.streams:
+        if other is not stream and not _is_copied(other):
+            what = "cover picture" if _is_cover(other) else f"{other.type} stream"
+            yield f"The {what} {other.index} is not kept."
+    if frame.interlaced_frame:
+        yield "The video is interlaced; its frames are restored and written as whole pictures."
+    if any(component.is_alpha for component in frame.format.components):
+        yield "Its transparency is not kept."
+
+
+def decode(video: Video, on_damage: Callable[[], None] = lambda: None) -> Iterator[av.VideoFrame]:
+    """The frames of a video, in order, upright, each with a time later than that before.
+
+    Every call gives the same frames, with the same `pts` in units of `time_base`.
+
+    Args:
+        on_damage: called for each packet that cannot be decoded, which is left out.
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    last: int | None = None
+    with _reading(video.path) as source:
+        stream = _stream(source, video.path)
+        stream.thread_type = "AUTO"
+        turned = _turner(video, stream)
+        for frame in _decoded(source, stream, on_damage):
+            time = frame.pts if frame.pts is not None else frame.dts
+            if last is not None and (time is None or time <= last):
+                time = last + 1
+            last = time or 0
+            upright = turned(frame)
+            upright.pts, upright.time_base = last, video.time_base
+            yield upright
+
+
+def _decoded(
+    source: InputContainer, stream: Any, on_damage: Callable[[], None]
+) -> Iterator[av.VideoFrame]:
+    packets = source.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            frames = [] if packet is None else packet.decode()
+        except (av.error.InvalidDataError, av.error.EOFError):
+            on_damage()
+            continue
+        if packet is None:
+            return
+        yield from frames
+
+
+def _turner(video: Video, stream: Any) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """A function that turns the frames of a stream upright."""
+    if not video.turn:
+        return lambda frame: frame
+    graph = av.filter.Graph()
+    filters = (graph.add(name, value) for name, value in _TURNS[video.turn])
+    graph.link_nodes(graph.add_buffer(template=stream), *filters, graph.add("buffersink"))
+    graph.configure()
+
+    def turn(frame: av.VideoFrame) -> av.VideoFrame:
+        graph.push(frame)
+        upright = graph.pull()
+        assert isinstance(upright, av.VideoFrame)
+        return upright
+
+    return turn
+
+
+def check_container(video: Video, coding: Coding, target: Path) -> None:
+    """Checks that a file of the target's ending can hold all that will be written to it.
+
+    Raises:
+        OutputError: it cannot.
+        VideoError: the video cannot be read.
+    """
+    with _reading(video.path) as source:
+        names = [s.codec_context.name for s in source.streams if _is_copied(s)]
+        try:
+            with av.open(BytesIO(), "w", format=CONTAINERS[target.suffix.lower()]) as out:
+                _lay_out(out, source, video, coding)
+                out.start_encoding()
+        except (av.error.FFmpegError, ValueError) as error:
+            held = " and ".join([coding.encoder, *names])
+            raise OutputError(
+                f"{target} cannot hold {held} ({error}); a name that ends with .mkv may"
+            ) from error
+
+
+def join(
+    video: Video,
+    coding: Coding,
+    shown: Sequence[int],
+    coded: Iterable[CodedFrame],
+    draft: Path,
+    format: str,
+    comment: str,
+) -> None:
+    """Writes a new file: the coded frames, and everything else from the original.
+
+    Args:
+        shown: the times of all coded frames, in the order in which they are decoded.
+        coded: the frames, in the same order.
+        draft: the file to write.
+        format: one of CONTAINERS.
+        comment: added to the comment in the file's metadata.
+    Raises:
+        OSError: the file cannot be written.
+        OutputError: the container does not take what is written to it.
+        VideoError: the original cannot be read.
+    """
+    options = {"movflags": "+faststart"} if format in ("mp4", "mov") else {}
+    with _reading(video.path) as source:
+        try:
+            with av.open(f"file:{draft}", "w", format=format, options=options) as out:
+                stream, copies = _lay_out(out, source, video, coding)
+                out.metadata.update(source.metadata)
+                key = next(
+                    (name for name in source.metadata if name.lower() == "comment"), "comment"
+                )
+                before = source.metadata.get(key)
+                out.metadata[key] = f"{before}; {comment}" if before else comment
+                out.set_chapters(source.chapters())
+                ours = _coded_packets(shown, coded, stream, video)
+                theirs = _copied_packets(source, copies)
+                for _, packet in heapq.merge(ours, theirs, key=lambda pair: pair[0]):
+                    out.mux_one(packet)
+        except (av.error.FFmpegError, ValueError) as error:
+            if isinstance(error, OSError):
+                raise
+            raise OutputError(f"the container {format} refuses what is written: {error}") from error
+
+
+def _lay_out(
+    out: OutputContainer, source: InputContainer, video: Video, coding: Coding
+) -> tuple[Stream, Mapping[int, Stream]]:
+    """Adds the streams of the new file: that of the frames, and copies by their index."""
+    stream: Any = out.add_stream(coding.encoder, rate=video.rate)
+    set_up(stream.codec_context, video, coding)
+    stream.time_base = video.time_base
+    copies = {s.index: out.add_stream_from_template(s) for s in source.streams if _is_copied(s)}
+    return stream, copies
+
+
+def _coded_packets(
+    shown: Sequence[int], coded: Iterable[CodedFrame], stream: Stream, video: Video
+) -> Iterator[tuple[float, av.Packet[Any]]]:
+    ordered = sorted(shown)
+    step = max(1, round(1 / video.rate / video.time_base))
+    durations = {time: after - time for time, after in pairwise([*ordered, ordered[-1] + step])}
+    for frame, time in zip(coded, decode_times(shown, step), strict=True):
+        packet = av.Packet(frame.data)
+        packet.pts, packet.dts, packet.duration = frame.pts, time, durations[frame.pts]
+        packet.time_base, packet.stream, packet.is_keyframe = video.time_base, stream, frame.is_key
+        yield float(time * video.time_base), packet
+
+
+def _copied_packets(
+    source: InputContainer, copies: Mapping[int, Stream]
+) -> Iterator[tuple[float, av.Packet[Any]]]:
+    if not copies:
+        return
+    last = 0.0
+    for packet in source.demux([source.streams[index] for index in copies]):
+        if packet.size == 0:  # the end of a stream
+            continue
+        if packet.dts is not None and packet.time_base is not None:
+            last = float(packet.dts * packet.time_base)
+        packet.stream = copies[packet.stream_index]
+        yield last, packet
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[InputContainer]:
+    """Opens a file; any error in it, then or later, becomes a VideoError."""
+    try:
+        with av.open(f"file:{path.absolute()}", metadata_errors="replace") as source:
+            yield source
+    except av.error.FFmpegError as error:
+        raise VideoError(f"{path} cannot be read as a video: {error.strerror}") from error
+
+
+def _stream(source: InputContainer, path: Path) -> Any:
+    """The video stream of a file that a player would show."""
+    streams = [stream for stream in source.streams.video if not _is_cover(stream)]
+    if not streams:
+        raise VideoError(f"{path} holds no video")
+    return source.streams.best("video") if source.streams.best("video") in streams else streams[0]
+
+
+def _is_copied(stream: Any) -> bool:
+    return stream.type in ("audio", "subtitle") and stream.codec_context is not None
+
+
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.type == "video" and Disposition.attached_pic in stream.disposition)

@@ -1,0 +1,342 @@
+"""Restores the faces of a video: find them in all frames, follow them, paint, code, join.
+
+The work lies in a folder beside the result until that is complete: what was found, and the coded
+frames in segments. So a run that was cut short, however, is continued by the same call. Memory does
+not grow with the length of the video, but for the places of its faces.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from filelock import FileLock, Timeout
+
+from cfrestore import __version__
+from cfrestore.batch import PIXELS_AHEAD, WORKERS
+from cfrestore.batch.ahead import ahead, grouped, threads
+from cfrestore.batch.engine import PICTURES_AHEAD, timed
+from cfrestore.batch.manifest import digest_of
+from cfrestore.errors import ConfigError, OutputError, VideoError
+from cfrestore.files import drafted
+from cfrestore.image import Photo
+from cfrestore.options import Options
+from cfrestore.restore import FailedFace
+from cfrestore.video.coding import Coding, FrameConverter, choose_coding, code
+from cfrestore.video.container import CONTAINERS, Video, check_container, decode, join, probe
+from cfrestore.video.finding import find_faces
+from cfrestore.video.segments import read_header, read_segment, write_segment
+from cfrestore.video.tracks import Plan, PlannedFace, plan_faces
+
+if TYPE_CHECKING:
+    import av
+
+    from cfrestore.align import AlignedFace
+    from cfrestore.pipeline import Pipeline
+    from cfrestore.procedure import PaintedFace, Prepared, Procedure
+
+SEGMENT = 100
+"""Frames in a segment; the most that is done again after a run was cut short."""
+
+Stage: TypeAlias = Literal["finding", "painting"]
+
+Progress: TypeAlias = Callable[[Stage, int, int | None], object]
+"""Called with a stage, how many frames more it has done, and the number of all, if known."""
+
+
+@dataclass(frozen=True, eq=False)
+class VideoRestoration:
+    """What became of a video.
+
+    Attributes:
+        video: what was known of it.
+        plan: which faces were followed and restored.
+        failures: in how many frames a face was left as it is, by the index of its track and the
+            reason.
+        damaged: number of packets of the video that could not be decoded.
+        seconds: time spent in this run, by stage: find, paint, write.
+    """
+
+    video: Video
+    plan: Plan
+    failures: Mapping[tuple[int, str], int]
+    damaged: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def restore_video(
+    source: Path,
+    target: Path,
+    pipeline: Pipeline,
+    options: Options = Options(fidelity=1.0),  # noqa: B008
+    *,
+    codec: str = "auto",
+    crf: int | None = None,
+    workers: int = WORKERS,
+    progress: Progress = lambda stage, more, total: None,
+    record: Callable[[VideoRestoration, Path], object] = lambda result, draft: None,
+) -> VideoRestoration:
+    """Restores the faces of a video.
+
+    Frames keep their times; sound, subtitles, chapters and metadata are copied. Samples of pixels
+    outside the faces reach the encoder as they were decoded.
+
+    Args:
+        source: the video.
+        target: the result, one of CONTAINERS by its ending; replaced in one step at the end.
+        pipeline: of `load_pipeline`, for restoration, with a detector.
+        options: of each frame; choices of faces are made once for a whole track. Not: aligned,
+            upscale, draw_box, samples.
+        codec, crf: see `choose_coding`.
+        workers: threads that search frames, and as many that paste.
+        progress: see Progress.
+        record: called with what became of the video and the complete file, just before that gets
+            its name.
+    Raises:
+        VideoError: the video cannot be read.
+        OutputError: the result cannot be written, or another run is writing it.
+        ConfigError: the options do not suit a video, or codec or crf are out of range.
+    """
+    check_options(options)
+    video = probe(source)
+    coding = choose_coding(video, target.suffix, codec, crf)
+    check_container(video, coding, target)
+    before = source.stat()
+    settings = {
+        **pipeline.restoring(options).settings,
+        "version": __version__,
+        "video": [str(source.absolute()), before.st_size, before.st_mtime_ns],
+        "coding": [coding.encoder, coding.pix_fmt, *map(list, sorted(coding.options.items()))],
+    }
+    seconds: dict[str, float] = {}
+    try:
+        with workshop(target, digest_of(settings)) as folder:
+            converter = FrameConverter.of(video, coding)
+            with timed(seconds, "find"):
+                found = find_faces(
+                    video,
+                    pipeline,
+                    converter,
+                    folder / "faces.jsonl",
+                    workers,
+                    lambda more: progress("finding", more, video.count),
+                )
+            plan = plan_faces(found.frames, video.size, options)
+            every = replace(options, faces="all", min_face=0, max_face=None)
+            gray = 2 * sum(frame.gray for frame in found.frames) > len(found.frames)
+            work = FramePainter(video, plan, pipeline.restoring(every), converter, gray, workers)
+            with timed(seconds, "paint"):
+                paths = paint_segments(work, coding, folder, partial(progress, "painting"))
+            after = source.stat()
+            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                raise VideoError(f"{source} was written to while it was read")
+            headers = [header for path in paths if (header := read_header(path))]
+            failures = sum((header.failures for header in headers), Counter[tuple[int, str]]())
+            result = VideoRestoration(video, plan, failures, found.damaged, seconds)
+            with drafted(target) as draft:
+                with timed(seconds, "write"):
+                    join(
+                        video,
+                        coding,
+                        [time for header in headers for time in header.shown],
+                        chain.from_iterable(map(read_segment, paths)),
+                        draft,
+                        CONTAINERS[target.suffix.lower()],
+                        _comment(pipeline, options),
+                    )
+                record(result, draft)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+    return result
+
+
+def check_options(options: Options) -> None:
+    """Raises ConfigError if the options do not suit a video."""
+    if options.aligned or options.upscale != 1 or options.draw_box or options.samples:
+        raise ConfigError("a video is restored without aligned, upscale, draw_box and samples")
+
+
+def _comment(pipeline: Pipeline, options: Options) -> str:
+    """What the metadata of the result say of it."""
+    return (
+        f"faces restored by cfrestore {__version__}, "
+        f"model {pipeline.model_name}, w = {options.fidelity:g}; their detail is generated"
+    )
+
+
+@contextmanager
+def workshop(target: Path, digest: str) -> Iterator[Path]:
+    """The folder beside a result in which it is made; removed unless there is an error.
+
+    What an earlier run has left there is kept if it is of the same settings.
+
+    Raises:
+        OutputError: another process works in it.
+        OSError: it cannot be made.
+    """
+    folder = target.with_name(f".{target.name}.cfrestore")
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = folder / "settings"
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            if not stamp.exists() or stamp.read_text() != digest:
+                for path in folder.iterdir():
+                    if path.name != "lock":
+                        path.unlink()
+                stamp.write_text(digest)
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)  # Windows keeps the lock
+    except Timeout:
+        raise OutputError(f"another run is writing {target}") from None
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A frame whose faces are cut out.
+
+    Attributes:
+        frame: as it is coded.
+        photo: the same in RGB, and prepared; None if there is no face in it.
+    """
+
+    frame: av.VideoFrame
+    photo: tuple[Photo, Prepared] | None = None
+
+    @property
+    def faces(self) -> tuple[AlignedFace, ...]:
+        return self.photo[1].faces if self.photo else ()
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredFrame:
+    """A frame, and the faces in it that were left as they are."""
+
+    frame: av.VideoFrame
+    failed: tuple[FailedFace, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class FramePainter:
+    """Restores the frames of a video.
+
+    Attributes:
+        gray: whether the video is gray, though single frames may not look it.
+        workers: threads that cut faces out, and as many that paste them.
+    """
+
+    video: Video
+    plan: Plan
+    procedure: Procedure
+    converter: FrameConverter
+    gray: bool
+    workers: int
+
+    def restored(self, first: int) -> Iterator[RestoredFrame]:
+        """The restored frames from the first one, which is given by its index.
+
+        Raises:
+            VideoError: the video does not have as many frames as before.
+        """
+        height, width = self.video.size
+        on = partial(
+            ahead, weigh=lambda _: height * width, count=2 * self.workers, weight=PIXELS_AHEAD
+        )
+        frames = islice(enumerate(decode(self.video)), first, None)
+        with threads(self.workers) as readers, threads(self.workers) as writers:
+            begun = on(readers, self._begin, frames)
+            groups = grouped(
+                begun,
+                lambda frame: len(frame.faces),
+                lambda _: height * width,
+                enough=self.procedure.batch_size,
+                count=PICTURES_AHEAD,
+                weight=PIXELS_AHEAD,
+            )
+            painted = chain.from_iterable(map(self._paint, groups))
+            yield from on(writers, self._finish, painted)
+
+    def _begin(self, item: tuple[int, av.VideoFrame]) -> _Begun:
+        index, decoded = item
+        if index >= len(self.plan.frames):
+            raise VideoError(f"{self.video.path} has more frames than before")
+        frame = self.converter.prepare(decoded)
+        if not self.plan.frames[index]:
+            return _Begun(frame)
+        photo = Photo(self.converter.to_pixels(frame), gray=self.gray)
+        return _Begun(frame, (photo, self.procedure.prepare(photo, self.plan.frames[index])))
+
+    def _paint(self, frames: Sequence[_Begun]) -> Iterator[tuple[_Begun, Sequence[PaintedFace]]]:
+        faces = [face for frame in frames for face in frame.faces]
+        painted = iter(self.procedure.paint(faces) if faces else ())
+        for frame in frames:
+            yield frame, tuple(islice(painted, len(frame.faces)))
+
+    def _finish(self, item: tuple[_Begun, Sequence[PaintedFace]]) -> RestoredFrame:
+        begun, painted = item
+        if begun.photo is None:
+            return RestoredFrame(begun.frame)
+        photo, prepared = begun.photo
+        restoration = prepared.finish([_faded(face) for face in painted])
+        pixels = restoration.photo.pixels
+        frame = self.converter.to_frame(pixels, photo.pixels, begun.frame)
+        return RestoredFrame(frame, restoration.failed)
+
+
+def _faded(face: PaintedFace) -> PaintedFace:
+    """The painted face, as opaque as its plan says."""
+    if isinstance(face, FailedFace):
+        return face
+    assert isinstance(face.aligned.face, PlannedFace)
+    return replace(face, opacity=face.aligned.face.opacity)
+
+
+def paint_segments(
+    work: FramePainter, coding: Coding, folder: Path, advance: Callable[[int, int], object]
+) -> list[Path]:
+    """Restores and codes all frames, in segments; those that are there already are kept.
+
+    Args:
+        folder: where they lie.
+        advance: called with the number of frames that were done since, and of all.
+    Returns:
+        the files, in order.
+    Raises:
+        VideoError: the video is not the one that was planned.
+        OSError: a segment cannot be written.
+    """
+    total = len(work.plan.frames)
+    firsts = range(0, total, SEGMENT)
+    paths = [folder / f"{first:08d}.safetensors" for first in firsts]
+    ready = len(list(takewhile(read_header, paths)))
+    advance(min(ready * SEGMENT, total), total)
+    frames = work.restored(ready * SEGMENT)
+    for first, path in list(zip(firsts, paths, strict=True))[ready:]:
+        failures: Counter[tuple[int, str]] = Counter()
+        part = _counted(islice(frames, SEGMENT), failures, partial(advance, 1, total))
+        coded = code(part, work.video, coding)
+        if len(coded) < min(SEGMENT, total - first):
+            raise VideoError(f"{work.video.path} has fewer frames than before")
+        write_segment(path, coded, failures)
+    return paths
+
+
+def _counted(
+    frames: Iterable[RestoredFrame],
+    failures: Counter[tuple[int, str]],
+    advance: Callable[[], object],
+) -> Iterator[av.VideoFrame]:
+    """The frames; counts what was left as it was in them, see Header."""
+    for restored in frames:
+        for failed in restored.failed:
+            assert isinstance(failed.face, PlannedFace)
+            failures[failed.face.track, failed.reason] += 1
+        yield restored.frame
+        advance()

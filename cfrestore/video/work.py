@@ -1,0 +1,133 @@
+"""Runs jobs on videos one after the other; one that fails does not stop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cfrestore.batch import FaceReport, Outcome
+from cfrestore.batch.engine import FailureError, Ledger, failing, manifests_of
+from cfrestore.batch.manifest import Fingerprint, record_outcome
+from cfrestore.batch.naming import Kind
+from cfrestore.batch.outcome import rounded
+from cfrestore.errors import OutputError
+from cfrestore.select import SkippedFace
+from cfrestore.video.container import CONTAINERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cfrestore.batch import Job
+    from cfrestore.video.restoration import VideoRestoration
+
+VIDEOS = Kind(
+    "videos",
+    frozenset(CONTAINERS)
+    | {".avi", ".wmv", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".3gp", ".ogv", ".vob"},
+    frozenset(CONTAINERS),
+    ".mkv",  # which holds nearly every kind of sound
+)
+
+
+class Restore(Protocol):
+    """Restores a video, see `restore_video`."""
+
+    def __call__(
+        self, source: Path, target: Path, *, record: Callable[[VideoRestoration, Path], object]
+    ) -> VideoRestoration: ...
+
+
+def run_videos(
+    jobs: Sequence[Job], restore: Restore, settings: Mapping[str, object], fidelity: float
+) -> Generator[Outcome, None, None]:
+    """Restores videos, and records it; what an earlier run has done alike is not repeated.
+
+    Args:
+        jobs: of `plan`, of files.
+        restore: how.
+        settings: everything that decides the results.
+        fidelity: w, for the reports.
+    Yields:
+        an outcome per job, in their order; faces are tracks, see FaceReport.
+    Raises:
+        ConfigError: the settings suit no video.
+    """
+    ledger = Ledger(settings, manifests_of(jobs))
+    for job in jobs:
+        yield ledger.earlier(job) or _run(job, restore, ledger, fidelity)
+
+
+def _run(job: Job, restore: Restore, ledger: Ledger, fidelity: float) -> Outcome:
+    """Restores one video."""
+    source, target = job.source, job.target
+    assert isinstance(source, Path) and isinstance(target, Path)
+    outcomes: list[Outcome] = []
+
+    def record(result: VideoRestoration, draft: Path) -> None:
+        ledger.check_free([target], job)
+        outcomes.append(outcome_of(job, result, fidelity))
+        if job.manifest:
+            prints = {target: Fingerprint.of(draft)}
+            record_outcome(outcomes[0], ledger.digest(job), Fingerprint.of(source), prints)
+
+    try:
+        with failing(job, "unreadable"):
+            ledger.check_free([target], job)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                restore(source, target, record=record)
+            except OutputError as error:
+                raise FailureError("unwritable", str(error)) from error
+    except FailureError as failure:
+        return ledger.failed(job, failure)
+    return outcomes[0]
+
+
+def outcome_of(job: Job, result: VideoRestoration, fidelity: float) -> Outcome:
+    """What became of a job that is done."""
+    faces: list[FaceReport] = []
+    remarks: list[str] = []
+    for index in range(len(result.plan.tracks)):
+        report, remark = _report(result, index, fidelity)
+        faces.append(report)
+        remarks += remark
+    if result.damaged:
+        remarks.append(f"{result.damaged} packets of the video could not be decoded")
+    return Outcome(
+        job,
+        faces=tuple(faces),
+        missing=result.plan.missing,
+        remarks=tuple(remarks),
+        notes=result.video.notes,
+        seconds=result.seconds,
+    )
+
+
+def _report(
+    result: VideoRestoration, index: int, fidelity: float
+) -> tuple[FaceReport, tuple[str, ...]]:
+    """What became of a track, and a remark if it was left alone in some frames."""
+    track, choice = result.plan.tracks[index], result.plan.chosen[index]
+    face = track.typical
+    report = FaceReport(
+        "restored",
+        round(face.score, 4),
+        rounded(face.box),
+        tuple(map(rounded, face.landmarks)),
+        fidelity,
+        frames=(track.first, track.last),
+    )
+    if isinstance(choice, SkippedFace):
+        return replace(report, status="skipped", fidelity=None, reason=choice.reason), ()
+    reasons = {
+        reason: count for (number, reason), count in result.failures.items() if number == index
+    }
+    planned = sum(face.track == index for frame in result.plan.frames for face in frame)
+    left, why = sum(reasons.values()), "; ".join(reasons)
+    if left == planned:
+        return replace(report, status="failed", fidelity=None, reason=why), ()
+    if left:
+        return report, (f"face {index} was left alone in {left} of {planned} frames: {why}",)
+    return report, ()

@@ -1,0 +1,515 @@
+"""Videos from file to file: what is kept, what is restored, and what happens if it goes wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from av.video.stream import VideoStream
+from clips import SIZE, frames_of, moving, packets_of, samples_of, times_of, write_clip
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+from stubs import StubDetector, StubNetwork, face_at, picture
+
+from cfrestore import Options, Photo, restore_video
+from cfrestore.align import align_face
+from cfrestore.detect import Face
+from cfrestore.errors import ConfigError, OutputError, VideoError
+from cfrestore.pipeline import Pipeline
+from cfrestore.video import restoration
+from cfrestore.video.coding import FrameConverter, choose_coding, decode_times, planes
+from cfrestore.video.container import decode, probe
+from cfrestore.video.restoration import VideoRestoration
+
+FACE = face_at(10, 6, 24)
+INVERTED = StubNetwork(lambda x: -x)
+
+
+def pipeline(
+    network: StubNetwork = INVERTED, faces: Sequence[Face] = (FACE,), **others: object
+) -> Pipeline:
+    return Pipeline(network, StubDetector(*faces), **others)  # type: ignore[arg-type]
+
+
+def restored(source: Path, target: str = "result.mkv", **options: object) -> Path:
+    path = source.with_name(target)
+    restore_video(source, path, pipeline(), **options)  # type: ignore[arg-type]
+    return path
+
+
+def hidden(folder: Path) -> list[str]:
+    """Names of what a run has left beside its result."""
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def test_the_face_is_restored_and_all_other_samples_are_those_of_the_input(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mkv")
+    before, after = samples_of(source), samples_of(restored(source))
+    assert len(after) == len(before) == 12
+    for old, new in zip(before, after, strict=True):
+        for plane, part in zip(range(3), (1, 2, 2), strict=True):
+            changed = old[plane] != new[plane]
+            inside = np.zeros_like(changed)
+            inside[4 // part : 34 // part, 8 // part : 38 // part] = True
+            assert not changed[~inside].any()
+            assert changed[inside].mean() > 0.5
+    assert hidden(tmp_path) == []
+
+
+def test_a_frame_looks_as_if_it_were_restored_as_a_picture(tmp_path: Path) -> None:
+    """In 4:4:4, where colours are not halved."""
+    source = write_clip(tmp_path / "clip.mkv", pix_fmt="yuv444p")
+    target = restored(source)
+    video = probe(source)
+    converter = FrameConverter.of(video, choose_coding(video, ".mkv"))
+    for old, new in zip(frames_of(source), frames_of(target), strict=True):
+        photo = Photo(converter.to_pixels(old))  # type: ignore[arg-type]
+        expected = pipeline()(photo, Options(fidelity=1, max_face=None)).photo.pixels
+        difference = np.abs(converter.to_pixels(new).astype(int) - expected)
+        assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv"])
+def test_times_sound_metadata_and_chapters_are_kept(tmp_path: Path, ending: str) -> None:
+    times = (0, 40, 50, 90, 200, 240, 280, 330, 331, 390, 480, 520)
+    source = write_clip(
+        tmp_path / f"clip.{ending}",
+        times=times,
+        time_base=Fraction(1, 1000),
+        codec="libx264",
+        sound="aac",
+        metadata={"title": "Grüße", "comment": "mine"},
+        chapters=True,
+    )
+    target = restored(source, f"result.{ending}")
+    assert times_of(target) == times_of(source)
+    assert len(set(np.diff(times_of(target)))) > 3
+    assert packets_of(target, "audio") == packets_of(source, "audio")
+    with av.open(str(target)) as result, av.open(str(source)) as original:
+        metadata = {key.lower(): value for key, value in result.metadata.items()}
+        assert metadata["title"] == "Grüße"
+        assert metadata["comment"].startswith("mine; faces restored by cfrestore")
+        assert [c["metadata"]["title"] for c in result.chapters()] == ["one"]
+        streams = (original.streams.video[0], result.streams.video[0])
+        assert len({stream.codec_context.name for stream in streams}) == 1
+        assert result.duration == pytest.approx(original.duration, abs=45_000)
+
+
+def test_a_result_of_several_segments_has_every_frame_at_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoration, "SEGMENT", 5)
+    times = tuple(n * 40 + (n % 3) * 7 for n in range(23))
+    for codec, ending in (("libx264", "mp4"), ("libx265", "mp4"), ("libvpx-vp9", "webm")):
+        source = write_clip(
+            tmp_path / f"clip.{ending}", times=times, time_base=Fraction(1, 1000), codec=codec
+        )
+        target = restored(source, f"result.{ending}")
+        assert times_of(target) == times_of(source)
+        # Each frame is at its own place: it differs least from the input's frame of that time.
+        old, new = (
+            [frame.to_ndarray(format="gray").astype(float)[40:] for frame in frames_of(p)]
+            for p in (source, target)
+        )
+        distances = [[np.abs(a - b).mean() for b in old] for a in new]
+        assert np.argmin(distances, axis=1).tolist() == list(range(23))
+        target.unlink()
+
+
+@given(st.lists(st.integers(-1000, 1000), min_size=1, max_size=40, unique=True), st.integers(1, 50))
+def test_frames_are_decoded_in_order_and_before_they_are_shown(shown: list[int], step: int) -> None:
+    decoded = decode_times(shown, step)
+    assert len(decoded) == len(shown)
+    assert all(np.diff(decoded) > 0)
+    assert all(early <= time for early, time in zip(decoded, shown, strict=True))
+
+
+def test_frames_in_order_are_decoded_when_they_are_shown() -> None:
+    assert decode_times([3, 5, 9], 2) == [3, 5, 9]
+    assert decode_times([3, 9, 5], 2) == [1, 3, 5]
+
+
+@pytest.mark.parametrize("colours", [(1, 1), (5, 1), (6, 1), (9, 1), (1, 2), (2, 0)])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le"])
+def test_colours_survive_the_way_to_pixels_and_back(
+    tmp_path: Path, pix_fmt: str, colours: tuple[int, int]
+) -> None:
+    """Full range is converted less exactly by FFmpeg, by half a level more in its colours."""
+    source = write_clip(
+        tmp_path / "clip.mkv", times=(0,), pix_fmt=pix_fmt, colours=colours, codec="ffv1"
+    )
+    video = probe(source)
+    converter = FrameConverter.of(video, choose_coding(video, ".mkv"))
+    assert converter.pix_fmt == pix_fmt
+    (frame,) = frames_of(source)
+    pixels = converter.to_pixels(frame)
+    assert pixels.dtype == (np.uint16 if "10" in pix_fmt else np.uint8)
+    (true,) = moving(1)
+    scale = 257 if "10" in pix_fmt else 1
+    cast = (pixels / scale - true).mean(axis=(0, 1))
+    assert np.abs(cast).max() < 1.5
+    again = converter.to_frame(pixels, np.zeros_like(pixels), frame)
+    unit = 4 if "10" in pix_fmt else 1
+    for one, other in zip(planes(frame), planes(again), strict=True):
+        error = np.abs(one.astype(int) - other)
+        assert error.mean() <= 0.75 * unit
+        assert error.max() <= 2 * unit
+
+
+def test_a_matrix_is_told_to_players(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mp4", codec="libx264", colours=(1, 1))
+    (frame, *_) = frames_of(restored(source, "result.mp4"))
+    assert (frame.colorspace, frame.color_range) == (1, 1)
+
+
+def test_ten_bits_are_kept(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mkv", pix_fmt="yuv420p10le")
+    target = restored(source)
+    (frame, *_) = frames_of(target)
+    assert frame.format.name == "yuv420p10le"
+    assert any(plane.max() > 255 for plane in samples_of(target)[0])
+
+
+def test_a_gray_video_stays_gray(tmp_path: Path) -> None:
+    gray = [np.repeat(frame[..., :1], 3, axis=2) for frame in moving(12)]
+    source = write_clip(tmp_path / "clip.mkv", gray)
+    for luma, *colours in samples_of(restored(source)):
+        assert luma.std() > 5
+        for plane in colours:
+            assert np.abs(plane.astype(int) - 128).max() <= 1
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
+def test_odd_sides_are_kept(tmp_path: Path, codec: str) -> None:
+    frames = list(moving(6, (49, 63)))
+    source = write_clip(tmp_path / "clip.mkv", frames, times=range(6))
+    video = probe(source)
+    assert video.size == (49, 63)
+    name = "h264" if codec == "libx264" else "vp9"
+    target = restored(source, codec=name)
+    assert {(f.height, f.width) for f in frames_of(target)} == {(49, 63)}
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_a_video_that_players_turn_is_restored_and_written_upright(
+    tmp_path: Path, turn: int
+) -> None:
+    if not hasattr(VideoStream, "set_display_rotation"):
+        pytest.skip("needs a PyAV that can write how a video is turned")
+    upright = list(moving(12))
+    lying = [np.rot90(frame, -turn // 90) for frame in upright]
+    source = write_clip(
+        tmp_path / "clip.mp4", lying, codec="libx264", turn=turn, options={"crf": "1"}
+    )
+    assert probe(source).size == SIZE
+    target = restored(source, "result.mp4", crf=1)
+    for frame, true in zip(frames_of(target), upright, strict=True):
+        assert frame.rotation == 0
+        pixels = frame.to_ndarray(format="rgb24")
+        assert pixels.shape == true.shape
+        assert np.abs(pixels[36:].astype(int) - true[36:]).mean() < 6
+        crop = align_face(true, FACE, 32).crop
+        new = align_face(pixels, FACE, 32).crop  # type: ignore[arg-type]
+        assert np.corrcoef(crop[8:-8, 8:-8].ravel(), new[8:-8, 8:-8].ravel())[0, 1] < -0.9
+
+
+def test_memory_does_not_hold_the_video(tmp_path: Path) -> None:
+    """Never more frames are in work than threads can use."""
+    alive, most = 0, 0
+
+    class Counted(StubDetector):
+        def __call__(self, pixels: np.ndarray) -> tuple[Face, ...]:
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+            alive -= 1
+            return super().__call__(pixels)
+
+    source = write_clip(tmp_path / "clip.mkv", times=range(40))
+    detector = Counted(FACE)
+    restore_video(
+        source,
+        tmp_path / "result.mkv",
+        Pipeline(INVERTED, detector),
+        workers=2,  # type: ignore[arg-type]
+    )
+    assert most <= 2
+    assert len(detector.seen) == 40
+
+
+class CutError(Exception):
+    """The end of a run, as by a power cut."""
+
+
+def test_a_run_that_was_cut_short_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoration, "SEGMENT", 4)
+    source = write_clip(tmp_path / "clip.mkv", times=range(14))
+    straight = samples_of(restored(source, "straight.mkv"))
+    target = tmp_path / "result.mkv"
+    calls = 0
+
+    def fail_late(x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 12:
+            raise CutError
+        return -x
+
+    with pytest.raises(CutError):
+        restore_video(source, target, pipeline(StubNetwork(fail_late)), workers=1)
+    assert not target.exists()
+    assert hidden(tmp_path) == [".result.mkv.cfrestore"]
+
+    again, detector = StubNetwork(lambda x: -x), StubDetector(FACE)
+    restore_video(source, target, Pipeline(again, detector))  # type: ignore[arg-type]
+    assert len(again.calls) == 14 - 8  # two segments of four were whole
+    assert len(detector.seen) <= 1  # what was found is known; the last frame is looked at again
+    for one, other in zip(samples_of(target), straight, strict=True):
+        assert all(map(np.array_equal, one, other))
+    assert hidden(tmp_path) == []
+
+
+def test_a_search_that_was_cut_short_is_continued(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mkv", times=range(14))
+    target = tmp_path / "result.mkv"
+    straight = samples_of(restored(source, "straight.mkv"))
+
+    class Failing(StubDetector):
+        def __call__(self, pixels: np.ndarray) -> tuple[Face, ...]:
+            if len(self.seen) == 8:
+                raise CutError
+            return super().__call__(pixels)
+
+    with pytest.raises(CutError):
+        restore_video(source, target, Pipeline(INVERTED, Failing(FACE)), workers=1)  # type: ignore[arg-type]
+    notes = tmp_path / ".result.mkv.cfrestore/faces.jsonl"
+    known = len(notes.read_bytes().splitlines())
+    assert 4 <= known <= 8
+    with notes.open("ab") as stream:
+        stream.write(b'{"pts": 8, "cu')  # a line that was cut short
+    detector = StubDetector(FACE)
+    restore_video(source, target, Pipeline(INVERTED, detector))  # type: ignore[arg-type]
+    assert len(detector.seen) == 14 - known + 1
+    for one, other in zip(samples_of(target), straight, strict=True):
+        assert all(map(np.array_equal, one, other))
+
+
+def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restoration, "SEGMENT", 4)
+    source = write_clip(tmp_path / "clip.mkv")
+    target = tmp_path / "result.mkv"
+
+    def fail(path: Path, *others: object) -> None:
+        raise CutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoration, "join", fail)
+        with pytest.raises(CutError):
+            restore_video(source, target, pipeline(), Options(fidelity=1))
+    network = StubNetwork(lambda x: -x)
+    restore_video(source, target, pipeline(network), Options(fidelity=0.5))
+    assert {w for _, w, _ in network.calls} == {0.5}
+    assert len(network.calls) == 12
+
+
+def test_a_face_that_cannot_be_painted_is_reported_and_left_as_it_is(tmp_path: Path) -> None:
+    """Every third frame's."""
+    calls = 0
+
+    def sometimes(x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return torch.full_like(x, torch.nan) if calls % 3 == 0 else -x
+
+    source = write_clip(tmp_path / "clip.mkv")
+    target = tmp_path / "result.mkv"
+    result = restore_video(source, target, pipeline(StubNetwork(sometimes)), workers=1)
+    assert dict(result.failures) == {(0, "the network's output is not finite"): 4}
+    same = [
+        all(map(np.array_equal, one, other))
+        for one, other in zip(samples_of(source), samples_of(target), strict=True)
+    ]
+    assert same == [n % 3 == 2 for n in range(12)]
+
+
+def test_failures_of_an_earlier_run_are_reported_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoration, "SEGMENT", 4)
+    source, target = write_clip(tmp_path / "clip.mkv"), tmp_path / "result.mkv"
+    broken = pipeline(StubNetwork(lambda x: x * torch.nan))
+
+    def fail(path: Path, *others: object) -> None:
+        raise CutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(restoration, "join", fail)
+        with pytest.raises(CutError):
+            restore_video(source, target, broken)
+    result = restore_video(source, target, pipeline())
+    assert dict(result.failures) == {(0, "the network's output is not finite"): 12}
+
+
+def test_damage_is_reported_and_the_rest_is_restored(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mkv", times=range(60), codec="libx264")
+    data = bytearray(source.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 600] = os.urandom(600)
+    source.write_bytes(data)
+    target = tmp_path / "result.mkv"
+    result = restore_video(source, target, pipeline())
+    assert len(frames_of(target)) == len(result.plan.frames) == len(frames_of_damaged(source))
+    assert len(result.plan.frames) < 60 or result.damaged
+
+
+def frames_of_damaged(path: Path) -> list[av.VideoFrame]:
+    return list(decode(probe(path)))
+
+
+def test_the_result_replaces_nothing_until_it_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write_clip(tmp_path / "clip.mkv"), tmp_path / "result.mkv"
+    target.write_bytes(b"precious")
+
+    def full(*others: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(restoration, "join", full)
+    with pytest.raises(OutputError, match=r"result.mkv cannot be written: No space left"):
+        restore_video(source, target, pipeline())
+    assert target.read_bytes() == b"precious"
+    assert hidden(tmp_path) == [".result.mkv.cfrestore"]
+
+
+def test_a_video_that_changes_while_it_is_read_is_not_passed_off(tmp_path: Path) -> None:
+    source, target = write_clip(tmp_path / "clip.mkv"), tmp_path / "result.mkv"
+
+    def touch(x: torch.Tensor) -> torch.Tensor:
+        os.utime(source, ns=(1, 1))
+        return -x
+
+    with pytest.raises(VideoError, match=r"was written to while it was read"):
+        restore_video(source, target, pipeline(StubNetwork(touch)))
+    assert not target.exists()
+
+
+def test_two_runs_do_not_write_one_result(tmp_path: Path) -> None:
+    source, target = write_clip(tmp_path / "clip.mkv"), tmp_path / "result.mkv"
+    folder = tmp_path / ".result.mkv.cfrestore"
+    folder.mkdir()
+    with FileLock(folder / "lock"), pytest.raises(OutputError, match="another run is writing"):
+        restore_video(source, target, pipeline())
+    restore_video(source, target, pipeline())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read as a video: No such file or directory"),
+        (b"", "cannot be read as a video: "),
+        (b"no video at all" * 100, "cannot be read as a video: Invalid data"),
+    ],
+)
+def test_what_is_no_video_is_refused_in_one_sentence(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    source = tmp_path / "clip.mp4"
+    if content is not None:
+        source.write_bytes(content)
+    with pytest.raises(VideoError) as caught:
+        restore_video(source, tmp_path / "result.mp4", pipeline())
+    assert str(caught.value).startswith(f"{source} {said}")
+    assert {path.name for path in tmp_path.iterdir()} <= {"clip.mp4"}
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as out:
+        voice = out.add_stream("pcm_s16le", rate=48_000)
+        wave = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), layout="mono")
+        wave.sample_rate = 48_000
+        out.mux(voice.encode(wave))  # type: ignore[attr-defined]
+    with pytest.raises(VideoError, match="holds no video"):
+        restore_video(path, tmp_path / "result.mkv", pipeline())
+
+
+def test_sound_that_the_container_cannot_hold_is_refused_before_any_work(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mkv", sound="pcm_s16le")
+    network = StubNetwork()
+    with pytest.raises(OutputError, match=r"result.webm cannot hold libvpx-vp9 and pcm_s16le"):
+        restore_video(source, tmp_path / "result.webm", pipeline(network))
+    assert not network.calls
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mkv"]
+    target = restored(source)
+    assert packets_of(target, "audio") == packets_of(source, "audio")
+
+
+def test_options_that_suit_no_video_are_refused(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mkv")
+    for options in (
+        Options(aligned=True),
+        Options(upscale=2),
+        Options(draw_box=True),
+        Options(samples=1),
+    ):
+        with pytest.raises(ConfigError, match="a video is restored without"):
+            restore_video(source, tmp_path / "result.mkv", pipeline(), options)
+    with pytest.raises(ConfigError, match=r"--codec must be auto, h264.*found 'xvid'"):
+        restored(source, codec="xvid")
+    with pytest.raises(ConfigError, match="ffv1 is lossless, so it takes no --crf"):
+        restored(source, codec="ffv1", crf=3)
+
+
+def test_the_codec_is_that_of_the_input_unless_another_is_named(tmp_path: Path) -> None:
+    for codec, ending, asked, found in (
+        ("libx264", "mp4", "auto", "h264"),
+        ("libx265", "mp4", "auto", "hevc"),
+        ("libvpx-vp9", "webm", "auto", "vp9"),
+        ("mpeg4", "mp4", "auto", "h264"),
+        ("libx264", "webm", "auto", "vp9"),
+        ("libx264", "mkv", "ffv1", "ffv1"),
+        ("libx264", "mp4", "hevc", "hevc"),
+    ):
+        source = write_clip(tmp_path / f"clip.{'mkv' if ending == 'webm' else ending}", codec=codec)
+        target = restored(source, f"result.{ending}", codec=asked)
+        with av.open(str(target)) as result:
+            assert result.streams.video[0].codec_context.codec.canonical_name == found
+
+
+def test_progress_counts_every_frame_once(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mkv")
+    done = {"finding": 0, "painting": 0}
+
+    def progress(stage: str, more: int, total: int | None) -> None:
+        done[stage] += more
+        assert stage == "finding" or total == 12
+
+    restore_video(source, tmp_path / "result.mkv", pipeline(), progress=progress)
+    assert done == {"finding": 12, "painting": 12}
+
+
+def test_a_video_without_faces_is_written_as_it_is(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mkv")
+    target = tmp_path / "result.mkv"
+    result = restore_video(source, target, pipeline(faces=()))
+    assert isinstance(result, VideoRestoration)
+    assert not result.plan.tracks
+    for one, other in zip(samples_of(source), samples_of(target), strict=True):
+        assert all(map(np.array_equal, one, other))
+
+
+def test_cuts_are_found(tmp_path: Path) -> None:
+    other = [255 - picture(*SIZE, seed=5) for _ in range(6)]
+    source = write_clip(tmp_path / "clip.mkv", [*moving(6), *other])
+    result = restore_video(source, tmp_path / "result.mkv", pipeline())
+    assert [track.shot for track in result.plan.tracks] == [(0, 6), (6, 12)]
