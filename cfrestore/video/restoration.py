@@ -8,7 +8,7 @@ not grow with the length of the video, but for the places of its faces.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,7 +28,8 @@ from cfrestore.errors import ConfigError, OutputError, VideoError
 from cfrestore.files import drafted
 from cfrestore.image import Photo
 from cfrestore.options import Options
-from cfrestore.restore import FailedFace
+from cfrestore.restore import FailedFace, RestoredFace
+from cfrestore.video.calming import REACH, calm
 from cfrestore.video.coding import Coding, FrameConverter, choose_coding, code
 from cfrestore.video.container import CONTAINERS, Video, check_container, decode, join, probe
 from cfrestore.video.finding import find_faces
@@ -216,6 +217,18 @@ class _Begun:
 
 
 @dataclass(frozen=True, eq=False)
+class _Painted:
+    """A frame whose faces are painted."""
+
+    begun: _Begun
+    faces: Sequence[PaintedFace]
+
+
+_Window: TypeAlias = tuple[_Painted | None, ...]
+"""A frame with REACH frames before and after it."""
+
+
+@dataclass(frozen=True, eq=False)
 class RestoredFrame:
     """A frame, and the faces in it that were left as they are."""
 
@@ -249,7 +262,8 @@ class FramePainter:
         on = partial(
             ahead, weigh=lambda _: height * width, count=2 * self.workers, weight=PIXELS_AHEAD
         )
-        frames = islice(enumerate(decode(self.video)), first, None)
+        begin = max(0, first - REACH)  # the first ones are calmed by those before them too
+        frames = islice(enumerate(decode(self.video)), begin, None)
         with threads(self.workers) as readers, threads(self.workers) as writers:
             begun = on(readers, self._begin, frames)
             groups = grouped(
@@ -261,7 +275,8 @@ class FramePainter:
                 weight=PIXELS_AHEAD,
             )
             painted = chain.from_iterable(map(self._paint, groups))
-            yield from on(writers, self._finish, painted)
+            windows = islice(_windows(painted), first - begin, None)
+            yield from on(writers, self._finish, windows)
 
     def _begin(self, item: tuple[int, av.VideoFrame]) -> _Begun:
         index, decoded = item
@@ -273,29 +288,51 @@ class FramePainter:
         photo = Photo(self.converter.to_pixels(frame), gray=self.gray)
         return _Begun(frame, (photo, self.procedure.prepare(photo, self.plan.frames[index])))
 
-    def _paint(self, frames: Sequence[_Begun]) -> Iterator[tuple[_Begun, Sequence[PaintedFace]]]:
+    def _paint(self, frames: Sequence[_Begun]) -> Iterator[_Painted]:
         faces = [face for frame in frames for face in frame.faces]
         painted = iter(self.procedure.paint(faces) if faces else ())
         for frame in frames:
-            yield frame, tuple(islice(painted, len(frame.faces)))
+            yield _Painted(frame, tuple(islice(painted, len(frame.faces))))
 
-    def _finish(self, item: tuple[_Begun, Sequence[PaintedFace]]) -> RestoredFrame:
-        begun, painted = item
-        if begun.photo is None:
-            return RestoredFrame(begun.frame)
-        photo, prepared = begun.photo
-        restoration = prepared.finish([_faded(face) for face in painted])
-        pixels = restoration.photo.pixels
-        frame = self.converter.to_frame(pixels, photo.pixels, begun.frame)
+    def _finish(self, window: _Window) -> RestoredFrame:
+        middle = window[REACH]
+        assert middle is not None
+        frame = middle.begun.frame
+        if middle.begun.photo is None:
+            return RestoredFrame(frame)
+        photo, prepared = middle.begun.photo
+        restoration = prepared.finish(
+            [_calmed(window, f) if isinstance(f, RestoredFace) else f for f in middle.faces]
+        )
+        frame = self.converter.to_frame(restoration.photo.pixels, photo.pixels, frame)
         return RestoredFrame(frame, restoration.failed)
 
 
-def _faded(face: PaintedFace) -> PaintedFace:
-    """The painted face, as opaque as its plan says."""
-    if isinstance(face, FailedFace):
-        return face
+def _windows(painted: Iterable[_Painted]) -> Iterator[_Window]:
+    """Each frame in the middle of those around it; None where there are none."""
+    window: deque[_Painted | None] = deque(maxlen=2 * REACH + 1)
+    for item in chain([None] * REACH, painted, [None] * REACH):
+        window.append(item)
+        if len(window) == window.maxlen and window[REACH] is not None:
+            yield tuple(window)
+
+
+def _calmed(window: _Window, face: RestoredFace) -> RestoredFace:
+    """A face of the middle frame, calmed by those of the same track in the other frames."""
+    own = face.aligned.crop, face.crop
+    others = (
+        (index - REACH, other.aligned.crop, other.crop)
+        for index, item in enumerate(window)
+        if item is not None and index != REACH
+        for other in item.faces
+        if isinstance(other, RestoredFace) and _planned(other).track == _planned(face).track
+    )
+    return replace(face, crop=calm(own, others), opacity=_planned(face).opacity)
+
+
+def _planned(face: RestoredFace) -> PlannedFace:
     assert isinstance(face.aligned.face, PlannedFace)
-    return replace(face, opacity=face.aligned.face.opacity)
+    return face.aligned.face
 
 
 def paint_segments(

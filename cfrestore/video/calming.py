@@ -1,0 +1,57 @@
+"""Calms a painted face over time: (crops of neighbouring frames) -> crop. No torch, no video.
+
+The network paints each frame by itself, so that a lash or a strand of hair is somewhere else in the
+next frame: it flickers. Steadied crops show a face at the same place, so the mean of what is
+painted in neighbouring frames is as sharp as one of them wherever the face itself does not change.
+Where it does, like a mouth or a lid that moves, the crops before painting show it, and the frame
+keeps its own. This is a bilateral filter along time, guided by the input (Tomasi and Manduchi,
+"Bilateral filtering for gray and color images", 1998; the guide as in Eisemann and Durand, "Flash
+photography enhancement via intrinsic relighting", 2004).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+REACH = 2
+"""Frames before and after that count."""
+
+FALLOFF = 1.5
+"""Standard deviation in frames of their weight."""
+
+TOLERANCE = 6.0
+"""Difference of two crops, in 8-bit levels, at which a neighbour has lost most of its weight."""
+
+_AREA = 1 / 64  # of the crop's side: sigma of the Gaussian by which differences are averaged
+
+
+def calm(
+    own: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+    others: Iterable[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]],
+) -> NDArray[np.uint8]:
+    """The painted crop of a frame, calmed by those of its neighbours.
+
+    Args:
+        own: the crop before painting and the painted one, (S, S, 3) each.
+        others: of each neighbour its distance in frames, and the same two crops.
+    Returns:
+        (S, S, 3).
+    """
+    before, painted = own
+    total = painted.astype(np.float32)
+    weights = np.ones((*painted.shape[:2], 1), np.float32)
+    for distance, other_before, other_painted in others:
+        difference = cv2.absdiff(before, other_before).astype(np.float32).mean(axis=2)
+        difference = cv2.GaussianBlur(difference, (0, 0), _AREA * len(before))
+        nearness = np.exp(-0.5 * (distance / FALLOFF) ** 2)
+        weight = nearness * np.exp(-np.square(difference / TOLERANCE))[..., None]
+        total += weight * other_painted
+        weights += weight
+    return np.rint(total / weights).astype(np.uint8)
