@@ -5,7 +5,9 @@ neither see nor paint. Whether it is worth keeping depends on what it is: real s
 almost nothing where the photograph is blurred. The energy of the octave just finer than the crop
 distinguishes these. In sharp photographs each octave has about the energy of the next (Field,
 "Relations between the statistics of natural images and the response properties of cortical cells",
-1987); in blurred ones the finer octave has less. Detail is strong in few places, such as lashes and
+1987); in blurred ones the finer octave has less. It is compared with the stronger of the two next
+ones: in a picture that was enlarged and then saved as JPEG, or in a frame of a video, both finest
+octaves hold hardly more than the traces of coding, alike in both. Detail is strong in few places, such as lashes and
 hair, while noise is the same everywhere; the median shows its level (Donoho and Johnstone, "Ideal
 spatial adaptation by wavelet shrinkage", 1994). Both decide what is kept at each pixel (Lee,
 "Digital image enhancement and noise filtering by use of local statistics", 1980).
@@ -36,7 +38,7 @@ _Depth = TypeVar("_Depth", np.uint8, np.float32)
 LARGE_FROM = 1.25
 """Photograph pixels per crop pixel above which a loss of detail is visible."""
 
-SHARP_FROM = 0.14
+SHARP_FROM = 0.055
 """Sharpness from which a large face is better left alone; found by benchmarks/large_faces.py."""
 
 SIGNAL_FROM = 0.3
@@ -55,9 +57,9 @@ class Detail:
     """The detail of a face that is finer than its crop.
 
     Attributes:
-        sharpness: energy of the octave finer than the crop, without noise, over that of the crop's
-            finest octave, as far as the photograph has pixels for it; 0 if all is blur or noise,
-            about 0.3 in a sharp photograph.
+        sharpness: energy of the octave finer than the crop, without noise, over that of the
+            stronger of the crop's two finest octaves, as far as the photograph has pixels for it; 0
+            if all is blur or noise, about 0.1 in a sharp photograph.
         share: part of the finer octave's energy that is not noise, in [0, 1].
         kept: (S, S) float32 in [0, 1], the share worth keeping at each pixel of the crop.
     """
@@ -87,10 +89,11 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
     size = aligned.crop.shape[0]
     cut = cut_finely(pixels, rescale(aligned.to_crop, 2), 2 * size)
     octave = finest_octave(cut)
-    finer, coarser = within_face(octave), within_face(finest_octave(_halve(cut)))
-    energy, noise = _energy(finer), noise_energy(octave)
+    crop = _halve(cut)
+    coarser = max(_energy(within_face(finest_octave(part))) for part in (crop, _halve(crop)))
+    energy, noise = _energy(within_face(octave)), noise_energy(octave)
     detail = max(0.0, energy - noise)
-    expected = _energy(coarser) * min(1.0, max(_LEAST_PART, octaves))
+    expected = coarser * min(1.0, max(_LEAST_PART, octaves))
     return Detail(
         sharpness=detail / expected if expected > 0 else 0.0,
         share=detail / energy if energy > 0 else 0.0,

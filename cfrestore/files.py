@@ -45,17 +45,19 @@ def plain(path: Path) -> Path:
 
 
 @contextmanager
-def drafted(target: Path) -> Iterator[Path]:
-    """Yields an empty file next to target, which replaces it at the end unless there is an error.
+def drafted(target: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Yields an empty file, which replaces target at the end unless there is an error.
 
     So target is always either the old or the complete new file. Links are followed. Whatever fills
     the draft may replace it; a new file has the mode that the umask gives, see also `settle`.
 
+    Args:
+        folder: for the draft, in the target's file system; by default the target's.
     Raises:
         OSError: the system refuses.
     """
     target = Path(os.path.realpath(target))
-    draft = target.with_name(f".cfrestore-{secrets.token_hex(8)}.tmp")
+    draft = (folder or target.parent) / f".cfrestore-{secrets.token_hex(8)}.tmp"
     try:
         with draft.open("xb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
@@ -74,7 +76,7 @@ def settle(draft: Path, target: Path) -> None:
     """Gives a finished draft its name, and the mode of the file that it replaces.
 
     Args:
-        draft: in the folder of target.
+        draft: in the file system of target.
         target: its name; links are followed.
     Raises:
         OSError: the system refuses.

@@ -58,6 +58,20 @@ def test_noise_is_no_detail(sigma: float) -> None:
     assert detail.kept.mean() < 0.1
 
 
+@pytest.mark.parametrize("quality", [30, 50, 75])
+@pytest.mark.parametrize("factor", [4, 6, 8])
+def test_traces_of_coding_are_no_detail(factor: int, quality: int) -> None:
+    """A small picture that was enlarged and only then saved, like an upload of an upload."""
+    sharp = leaves(512, 512)
+    side = 512 // factor
+    small = cv2.resize(sharp, (side, side), interpolation=cv2.INTER_AREA)
+    large = cv2.resize(small, (512, 512), interpolation=cv2.INTER_CUBIC)
+    coded = cv2.imencode(".jpg", large, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    assert not measured(np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8), 256, 512).sharp
+    saved = cv2.imencode(".jpg", sharp, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    assert measured(np.asarray(cv2.imdecode(saved, cv2.IMREAD_COLOR), np.uint8), 256, 512).sharp
+
+
 def test_detail_is_kept_where_it_is_and_noise_is_not() -> None:
     pixels = grainy(leaves(512, 512), 6)
     flat = np.s_[200:300, 200:312]

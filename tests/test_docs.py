@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from cfrestore.cli import restore
+from cfrestore.cli import video as video_command
 
 NAMED = re.compile(r"`(tests/\w+\.py)::(\w+)`")
 
@@ -81,3 +82,11 @@ def test_options_stand_in_the_groups_and_the_order_of_the_help(repository: Path)
     }
     assert list(documented) == ["", "Files", "Many pictures", "Faces", "Networks", "Messages"]
     assert documented == helped
+
+
+def test_every_option_of_videos_is_documented_and_no_other(repository: Path) -> None:
+    command = typer.main.get_command(video_command.app)
+    helped = {name for option in command.params for name in option.opts if name.startswith("-")}
+    text = (repository / "docs/video.md").read_text(encoding="utf-8").partition("## Options")[2]
+    documented = {name for row in rows(text) for name in re.findall(r"`(-[\w-]+)`", row[0])}
+    assert documented - {"--help"} == helped

@@ -100,6 +100,7 @@ def test_times_sound_metadata_and_chapters_are_kept(tmp_path: Path, ending: str)
         assert metadata["title"] == "Grüße"
         assert metadata["comment"].startswith("mine; faces restored by cfrestore")
         assert [c["metadata"]["title"] for c in result.chapters()] == ["one"]
+        assert result.streams.audio[0].metadata["language"] in ("deu", "ger")
         streams = (original.streams.video[0], result.streams.video[0])
         assert len({stream.codec_context.name for stream in streams}) == 1
         assert result.duration == pytest.approx(original.duration, abs=45_000)

@@ -7,6 +7,7 @@ every other sample of a frame reaches the encoder as it was decoded.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -219,6 +220,7 @@ def code(frames: Iterable[av.VideoFrame], video: Video, coding: Coding) -> list[
     Returns:
         the coded frames, in the order in which they are decoded.
     """
+    os.environ.setdefault("SVT_LOG", "1")  # errors only
     context: Any = av.CodecContext.create(coding.encoder, "w")
     set_up(context, video, coding)
     context.flags |= Flags.global_header  # as in the containers we write

@@ -257,7 +257,13 @@ def _lay_out(
     stream: Any = out.add_stream(coding.encoder, rate=video.rate)
     set_up(stream.codec_context, video, coding)
     stream.time_base = video.time_base
-    copies = {s.index: out.add_stream_from_template(s) for s in source.streams if _is_copied(s)}
+    stream.metadata.update(_stream(source, video.path).metadata)
+    copies: dict[int, Stream] = {}
+    for original in filter(_is_copied, source.streams):
+        copy = out.add_stream_from_template(original)
+        copy.metadata.update(original.metadata)  # such as its language
+        copy.disposition = original.disposition
+        copies[original.index] = copy
     return stream, copies
 
 

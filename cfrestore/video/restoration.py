@@ -141,7 +141,7 @@ def restore_video(
             headers = [header for path in paths if (header := read_header(path))]
             failures = sum((header.failures for header in headers), Counter[tuple[int, str]]())
             result = VideoRestoration(video, plan, failures, found.damaged, seconds)
-            with drafted(target) as draft:
+            with drafted(target, folder) as draft:  # after a kill it goes with the folder
                 with timed(seconds, "write"):
                     join(
                         video,
