@@ -176,6 +176,8 @@ def test_a_file_can_be_named(
     monkeypatch.setenv("CFRESTORE_CONFIG", "other")
     assert cfrestore_("a.png").code == 0
     assert [options.fidelity for options in seen] == [0.3, 0.3]
+    monkeypatch.setenv("CFRESTORE_CONFIG", "lost")
+    assert cfrestore_("a.png").err.endswith("; CFRESTORE_CONFIG sets config\n")
     result = cfrestore_("a.png", "--config", "none")
     assert (result.code, result.err) == (
         2,
@@ -206,6 +208,61 @@ def test_what_the_file_gets_wrong_is_one_sentence(
     assert result.err.startswith(f"error: cfrestore.toml {said}")
     assert len(result.err.splitlines()) == 1
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("quality", "500", "quality must be a number from 1 to 100, or keep, found '500'"),
+        ("batch-size", "x", "--batch-size must be auto or a whole number from 1, found 'x'"),
+        ("upscale", "3", "upscale must be 1, 2 or 4, found 3"),
+        ("code-precision", "x", "precision 'x' is unknown; choose one of: auto, fp32, tf32"),
+        ("model", "none", "none cannot be read: No such file or directory"),
+        ("backend", "onyx", "backend 'onyx' is unknown; choose one of: torch, onnx, openvino"),
+    ],
+)
+def test_an_unsuitable_value_is_reported_with_its_place(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, key: str, value: str, found: str
+) -> None:
+    """Also one that is only checked with others, or when it is used."""
+    make("a.png")
+    Path("cfrestore.toml").write_text(f'{key} = "{value}"\ndevice = "cpu"\n')
+    said = cfrestore_("a.png").err
+    assert said.startswith(f"error: {found}; ")
+    assert re.search(f"; cfrestore.toml sets (device, )?{key}\\b", said)
+    Path("cfrestore.toml").write_text('device = "cpu"\n')
+    variable = f"CFRESTORE_{key.replace('-', '_').upper()}"
+    monkeypatch.setenv(variable, value)
+    said = cfrestore_("a.png").err
+    assert said.startswith(f"error: {found}; ")
+    assert f"; {variable} sets {key}" in said
+
+
+def test_contradictions_are_reported_with_the_places_of_their_options(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a.png")
+    Path("cfrestore.toml").write_text("max-face = 3\nw = 1")
+    monkeypatch.setenv("CFRESTORE_MIN_FACE", "5")
+    assert set(cfrestore_("a.png").err.strip().split("; ")) == {
+        "error: no face is at least 5 and at most 3 pixels large",
+        "cfrestore.toml sets max-face",
+        "CFRESTORE_MIN_FACE sets min-face",
+    }
+    Path("cfrestore.toml").write_text("compile = true\ndevice = 'cpu'")
+    assert "; cfrestore.toml sets device" in cfrestore_("a.png").err
+    Path("cfrestore.toml").write_text("compile = true")
+    assert "; cfrestore.toml sets compile; CFRESTORE_" in cfrestore_("a.png").err
+
+
+def test_an_error_in_an_argument_has_no_place_but_the_command_line(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a.png")
+    Path("cfrestore.toml").write_text("w = 1")
+    monkeypatch.setenv("CFRESTORE_DEVICE", "cpu")
+    assert cfrestore_("a.png", "--quality", "500").err.endswith("found '500'\n")
+    assert cfrestore_("none.png").err.endswith("no such file\n")
 
 
 def test_every_shared_option_can_be_set(tmp_path: Path) -> None:
