@@ -30,7 +30,7 @@ from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_ou
 from cfrestore.batch.outcome import Outcome, outcome_of
 from cfrestore.errors import CFRestoreError, ConfigError, ImageError, OutputError
 from cfrestore.files import exists
-from cfrestore.image import Photo, read_photo, write_photo
+from cfrestore.image import Photo, read_photo, writable_format, write_photo
 from cfrestore.show import side_by_side
 
 if TYPE_CHECKING:
@@ -255,6 +255,8 @@ class PictureIO:
             photo = self.read(source or self._given(self.stdin, job.source))
             if source and fingerprint and not fingerprint.is_recent(source):
                 raise FailureError("modified", f"{source} was written to while it was read")
+        with _failing(job, "unwritable"):  # rather than when its faces have been painted
+            writable_format(job.ending or photo.format, str(job.target))
         if job.in_place and photo.lost:
             lost = " and ".join(text[0].lower() + text[1:].rstrip(".") for text in photo.lost)
             text = f"{job.source} is not replaced, because its result holds less: {lost}"

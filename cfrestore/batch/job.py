@@ -78,6 +78,13 @@ class Job:
         return (*result, *([self.comparison] if COMPARED in self.kept else []))
 
     @property
+    def ending(self) -> str:
+        """The format or extension that the result is written as; empty: that of the picture."""
+        if self.format or self.in_place or isinstance(self.target, Stream):
+            return self.format or ""
+        return "" if self.target.suffix in (".", *MARKS) else self.target.suffix
+
+    @property
     def comparison(self) -> Path:
         return self.folder(COMPARED) / f"{self.name}.png"
 

@@ -16,7 +16,7 @@ from cfrestore.batch.manifest import Manifest, manifest_in
 from cfrestore.batch.naming import Naming, fixed_folder, is_template
 from cfrestore.errors import ConfigError, ImageError, OutputError
 from cfrestore.files import exists, plain
-from cfrestore.image import EXTENSIONS, FORMATS
+from cfrestore.image import EXTENSIONS, FORMATS, writable_format
 
 _NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG)
 _NUMBERED = re.compile(r"(.*)_\d{2,}\.png", re.DOTALL)
@@ -72,7 +72,8 @@ def plan(
         say: called with sentences on inputs that are left out.
     Raises:
         ImageError: a folder or pattern holds no pictures, or a path is unreadable.
-        OutputError: two jobs have one target, or a target is an input, exists, or is misplaced.
+        OutputError: two jobs have one target, or a target is an input, exists, is misplaced, or
+            has a format that cannot be written.
         ConfigError: suffix, format, shard or template make no sense, or contradict each other.
     """
     naming = Naming(
@@ -287,11 +288,27 @@ def _checked(
     """
     mine = [job for job, yes in zip(jobs, own, strict=True) if yes]
     refusals: dict[int, str] = {}
-    for job, sentence in (*_collisions(jobs), *_losses(jobs, mine, spared)):
+    found = (*_unwritable(mine), *_collisions(jobs), *_losses(jobs, mine, spared))
+    for job, sentence in found:
         if not isolate:
             raise OutputError(sentence)
         refusals.setdefault(id(job), sentence)
     return tuple(replace(job, refusal=refusals.get(id(job))) for job in mine)
+
+
+def _unwritable(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    """Jobs whose result has a format that cannot be written, each with the reason for refusal.
+
+    A result that is called as its picture is has no format that anybody asked for: reading the
+    picture tells more.
+    """
+    for job in jobs:
+        source, target = (getattr(place, "suffix", "") for place in (job.source, job.target))
+        if job.ending and (job.format or source.lower() != target.lower()):
+            try:
+                writable_format(job.ending, str(job.target))
+            except OutputError as error:
+                yield job, str(error)
 
 
 def _collisions(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
