@@ -414,11 +414,39 @@ def test_a_pipeline_through_a_shell(shell: Path) -> None:
 
 @posix
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
-@pytest.mark.parametrize("words", ["old.jpg --json -q", "weights list", "--version"])
+@pytest.mark.parametrize("words", ["old.jpg --json -q", "weights list", "--version", "--help"])
 def test_a_full_stdout_is_one_sentence(shell: Path, words: str) -> None:
     done = run(f"cfrestore {words} > /dev/full")
     assert done.returncode == 1
     assert done.stderr == b"error: stdout cannot be written: No space left on device\n"
+
+
+@posix
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_picture_that_stdout_does_not_take_is_one_sentence(shell: Path) -> None:
+    done = run("cfrestore old.jpg -q -o - > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == b"error: <stdout> cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(24, "Too many open files"), "error: Too many open files\n"),
+        (OSError(28, "No space left", "/tmp/x"), "error: /tmp/x: No space left\n"),
+        (OSError("all is lost"), "error: all is lost\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence_that_does_not_blame_stdout(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    make("a.png")
+    monkeypatch.setattr("cfrestore.pipeline.load_pipeline", load)
+    result = cfrestore_("a.png", "-q")
+    assert (result.code, result.err) == (1, said)
 
 
 @posix
