@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +22,7 @@ from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.options import Options
 from cfrestore.pipeline import Pipeline
 
+REPOSITORY = Path(__file__).parents[1]
 MANIFEST = Path("out/.cfrestore.jsonl")
 
 
@@ -303,6 +307,55 @@ def test_names_may_be_any_bytes() -> None:
 
 
 # In place
+
+
+_RECORD = """
+(job,) = plan(["given"], "out")
+shutil.copy(job.source, job.target)
+prints = [Fingerprint.of(path) for path in (job.source, job.target)]
+record_outcome(Outcome(job), "settings", prints[0], {job.target: prints[1]})
+"""
+_LOOK = """
+(job,) = plan(["given"], "out")
+print(Manifest.read(Path("out")).finished(job, "settings") is not None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the locale decides how names are decoded")
+@pytest.mark.parametrize(("first", "then"), [("C", "C.UTF-8"), ("C.UTF-8", "C")])
+@pytest.mark.parametrize("name", ["caf\u00e9.png", "caf\udcff.png"])
+def test_a_manifest_is_the_same_in_every_locale(first: str, then: str, name: str) -> None:
+    head = (
+        "import shutil\nfrom pathlib import Path\nfrom cfrestore.batch import Manifest, Outcome, plan\n"
+        "from cfrestore.batch.manifest import Fingerprint, record_outcome\n"
+    )
+    for folder in ("given", "out"):
+        Path(folder).mkdir()
+    Path("in/a.png").rename(f"given/{name}")
+
+    def python(code: str, locale: str) -> str:
+        own = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(REPOSITORY)}
+        return subprocess.run(
+            [sys.executable, "-c", head + code],
+            env=os.environ | own | {"LC_ALL": locale},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+
+    python(_RECORD, first)
+    assert python(_LOOK, then) == "True\n"
+    assert python(_LOOK, first) == "True\n"
+
+
+def test_names_that_earlier_versions_recorded_in_another_locale_are_known() -> None:
+    shop = Shop()
+    Path("in/a.png").rename("in/caf\u00e9.png")
+    shop()
+    text = MANIFEST.read_text()
+    assert "caf\\u00e9" in text
+    MANIFEST.write_text(text.replace("\\u00e9", "\\udcc3\\udca9"))
+    assert [outcome.status for outcome in shop()] == ["unchanged"] * 3
 
 
 def test_in_place_a_picture_is_restored_once() -> None:

@@ -180,7 +180,9 @@ class Manifest:
                 yield record
 
     def _intact(self, record: Record) -> bool:
-        return all(print_.fits(self.folder / name) for name, print_ in record.outputs.items())
+        return all(
+            print_.fits(self.folder / native(name)) for name, print_ in record.outputs.items()
+        )
 
     def _same_input(self, record: Record, job: Job) -> bool:
         return (
@@ -208,10 +210,10 @@ def _parse(line: bytes) -> Record | None:
             return None
         print_ = values["input"]
         return Record(
-            values["source"],
+            _portable(values["source"]),
             values["settings"],
             Fingerprint(*print_) if print_ else None,
-            {name: Fingerprint(*value) for name, value in values["outputs"].items()},
+            {_portable(k): Fingerprint(*value) for k, value in values["outputs"].items()},
             Outcome.from_json(values),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -270,8 +272,20 @@ def _append(path: Path, lines: bytes) -> None:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """The path relative to a folder, with slashes; absolute if there is no relative one."""
+    """The path relative to a folder as manifests hold it; absolute if there is no relative one."""
     try:
-        return Path(os.path.relpath(path, folder)).as_posix()
+        name = Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # two drives of Windows
-        return path.absolute().as_posix()
+        name = path.absolute().as_posix()
+    return _portable(os.fsencode(name))
+
+
+def _portable(name: str | bytes) -> str:
+    """A file name as manifests hold it, the same in every locale: UTF-8, other bytes escaped."""
+    data = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
+    return data.decode("utf-8", "surrogateescape")
+
+
+def native(name: str) -> Path:
+    """The path of a name in a manifest, as this process spells it."""
+    return Path(os.fsdecode(name.encode("utf-8", "surrogateescape")))
