@@ -13,10 +13,21 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
-from stubs import StubDetector, StubNetwork, face_at, picture
+from stubs import StubDetector, StubNetwork, face_at, picture, small_network
 from torch import Tensor
 
-from cfrestore.batch import COMPARED, CROPS, Manifest, Outcome, plan, run, summarize
+from cfrestore.batch import (
+    COMPARED,
+    CROPS,
+    RESTORED,
+    SAMPLES,
+    Manifest,
+    Outcome,
+    plan,
+    run,
+    summarize,
+)
+from cfrestore.detect import Face
 from cfrestore.errors import OutputError
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.options import Options
@@ -201,6 +212,60 @@ def test_what_is_kept_beside_results_is_taken_up_too() -> None:
         shop(kept=[CROPS])
 
 
+def test_samples_that_are_no_longer_asked_for_go_unless_somebody_has_edited_them() -> None:
+    def samples(count: int, **options: object) -> list[Outcome]:
+        network = small_network()
+        pipeline = Pipeline(network, StubDetector(face_at(4, 4, 32)))
+        jobs = plan(["in"], "out", kept=[SAMPLES], **options)  # type: ignore[arg-type]
+        return list(run(jobs, pipeline.restoring(Options(samples=count, max_face=None))))
+
+    folder = Path("out/restored_samples")
+    samples(4)
+    assert len(list(folder.iterdir())) == 12
+    (folder / "b_03.png").write_bytes(b"edited")
+    outcomes = samples(2)
+    expected = [*(f"{name}_0{k}.png" for name in "abc" for k in (0, 1)), "b_03.png"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
+    assert (folder / "b_03.png").read_bytes() == b"edited"
+    notes = [[note for note in outcome.notes if "earlier" in note] for outcome in outcomes]
+    assert notes == [[], ["out/restored_samples/b_03.png is left from an earlier run."], []]
+    assert statuses(samples(2)) == ["unchanged"] * 3
+    outcomes = samples(4, overwrite=True)
+    assert statuses(outcomes) == ["done"] * 3
+    assert len(list(folder.iterdir())) == 12
+
+
+def test_faces_that_are_no_longer_found_go() -> None:
+    def crops(*faces: Face, name: str = "in") -> list[Outcome]:
+        pipeline = Pipeline(Darker(), StubDetector(*faces))
+        jobs = plan([name], "out/", kept=[CROPS, RESTORED])
+        return list(run(jobs, pipeline.restoring(Options(fidelity=len(faces) / 4))))
+
+    shutil.copy("in/a.png", "in/a_00.png")  # its crops are a_00_00.png and so on
+    crops(face_at(4, 4, 32), face_at(10, 4, 24))
+    one = ["a_00.png", "a_00_00.png", "b_00.png", "c_00.png"]
+    two = ["a_00_01.png", "a_01.png", "b_01.png", "c_01.png"]
+    for folder in ("out/cropped_faces", "out/restored_faces"):
+        assert sorted(contents(folder)) == sorted(one + two)
+    crops(face_at(4, 4, 32))
+    for folder in ("out/cropped_faces", "out/restored_faces"):
+        assert sorted(contents(folder)) == one
+
+
+def test_without_a_record_nothing_is_removed_but_it_is_said() -> None:
+    def crop(*faces: Face) -> Outcome:
+        pipeline = Pipeline(Darker(), StubDetector(*faces))
+        jobs = plan(["in/a.png"], kept=[CROPS], overwrite=True)
+        return next(iter(run(jobs, pipeline.restoring())))
+
+    assert not crop(face_at(4, 4, 32), face_at(10, 4, 24)).notes
+    kept = Path("in/cropped_faces/a_01.png").read_bytes()
+    assert crop(face_at(4, 4, 32)).notes == (
+        "in/cropped_faces/a_01.png is left from an earlier run.",
+    )
+    assert Path("in/cropped_faces/a_01.png").read_bytes() == kept
+
+
 def test_failures_are_recorded_and_tried_again() -> None:
     Path("in/b.png").write_bytes(b"no picture")
     shop = Shop()
@@ -326,7 +391,8 @@ print(Manifest.read(Path("out")).finished(job, "settings") is not None)
 @pytest.mark.parametrize("name", ["caf\u00e9.png", "caf\udcff.png"])
 def test_a_manifest_is_the_same_in_every_locale(first: str, then: str, name: str) -> None:
     head = (
-        "import shutil\nfrom pathlib import Path\nfrom cfrestore.batch import Manifest, Outcome, plan\n"
+        "import shutil\nfrom pathlib import Path\n"
+        "from cfrestore.batch import Manifest, Outcome, plan\n"
         "from cfrestore.batch.manifest import Fingerprint, record_outcome\n"
     )
     for folder in ("given", "out"):

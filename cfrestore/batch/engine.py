@@ -285,13 +285,17 @@ class PictureIO:
             stream = self._given(self.stdout, job.target)
             return outcome(self.write(photo, stream, format=job.format or photo.format))
 
-        def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
-            ended = outcome(notes)
-            record_outcome(ended, self.digest(job), picture.fingerprint, prints)
-            return ended
-
         files = [(path, photo) for path, photo in picture.files if isinstance(path, Path)]
         self._check_free([path for path, _ in files], job)
+        outdated, left = self._earlier_files(picture)
+
+        def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
+            ended = outcome((*notes, *(f"{path} is left from an earlier run." for path in left)))
+            record_outcome(ended, self.digest(job), picture.fingerprint, prints)
+            for path in outdated:  # before the renaming: if it never comes, all is made again
+                path.unlink(missing_ok=True)
+            return ended
+
         return put(files, job, self.write, record)
 
     def _check_free(self, paths: Iterable[Path], job: Job) -> None:
@@ -306,6 +310,23 @@ class PictureIO:
                 if not manifest.wrote(path, job):
                     text = f"{path} was edited since it was written; only --overwrite replaces it"
                     raise FailureError("exists", text)
+
+    def _earlier_files(self, picture: Pasted) -> tuple[list[Path], list[Path]]:
+        """Numbered faces and samples of earlier runs, which are not the new result's.
+
+        Returns:
+            those that are as a run wrote them, which go; and others, which may be somebody's.
+        """
+        job, written = picture.job, [path for path, _ in picture.files if isinstance(path, Path)]
+        numbers = range(1 + max(len(picture.outcome.faces), len(written)))
+        places = [job.numbered(first.parent.name, k) for first in job.series for k in numbers]
+        found = [path for path in places if path not in written and exists(path)]
+        manifest = self.manifests[job.manifest.parent] if job.manifest else None
+        if manifest is None:
+            return [], found
+        known = manifest.outdated(job, written)
+        own = [path for path in known if manifest.wrote(path, job)]
+        return own, [path for path in dict.fromkeys((*known, *found)) if path not in own]
 
     def failed(self, job: Job, failure: FailureError) -> Outcome:
         """Records that a job failed, and returns its outcome."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -97,6 +98,13 @@ class Job:
     def numbered(self, folder: str, index: int) -> Path:
         """The file of one face in CROPS or RESTORED, or of one result in SAMPLES."""
         return self.folder(folder) / f"{self.name}_{index:02d}.png"
+
+    def has_numbered(self, path: Path) -> bool:
+        """Whether a file belongs to one of the series, whatever its number."""
+        number = path.name.removeprefix(f"{self.name}_").removesuffix(".png")
+        named = number.isdecimal() and path.name == f"{self.name}_{number}.png"
+        folders = {os.path.realpath(first.parent) for first in self.series}
+        return named and os.path.realpath(path.parent) in folders
 
     def folder(self, name: str) -> Path:
         """One of the folders beside the result."""

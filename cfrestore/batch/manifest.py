@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any
 from cfrestore.batch.job import Job
 from cfrestore.batch.outcome import SCHEMA, Outcome
 from cfrestore.errors import OutputError
-from cfrestore.files import sha256_of
+from cfrestore.files import exists, sha256_of
 
 _APPENDING = threading.Lock()
 
@@ -154,6 +154,18 @@ class Manifest:
         """Whether the file is still as a run wrote it from the job's picture."""
         name = relative(path, self.folder)
         return any(record.outputs[name].fits(path) for record in self._records(path, job))
+
+    def outdated(self, job: Job, written: Iterable[Path]) -> tuple[Path, ...]:
+        """Numbered files that runs made from the job's picture, and that the last has not written.
+
+        Edited ones are among them, see `wrote`.
+        """
+        now = {relative(path, self.folder) for path in written}
+        source = relative(job.source, self.folder) if isinstance(job.source, Path) else ""
+        names = (name for name in self._by_source.get(source, ()) if name not in now)
+        paths = filter(job.has_numbered, (self.folder / native(name) for name in names))
+        numbered = (job.folder(path.parent.name) / path.name for path in paths)
+        return tuple(filter(exists, numbered))
 
     def finished(self, job: Job, settings: str) -> Record | None:
         """The record of this job done with these settings, if all it wrote is still there.
