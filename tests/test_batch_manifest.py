@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -438,6 +440,57 @@ def test_in_place_a_picture_is_restored_once() -> None:
     Path("in/b.png").write_bytes(originals["b.png"])
     assert statuses(shop(output=None, in_place=True)) == ["unchanged", "done", "unchanged"]
     assert contents("in") == results
+
+
+def test_in_place_a_result_is_not_restored_again_unless_asked_to() -> None:
+    """With other settings its faces would be painted, and a JPEG compressed, twice."""
+    Shop(0.5)(output=None, in_place=True)
+    results = contents("in")
+    other = Shop(0.7)
+    write_photo(Photo(picture(40, 50, seed=9)), "in/d.png")
+    outcomes = other(output=None, in_place=True)
+    assert statuses(outcomes) == ["unchanged"] * 3 + ["done"]
+    assert other.read == ["d.png"]
+    said = ("it is a result of an earlier run already, which only --overwrite replaces",)
+    assert [outcome.remarks for outcome in outcomes] == [said] * 3 + [()]
+    assert [outcome.restored for outcome in outcomes] == [1] * 4
+    assert not outcomes[0].complete
+    assert contents("in").items() >= results.items()
+    write_photo(Photo(picture(40, 50, seed=8)), "in/b.png")  # another picture of that name
+    assert statuses(other(output=None, in_place=True))[:2] == ["unchanged", "done"]
+    done = other(output=None, in_place=True, overwrite=True)
+    assert statuses(done) == ["done", "unchanged", "done", "unchanged"]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_in_place_a_result_of_another_task_is_worked_on(recorded: bool) -> None:
+    def work(task: str) -> list[str]:
+        shop = Shop()
+        procedure = replace(shop.procedure, settings={**shop.procedure.settings, "task": task})
+        jobs = plan(["in/a.png"], in_place=True)
+        write = partial(write_photo, provenance={"task": task})
+        outcomes = list(run(jobs, procedure, write=write))
+        if not recorded:
+            Path("in/.cfrestore.jsonl").unlink(
+                missing_ok=True
+            )  # the picture's own metadata still says it
+        return statuses(outcomes)
+
+    assert work("restoration") == ["done"]
+    assert work("colorization") == ["done"]
+    assert work("colorization") == ["unchanged"]
+    assert work("restoration") == ["done"]
+
+
+def test_in_place_a_picture_without_faces_is_tried_again() -> None:
+    def work(*faces: Face, fidelity: float) -> list[str]:
+        procedure = Pipeline(Darker(), StubDetector(*faces)).restoring(Options(fidelity=fidelity))
+        write = partial(write_photo, provenance={"task": "restoration"})
+        return statuses(list(run(plan(["in/a.png"], in_place=True), procedure, write=write)))
+
+    assert work(fidelity=0.5) == ["done"]
+    assert work(face_at(4, 4, 32), fidelity=0.6) == ["done"]
+    assert work(face_at(4, 4, 32), fidelity=0.7) == ["unchanged"]
 
 
 # Writing

@@ -30,7 +30,7 @@ from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_ou
 from cfrestore.batch.outcome import Outcome, outcome_of
 from cfrestore.errors import CFRestoreError, ConfigError, ImageError, OutputError
 from cfrestore.files import exists
-from cfrestore.image import Photo, read_photo, writable_format, write_photo
+from cfrestore.image import Photo, read_photo, task_in, writable_format, write_photo
 from cfrestore.show import side_by_side
 
 if TYPE_CHECKING:
@@ -229,7 +229,8 @@ class PictureIO:
                 manifest = self.manifests[job.manifest.parent]
                 record = manifest.finished(job, self.digest(job))
                 if record is None:
-                    return None
+                    before = manifest.replaced(job, self._task) if job.once else None
+                    return _left(job, before.outcome) if before else None
                 notes = record.outcome.notes
                 if not manifest.wrote(job.target, job):
                     left = f"{job.target} has been edited since it was written, and is left so."
@@ -246,7 +247,7 @@ class PictureIO:
         except FailureError as failure:
             return self.failed(job, failure)
 
-    def _open(self, job: Job) -> Opened:
+    def _open(self, job: Job) -> Opened | Outcome:
         self._check_free(job.singles, job)
         seconds: dict[str, float] = {}
         source = job.source if isinstance(job.source, Path) else None
@@ -257,11 +258,28 @@ class PictureIO:
                 raise FailureError("modified", f"{source} was written to while it was read")
         with _failing(job, "unwritable"):  # rather than when its faces have been painted
             writable_format(job.ending or photo.format, str(job.target))
+        if job.once and self._is_result(photo, job):
+            return _left(job, Outcome(job, notes=photo.notes))
         if job.in_place and photo.lost:
             lost = " and ".join(text[0].lower() + text[1:].rstrip(".") for text in photo.lost)
             text = f"{job.source} is not replaced, because its result holds less: {lost}"
             raise FailureError("refused", f"{text}; write it elsewhere with -o")
         return Opened(job, fingerprint, [photo], seconds)
+
+    @property
+    def _task(self) -> str | None:
+        """Name of the task, if the procedure has one."""
+        return None if (task := self.settings.get("task")) is None else str(task)
+
+    def _is_result(self, photo: Photo, job: Job) -> bool:
+        """Whether a picture says itself that it is a result of this task; a manifest knows better.
+
+        Only that tells whether there was a face at all.
+        """
+        manifest = self.manifests[job.manifest.parent] if job.manifest else None
+        assert isinstance(job.source, Path)
+        known = manifest is not None and manifest.wrote(job.source, job)
+        return not known and photo.xmp is not None and task_in(photo.xmp) == self._task is not None
 
     def close(self, picture: Pasted | Outcome) -> Outcome:
         """Writes a result and records it."""
@@ -291,7 +309,8 @@ class PictureIO:
 
         def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
             ended = outcome((*notes, *(f"{path} is left from an earlier run." for path in left)))
-            record_outcome(ended, self.digest(job), picture.fingerprint, prints)
+            digest = self.digest(job)
+            record_outcome(ended, digest, picture.fingerprint, prints, self._task)
             for path in outdated:  # before the renaming: if it never comes, all is made again
                 path.unlink(missing_ok=True)
             return ended
@@ -436,6 +455,12 @@ class FaceProcessor:
         if isinstance(picture, Outcome):
             return 0
         return picture.begun.pixels * self.procedure.upscale**2
+
+
+def _left(job: Job, before: Outcome) -> Outcome:
+    """The outcome of a picture that is a result already, and so is not replaced by another."""
+    text = "it is a result of an earlier run already, which only --overwrite replaces"
+    return replace(before, job=job, status="unchanged", remarks=(text,), seconds={})
 
 
 def _fingerprint(source: Path) -> Fingerprint | None:

@@ -79,6 +79,11 @@ class Job:
         return (*result, *([self.comparison] if COMPARED in self.kept else []))
 
     @property
+    def once(self) -> bool:
+        """Whether it is not to be done if the picture is a result already."""
+        return self.in_place and not self.overwrite
+
+    @property
     def ending(self) -> str:
         """The format or extension that the result is written as; empty: that of the picture."""
         if self.format or self.in_place or isinstance(self.target, Stream):

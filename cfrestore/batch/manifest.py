@@ -97,6 +97,7 @@ class Record:
         input: the picture as it was; None if it was no file.
         outputs: what was written, by path relative to the folder of the manifest.
         outcome: what was reported.
+        task: name of the task; None in records of earlier versions.
     """
 
     source: str
@@ -104,6 +105,7 @@ class Record:
     input: Fingerprint | None
     outputs: Mapping[str, Fingerprint]
     outcome: Outcome
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,20 @@ class Manifest:
                 return record
         return None
 
+    def replaced(self, job: Job, task: str | None) -> Record | None:
+        """The record of the run that has painted faces into the picture itself, as it is now.
+
+        Args:
+            task: the run was of this one; of unknown ones are suspected to be.
+        """
+        assert isinstance(job.target, Path)
+        name = relative(job.target, self.folder)
+        for record in self._records(job.target, job):
+            alike = record.task in (task, None) and record.outcome.restored
+            if alike and record.outputs[name].fits(job.target):
+                return record
+        return None
+
     def _records(self, path: Path, job: Job) -> Iterator[Record]:
         source = relative(job.source, self.folder) if isinstance(job.source, Path) else ""
         for record in self.records.get(relative(path, self.folder), ()):
@@ -227,6 +243,7 @@ def _parse(line: bytes) -> Record | None:
             Fingerprint(*print_) if print_ else None,
             {_portable(k): Fingerprint(*value) for k, value in values["outputs"].items()},
             Outcome.from_json(values),
+            values.get("task"),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
@@ -237,6 +254,7 @@ def record_outcome(
     settings: str,
     input: Fingerprint | None = None,
     outputs: Mapping[Path, Fingerprint] | None = None,
+    task: str | None = None,
 ) -> None:
     """Appends a line to the manifest of the outcome's job, if it has one, and syncs it to disk.
 
@@ -250,6 +268,7 @@ def record_outcome(
     values = outcome.to_json() | {
         "source": relative(source, folder) if isinstance(source, Path) else str(source),
         "settings": settings,
+        "task": task,
         "input": input.to_json() if input else None,
         "outputs": {
             relative(name, folder): value.to_json() for name, value in (outputs or {}).items()

@@ -58,7 +58,8 @@ def plan(
         kept: which of KEPT are to be written beside the results. Their files have the stem of the
             source, or its full name where two stems are equal.
         recursive: include sub-folders.
-        in_place: each result replaces its picture.
+        in_place: each result replaces its picture; a picture that is a result already is left so,
+            unless `overwrite` is set.
         format: one of FORMATS or an extension, in place of that of each picture.
         fidelity: the value of {w}.
         shard: number, from 1, and count of the parts into which the pictures are divided by name;

@@ -20,6 +20,7 @@ from cfrestore.image.photo import (
     to_tensor,
     to_uint8,
 )
+from cfrestore.image.xmp import task_in
 
 __all__ = [
     "EXTENSIONS",
@@ -39,6 +40,7 @@ __all__ = [
     "pictures_in",
     "read_photo",
     "resize",
+    "task_in",
     "to_depth",
     "to_gray",
     "to_levels",
