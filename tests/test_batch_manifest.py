@@ -191,6 +191,33 @@ def test_an_edited_result_is_left_as_it_is() -> None:
     assert statuses(shop(overwrite=True)) == ["unchanged"] * 3
 
 
+@pytest.mark.parametrize("left", [0.0, 0.6])
+@pytest.mark.parametrize("format", ["png", "jpg", "webp"])
+def test_a_result_that_is_empty_or_cut_short_is_no_edit(format: str, left: float) -> None:
+    shop = Shop()
+    shop(kept=[CROPS], format=format)
+    whole = contents()
+    for name in (f"b.{format}", "cropped_faces/c_00.png"):
+        (Path("out") / name).write_bytes(whole[name][: int(left * len(whole[name]))])
+    assert statuses(shop(kept=[CROPS], format=format)) == ["unchanged", "done", "done"]
+    assert contents() == whole
+
+
+def test_what_may_be_an_edit_is_never_replaced() -> None:
+    """Nor is what cannot be read, unless it begins as a result of that name does."""
+    shop = Shop()
+    shop()
+    text, longer = b"see the other folder", Path("out/b.png").read_bytes() + b"more"
+    smaller = Path("smaller.png")
+    write_photo(Photo(picture(20, 20)), smaller)
+    for content in (text, longer, smaller.read_bytes(), b"\xff\xd8\xff\xe0 a JPEG", b"II*\0"):
+        Path("out/b.png").write_bytes(content)
+        (_, outcome, _) = shop()
+        assert outcome.status == "unchanged"
+        assert "has been edited" in outcome.notes[-1]
+        assert Path("out/b.png").read_bytes() == content
+
+
 def test_a_file_that_appears_during_the_run_is_not_overwritten() -> None:
     jobs = plan(["in"], "out")
     Path("out").mkdir()

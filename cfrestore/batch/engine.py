@@ -326,7 +326,7 @@ class PictureIO:
                 if manifest is None or not manifest.knows(path, job):
                     text = f"{path} exists; only --overwrite replaces it"
                     raise FailureError("exists", text)
-                if not manifest.wrote(path, job):
+                if not (manifest.wrote(path, job) or manifest.lost(path, job)):
                     text = f"{path} was edited since it was written; only --overwrite replaces it"
                     raise FailureError("exists", text)
 

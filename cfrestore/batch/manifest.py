@@ -10,7 +10,8 @@ effect. Each shard has a file of its own, because machines cannot be relied on t
 one. All files are read together, as a set without order.
 
 A result is made again, and replaced without --overwrite, if its source or a setting has changed
-since. A result that somebody has edited is no longer ours, and stays.
+since, or if it is empty or cut short. A result that somebody has edited is no longer ours, and
+stays.
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ from typing import Any
 
 from cfrestore.batch.job import Job
 from cfrestore.batch.outcome import SCHEMA, Outcome
-from cfrestore.errors import OutputError
+from cfrestore.errors import ImageError, OutputError
 from cfrestore.files import exists, sha256_of
+from cfrestore.image import EXTENSIONS, read_photo
+from cfrestore.image.formats import kind_of
+
+_ALWAYS_READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
+"""Formats of which every whole picture can be read; others have kinds that cannot."""
 
 _APPENDING = threading.Lock()
 
@@ -68,6 +74,29 @@ class Fingerprint:
             return status.st_mtime_ns == self.time or sha256_of(path) == self.sha256
         except OSError:
             return False
+
+    def is_cut(self, path: Path) -> bool:
+        """Whether a file is at most a beginning of this content, so that nobody can have edited it.
+
+        Either it is empty, or it is shorter and so damaged that it cannot be read. Files that might
+        be whole pictures of a kind that is not read here do not count.
+        """
+        try:
+            status = path.stat()
+            if not path.is_file() or status.st_size >= self.size:
+                return False
+            if status.st_size == 0:
+                return True
+            with path.open("rb") as stream:
+                kind = kind_of(stream.read(64))
+            if kind not in _ALWAYS_READ or kind != EXTENSIONS.get(path.suffix.lower()):
+                return False
+            read_photo(path)
+        except ImageError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def is_recent(self, path: Path) -> bool:
         """Whether a file has not been written to since."""
@@ -157,6 +186,11 @@ class Manifest:
         name = relative(path, self.folder)
         return any(record.outputs[name].fits(path) for record in self._records(path, job))
 
+    def lost(self, path: Path, job: Job) -> bool:
+        """Whether a run wrote that file from the job's picture, and it has been cut short since."""
+        name = relative(path, self.folder)
+        return any(record.outputs[name].is_cut(path) for record in self._records(path, job))
+
     def outdated(self, job: Job, written: Iterable[Path]) -> tuple[Path, ...]:
         """Numbered files that runs made from the job's picture, and that the last has not written.
 
@@ -173,13 +207,15 @@ class Manifest:
         """The record of this job done with these settings, if all it wrote is still there.
 
         A result that was edited since counts as well, unless files may be overwritten: the edit is
-        not ours to undo. A picture that was replaced in place is its own result.
+        not ours to undo. One that was cut short does not. A picture that was replaced in place is
+        its own result.
         """
         assert isinstance(job.target, Path)
         edited = (
             job.target.exists()
             and not (job.overwrite or job.in_place)
             and not self.wrote(job.target, job)
+            and not self.lost(job.target, job)
         )
         for record in self.records.get(relative(job.target, self.folder), ()):
             same = record.settings == settings and (job.in_place or self._same_input(record, job))
