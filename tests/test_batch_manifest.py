@@ -344,6 +344,15 @@ def test_a_last_line_that_was_cut_short_costs_one_picture(cut: int) -> None:
     assert statuses(shop()) == ["unchanged"] * 3
 
 
+def _line(fingerprint: list[object]) -> bytes:
+    """A line that is whole but for the fingerprint of its result."""
+    lists: dict[str, object] = {key: [] for key in ("faces", "missing", "remarks", "notes")}
+    values = {"schema": 1, "status": "done", "path": "in/a.png", "output": "out/a.png"}
+    values |= {"code": None, "error": None, **lists, "seconds": {}, "source": "../in/a.png"}
+    values |= {"settings": "", "input": None, "outputs": {"a.png": fingerprint}}
+    return json.dumps(values).encode()
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -356,6 +365,7 @@ def test_a_last_line_that_was_cut_short_costs_one_picture(cut: int) -> None:
         b'{"schema": 2, "status": "done"}',
         b'{"schema": 1, "status": "done", "outputs": 3, "input": []}',
         b"[" * 100_000,
+        *(_line(fingerprint) for fingerprint in (["x", 1, ""], [9, None, ""], [9, 1, 2], [9, 1])),
     ],
 )
 def test_damaged_lines_count_for_nothing(line: bytes) -> None:
@@ -366,6 +376,8 @@ def test_damaged_lines_count_for_nothing(line: bytes) -> None:
     Path("out/a.png").unlink()
     assert statuses(shop()) == ["done", "unchanged", "unchanged"]
     assert statuses(shop()) == ["unchanged"] * 3
+    Path("out/a.png").write_bytes(b"")
+    assert statuses(shop()) == ["done", "unchanged", "unchanged"]
 
 
 def test_shards_are_taken_for_done_by_the_whole() -> None:

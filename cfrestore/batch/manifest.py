@@ -109,6 +109,14 @@ class Fingerprint:
     def to_json(self) -> list[Any]:
         return [self.size, self.time, self.sha256]
 
+    @classmethod
+    def from_json(cls, values: Any) -> Fingerprint:
+        """The fingerprint that `to_json` wrote; raises TypeError or ValueError for others."""
+        size, time, sha256 = values
+        if not (isinstance(size, int) and isinstance(time, int) and isinstance(sha256, str)):
+            raise TypeError(f"no fingerprint: {values!r}")
+        return cls(size, time, sha256)
+
 
 def digest_of(settings: Mapping[str, object]) -> str:
     """SHA-256 of settings, whatever their order."""
@@ -276,8 +284,8 @@ def _parse(line: bytes) -> Record | None:
         return Record(
             _portable(values["source"]),
             values["settings"],
-            Fingerprint(*print_) if print_ else None,
-            {_portable(k): Fingerprint(*value) for k, value in values["outputs"].items()},
+            Fingerprint.from_json(print_) if print_ else None,
+            {_portable(k): Fingerprint.from_json(v) for k, v in values["outputs"].items()},
             Outcome.from_json(values),
             values.get("task"),
         )

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 from cfrestore.cli.arguments import PictureArguments
 from cfrestore.cli.published import translate
 from cfrestore.cli.settings import FILE
-from cfrestore.errors import CFRestoreError, ConfigError
+from cfrestore.errors import CFRestoreError
 
 
 class PictureCommand(TyperCommand):
@@ -53,17 +53,14 @@ def _places_in(error: CFRestoreError, ctx: Any) -> str:
     """The part of the message that says where options are set.
 
     An error is about the options that its text names; if there are none, about those whose values
-    it names; if there are none either and it is a ConfigError, about any of them, because options
-    that contradict each other need not be named.
+    it names.
     """
     options = {parameter: _source_of(parameter, ctx) for parameter in ctx.command.params}
     given = [option for option, source in options.items() if source in _GIVEN]
     about = [each for each in given if _names(str(error), each.name.replace("_", "[ _-]"))]
     if not about:
-        values = {each: str(ctx.params.get(each.name)) for each in given}
+        values = {each: _value_of(each, ctx) for each in given}
         about = [each for each, value in values.items() if _names(str(error), re.escape(value))]
-    if not about and isinstance(error, ConfigError):
-        about = given
     places: dict[str, list[str]] = {}
     for each in about:
         if (place := _place_of(each, ctx)) and place not in str(error):
@@ -76,6 +73,11 @@ _GIVEN = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP")
 
 def _names(text: str, pattern: str) -> bool:
     return re.search(rf"((?<=--)|(?<![\w-])){pattern}(?![\w-])", text) is not None
+
+
+def _value_of(parameter: Any, ctx: Any) -> str:
+    """The text of a parameter's value, also while it is still being parsed."""
+    return str(os.environ.get(_place_of(parameter, ctx), ctx.params.get(parameter.name)))
 
 
 def _source_of(parameter: Any, ctx: Any) -> str:
