@@ -19,6 +19,9 @@ from cfrestore.cli.published import translate
 from cfrestore.cli.settings import FILE
 from cfrestore.errors import CFRestoreError
 
+_GIVEN = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP")
+"""Sources of values that somebody has chosen."""
+
 
 class PictureCommand(TyperCommand):
     """A command that also accepts the published spellings, and variables CFRESTORE_OPTION."""
@@ -66,9 +69,6 @@ def _places_in(error: CFRestoreError, ctx: Any) -> str:
         if (place := _place_of(each, ctx)) and place not in str(error):
             places.setdefault(place, []).append(each.name.replace("_", "-"))
     return "".join(f"; {place} sets {', '.join(names)}" for place, names in places.items())
-
-
-_GIVEN = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP")
 
 
 def _names(text: str, pattern: str) -> bool:
