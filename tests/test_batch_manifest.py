@@ -380,6 +380,13 @@ def test_damaged_lines_count_for_nothing(line: bytes) -> None:
     assert statuses(shop()) == ["done", "unchanged", "unchanged"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_manifest_that_is_a_pipe_is_not_read() -> None:
+    Path("out").mkdir()
+    os.mkfifo(MANIFEST)
+    assert Manifest.read(Path("out")).records == {}
+
+
 def test_shards_are_taken_for_done_by_the_whole() -> None:
     for index in range(6):
         write_photo(Photo(picture(40, 50, seed=index)), f"in/{index}.png")

@@ -29,7 +29,7 @@ from typing import Any
 from cfrestore.batch.job import Job
 from cfrestore.batch.outcome import SCHEMA, Outcome
 from cfrestore.errors import ImageError, OutputError
-from cfrestore.files import exists, sha256_of
+from cfrestore.files import exists, is_file, sha256_of
 from cfrestore.image import EXTENSIONS, read_photo
 from cfrestore.image.formats import kind_of
 
@@ -265,6 +265,8 @@ class Manifest:
 
 
 def _read(path: Path) -> Iterator[Record]:
+    if not is_file(path):  # a pipe would never end
+        return
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
