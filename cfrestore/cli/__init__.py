@@ -73,15 +73,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _STDOUT = "stdout cannot be written"
 
 
-class _Stdout(io.FileIO):
-    """The file of stdout, which names itself in its errors."""
+class _Stdout(io.BufferedWriter):
+    """The buffer of stdout, whose errors name it.
 
-    def write(self, data: Any) -> Any:
-        try:
+    Not the file below it: a signal that arrives in a write of that, once it is in Python, would
+    have the buffer write the same bytes again.
+    """
+
+    def write(self, data: Any) -> int:
+        with _named():
             return super().write(data)
-        except OSError as error:
-            error.filename = _STDOUT
-            raise
+
+    def flush(self) -> None:
+        with _named():
+            super().flush()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = _STDOUT
+        raise
 
 
 @contextmanager
@@ -96,9 +110,9 @@ def _stdout_by_name() -> Iterator[None]:
     if not isinstance(before, io.TextIOWrapper) or before is not sys.__stdout__ or before.isatty():
         yield
         return
-    raw = _Stdout(before.fileno(), "wb", closefd=False)
+    raw = io.FileIO(before.fileno(), "wb", closefd=False)
     raw.name = before.name
-    stream = io.TextIOWrapper(io.BufferedWriter(raw), before.encoding, before.errors)
+    stream = io.TextIOWrapper(_Stdout(raw), before.encoding, before.errors)
     sys.stdout = stream
     try:
         yield
