@@ -88,12 +88,14 @@ def estimate_similarity(
     """
     if not np.isfinite(landmarks).all():
         raise DegenerateFaceError(f"landmarks must be finite, found {landmarks.tolist()}")
-    if np.ptp(landmarks, axis=0).max() < _MIN_SPREAD:
+    spread = np.ptp(landmarks, axis=0).max()
+    if spread < _MIN_SPREAD:
         raise DegenerateFaceError(f"landmarks lie within one pixel: {landmarks.tolist()}")
     matrix, _ = cv2.estimateAffinePartial2D(
         landmarks.astype(np.float32), template.astype(np.float32), method=cv2.LMEDS
     )
-    if matrix is None or not np.isfinite(matrix).all() or _scale(matrix) == 0:
+    fits = matrix is not None and np.isfinite(matrix).all()
+    if not fits or _scale(matrix) * spread < _MIN_SPREAD:  # as good as 0, rarely exactly
         raise DegenerateFaceError(f"no similarity fits the landmarks {landmarks.tolist()}")
     return np.asarray(matrix, dtype=np.float64)
 

@@ -7,10 +7,10 @@ distinguishes these. In sharp photographs each octave has about the energy of th
 "Relations between the statistics of natural images and the response properties of cortical cells",
 1987); in blurred ones the finer octave has less. It is compared with the stronger of the two next
 ones: in a picture that was enlarged and then saved as JPEG, or in a frame of a video, both finest
-octaves hold hardly more than the traces of coding, alike in both. Detail is strong in few places, such as lashes and
-hair, while noise is the same everywhere; the median shows its level (Donoho and Johnstone, "Ideal
-spatial adaptation by wavelet shrinkage", 1994). Both decide what is kept at each pixel (Lee,
-"Digital image enhancement and noise filtering by use of local statistics", 1980).
+octaves hold hardly more than the traces of coding, alike in both. Detail is strong in few places,
+such as lashes and hair, while noise is the same everywhere; the median shows its level (Donoho and
+Johnstone, "Ideal spatial adaptation by wavelet shrinkage", 1994). Both decide what is kept at each
+pixel (Lee, "Digital image enhancement and noise filtering by use of local statistics", 1980).
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def check_compiling(device: torch.device) -> None:
     """Raises ConfigError if networks cannot be compiled for the device, or should not be."""
     if device.type != "cuda":
         raise ConfigError(
-            f"compiling is for CUDA, not for {device.type}; on the CPU it took a minute, and the "
+            f"compile is for CUDA, not for {device.type}; on the CPU it took a minute, and the "
             "result was slower"
         )
     if find_spec("triton") is None:

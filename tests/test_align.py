@@ -146,6 +146,23 @@ def test_landmarks_no_similarity_fits_are_refused(landmarks: NDArray) -> None:
         estimate_similarity(landmarks)
 
 
+@pytest.mark.parametrize("place", [0.0, 3.0, 256.0])
+def test_a_template_that_is_one_point_is_refused(place: float) -> None:
+    """The best similarity shrinks the face to nothing, and has no inverse."""
+    with pytest.raises(DegenerateFaceError, match="no similarity fits"):
+        estimate_similarity(FFHQ_TEMPLATE, np.full((5, 2), place))
+
+
+def test_landmarks_that_are_no_face_at_any_scale_are_refused() -> None:
+    """Uncorrelated with the template, so that the best scale is 0, and about 1e-7 as computed."""
+    face = (FFHQ_TEMPLATE - FFHQ_TEMPLATE.mean(axis=0)).astype(float) @ (1, 1j)
+    points = np.array([30, 12j, -20 + 5j, -9, -3 - 30j])
+    points -= points.mean()
+    points -= face * np.vdot(face, points) / np.vdot(face, face)
+    with pytest.raises(DegenerateFaceError, match="no similarity fits"):
+        estimate_similarity(np.stack([points.real, points.imag], axis=1) + 100)
+
+
 def test_wild_landmarks_neither_hang_nor_exhaust_memory() -> None:
     picture = np.full((50, 60, 3), 200, np.uint8)
     far = face_at(FFHQ_TEMPLATE * np.float32(1e6))

@@ -215,6 +215,12 @@ def test_lists_hold_names_that_mean_just_themselves() -> None:
     assert read_list(BytesIO(b"")) == ()
 
 
+def test_zero_bytes_in_a_list_of_lines_are_named() -> None:
+    """As `find -print0` writes them, where -0 was forgotten."""
+    with pytest.raises(ConfigError, match="the list of pictures has zero bytes, which -0 takes"):
+        read_list(BytesIO(b"a.jpg\0b.jpg\0"))
+
+
 def test_a_list_that_cannot_be_read_is_an_image_error() -> None:
     closed = BytesIO()
     closed.close()
@@ -319,7 +325,8 @@ def test_a_template_names_every_result() -> None:
         ("{}.png", "unknown"),
         ("{0}.png", "unknown"),
         ("{w}.png", r"\{w\} in \{w\}.png is unknown"),
-        ("{stem!r}", "unknown"),
+        ("{stem!r}", r"\{stem!r\} in .* is unknown"),
+        ("{stem:>9}", r"\{stem:>9\} in .* is unknown"),
         ("{stem:9}", "unknown"),
         ("{stem.upper}", "unknown"),
         ("{stem", "single brace"),

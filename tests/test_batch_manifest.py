@@ -2,23 +2,40 @@
 
 import errno
 import json
+import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pytest
-from stubs import StubDetector, StubNetwork, face_at, picture
+from stubs import StubDetector, StubNetwork, face_at, picture, small_network
 from torch import Tensor
 
-from cfrestore.batch import COMPARED, CROPS, Manifest, Outcome, plan, run, summarize
+from cfrestore.batch import (
+    COMPARED,
+    CROPS,
+    RESTORED,
+    SAMPLES,
+    Manifest,
+    Outcome,
+    plan,
+    run,
+    summarize,
+)
+from cfrestore.detect import Face
 from cfrestore.errors import OutputError
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.options import Options
 from cfrestore.pipeline import Pipeline
 
+REPOSITORY = Path(__file__).parents[1]
 MANIFEST = Path("out/.cfrestore.jsonl")
 
 
@@ -174,6 +191,33 @@ def test_an_edited_result_is_left_as_it_is() -> None:
     assert statuses(shop(overwrite=True)) == ["unchanged"] * 3
 
 
+@pytest.mark.parametrize("left", [0.0, 0.6])
+@pytest.mark.parametrize("format", ["png", "jpg", "webp"])
+def test_a_result_that_is_empty_or_cut_short_is_no_edit(format: str, left: float) -> None:
+    shop = Shop()
+    shop(kept=[CROPS], format=format)
+    whole = contents()
+    for name in (f"b.{format}", "cropped_faces/c_00.png"):
+        (Path("out") / name).write_bytes(whole[name][: int(left * len(whole[name]))])
+    assert statuses(shop(kept=[CROPS], format=format)) == ["unchanged", "done", "done"]
+    assert contents() == whole
+
+
+def test_what_may_be_an_edit_is_never_replaced() -> None:
+    """Nor is what cannot be read, unless it begins as a result of that name does."""
+    shop = Shop()
+    shop()
+    text, longer = b"see the other folder", Path("out/b.png").read_bytes() + b"more"
+    smaller = Path("smaller.png")
+    write_photo(Photo(picture(20, 20)), smaller)
+    for content in (text, longer, smaller.read_bytes(), b"\xff\xd8\xff\xe0 a JPEG", b"II*\0"):
+        Path("out/b.png").write_bytes(content)
+        (_, outcome, _) = shop()
+        assert outcome.status == "unchanged"
+        assert "has been edited" in outcome.notes[-1]
+        assert Path("out/b.png").read_bytes() == content
+
+
 def test_a_file_that_appears_during_the_run_is_not_overwritten() -> None:
     jobs = plan(["in"], "out")
     Path("out").mkdir()
@@ -195,6 +239,60 @@ def test_what_is_kept_beside_results_is_taken_up_too() -> None:
     Path("out/cropped_faces/b_07.png").write_bytes(b"somebody's")
     with pytest.raises(OutputError, match=r"b_07\.png exists"):
         shop(kept=[CROPS])
+
+
+def test_samples_that_are_no_longer_asked_for_go_unless_somebody_has_edited_them() -> None:
+    def samples(count: int, **options: object) -> list[Outcome]:
+        network = small_network()
+        pipeline = Pipeline(network, StubDetector(face_at(4, 4, 32)))
+        jobs = plan(["in"], "out", kept=[SAMPLES], **options)  # type: ignore[arg-type]
+        return list(run(jobs, pipeline.restoring(Options(samples=count, max_face=None))))
+
+    folder = Path("out/restored_samples")
+    samples(4)
+    assert len(list(folder.iterdir())) == 12
+    (folder / "b_03.png").write_bytes(b"edited")
+    outcomes = samples(2)
+    expected = [*(f"{name}_0{k}.png" for name in "abc" for k in (0, 1)), "b_03.png"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
+    assert (folder / "b_03.png").read_bytes() == b"edited"
+    notes = [[note for note in outcome.notes if "earlier" in note] for outcome in outcomes]
+    assert notes == [[], ["out/restored_samples/b_03.png is left from an earlier run."], []]
+    assert statuses(samples(2)) == ["unchanged"] * 3
+    outcomes = samples(4, overwrite=True)
+    assert statuses(outcomes) == ["done"] * 3
+    assert len(list(folder.iterdir())) == 12
+
+
+def test_faces_that_are_no_longer_found_go() -> None:
+    def crops(*faces: Face, name: str = "in") -> list[Outcome]:
+        pipeline = Pipeline(Darker(), StubDetector(*faces))
+        jobs = plan([name], "out/", kept=[CROPS, RESTORED])
+        return list(run(jobs, pipeline.restoring(Options(fidelity=len(faces) / 4))))
+
+    shutil.copy("in/a.png", "in/a_00.png")  # its crops are a_00_00.png and so on
+    crops(face_at(4, 4, 32), face_at(10, 4, 24))
+    one = ["a_00.png", "a_00_00.png", "b_00.png", "c_00.png"]
+    two = ["a_00_01.png", "a_01.png", "b_01.png", "c_01.png"]
+    for folder in ("out/cropped_faces", "out/restored_faces"):
+        assert sorted(contents(folder)) == sorted(one + two)
+    crops(face_at(4, 4, 32))
+    for folder in ("out/cropped_faces", "out/restored_faces"):
+        assert sorted(contents(folder)) == one
+
+
+def test_without_a_record_nothing_is_removed_but_it_is_said() -> None:
+    def crop(*faces: Face) -> Outcome:
+        pipeline = Pipeline(Darker(), StubDetector(*faces))
+        jobs = plan(["in/a.png"], kept=[CROPS], overwrite=True)
+        return next(iter(run(jobs, pipeline.restoring())))
+
+    assert not crop(face_at(4, 4, 32), face_at(10, 4, 24)).notes
+    kept = Path("in/cropped_faces/a_01.png").read_bytes()
+    assert crop(face_at(4, 4, 32)).notes == (
+        "in/cropped_faces/a_01.png is left from an earlier run.",
+    )
+    assert Path("in/cropped_faces/a_01.png").read_bytes() == kept
 
 
 def test_failures_are_recorded_and_tried_again() -> None:
@@ -246,6 +344,15 @@ def test_a_last_line_that_was_cut_short_costs_one_picture(cut: int) -> None:
     assert statuses(shop()) == ["unchanged"] * 3
 
 
+def _line(fingerprint: list[object]) -> bytes:
+    """A line that is whole but for the fingerprint of its result."""
+    lists: dict[str, object] = {key: [] for key in ("faces", "missing", "remarks", "notes")}
+    values = {"schema": 1, "status": "done", "path": "in/a.png", "output": "out/a.png"}
+    values |= {"code": None, "error": None, **lists, "seconds": {}, "source": "../in/a.png"}
+    values |= {"settings": "", "input": None, "outputs": {"a.png": fingerprint}}
+    return json.dumps(values).encode()
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -258,6 +365,7 @@ def test_a_last_line_that_was_cut_short_costs_one_picture(cut: int) -> None:
         b'{"schema": 2, "status": "done"}',
         b'{"schema": 1, "status": "done", "outputs": 3, "input": []}',
         b"[" * 100_000,
+        *(_line(fingerprint) for fingerprint in (["x", 1, ""], [9, None, ""], [9, 1, 2], [9, 1])),
     ],
 )
 def test_damaged_lines_count_for_nothing(line: bytes) -> None:
@@ -268,6 +376,15 @@ def test_damaged_lines_count_for_nothing(line: bytes) -> None:
     Path("out/a.png").unlink()
     assert statuses(shop()) == ["done", "unchanged", "unchanged"]
     assert statuses(shop()) == ["unchanged"] * 3
+    Path("out/a.png").write_bytes(b"")
+    assert statuses(shop()) == ["done", "unchanged", "unchanged"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_manifest_that_is_a_pipe_is_not_read() -> None:
+    Path("out").mkdir()
+    os.mkfifo(MANIFEST)
+    assert Manifest.read(Path("out")).records == {}
 
 
 def test_shards_are_taken_for_done_by_the_whole() -> None:
@@ -305,6 +422,56 @@ def test_names_may_be_any_bytes() -> None:
 # In place
 
 
+_RECORD = """
+(job,) = plan(["given"], "out")
+shutil.copy(job.source, job.target)
+prints = [Fingerprint.of(path) for path in (job.source, job.target)]
+record_outcome(Outcome(job), "settings", prints[0], {job.target: prints[1]})
+"""
+_LOOK = """
+(job,) = plan(["given"], "out")
+print(Manifest.read(Path("out")).finished(job, "settings") is not None)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the locale decides how names are decoded")
+@pytest.mark.parametrize(("first", "then"), [("C", "C.UTF-8"), ("C.UTF-8", "C")])
+@pytest.mark.parametrize("name", ["caf\u00e9.png", "caf\udcff.png"])
+def test_a_manifest_is_the_same_in_every_locale(first: str, then: str, name: str) -> None:
+    head = (
+        "import shutil\nfrom pathlib import Path\n"
+        "from cfrestore.batch import Manifest, Outcome, plan\n"
+        "from cfrestore.batch.manifest import Fingerprint, record_outcome\n"
+    )
+    for folder in ("given", "out"):
+        Path(folder).mkdir()
+    Path("in/a.png").rename(f"given/{name}")
+
+    def python(code: str, locale: str) -> str:
+        own = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(REPOSITORY)}
+        return subprocess.run(
+            [sys.executable, "-c", head + code],
+            env=os.environ | own | {"LC_ALL": locale},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+
+    python(_RECORD, first)
+    assert python(_LOOK, then) == "True\n"
+    assert python(_LOOK, first) == "True\n"
+
+
+def test_names_that_earlier_versions_recorded_in_another_locale_are_known() -> None:
+    shop = Shop()
+    Path("in/a.png").rename("in/caf\u00e9.png")
+    shop()
+    text = MANIFEST.read_text()
+    assert "caf\\u00e9" in text
+    MANIFEST.write_text(text.replace("\\u00e9", "\\udcc3\\udca9"))
+    assert [outcome.status for outcome in shop()] == ["unchanged"] * 3
+
+
 def test_in_place_a_picture_is_restored_once() -> None:
     shop = Shop()
     Path("in/a.png").chmod(0o600)
@@ -319,6 +486,57 @@ def test_in_place_a_picture_is_restored_once() -> None:
     Path("in/b.png").write_bytes(originals["b.png"])
     assert statuses(shop(output=None, in_place=True)) == ["unchanged", "done", "unchanged"]
     assert contents("in") == results
+
+
+def test_in_place_a_result_is_not_restored_again_unless_asked_to() -> None:
+    """With other settings its faces would be painted, and a JPEG compressed, twice."""
+    Shop(0.5)(output=None, in_place=True)
+    results = contents("in")
+    other = Shop(0.7)
+    write_photo(Photo(picture(40, 50, seed=9)), "in/d.png")
+    outcomes = other(output=None, in_place=True)
+    assert statuses(outcomes) == ["unchanged"] * 3 + ["done"]
+    assert other.read == ["d.png"]
+    said = ("it is a result of an earlier run already, which only --overwrite replaces",)
+    assert [outcome.remarks for outcome in outcomes] == [said] * 3 + [()]
+    assert [outcome.restored for outcome in outcomes] == [1] * 4
+    assert not outcomes[0].complete
+    assert contents("in").items() >= results.items()
+    write_photo(Photo(picture(40, 50, seed=8)), "in/b.png")  # another picture of that name
+    assert statuses(other(output=None, in_place=True))[:2] == ["unchanged", "done"]
+    done = other(output=None, in_place=True, overwrite=True)
+    assert statuses(done) == ["done", "unchanged", "done", "unchanged"]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_in_place_a_result_of_another_task_is_worked_on(recorded: bool) -> None:
+    def work(task: str) -> list[str]:
+        shop = Shop()
+        procedure = replace(shop.procedure, settings={**shop.procedure.settings, "task": task})
+        jobs = plan(["in/a.png"], in_place=True)
+        write = partial(write_photo, provenance={"task": task})
+        outcomes = list(run(jobs, procedure, write=write))
+        if not recorded:
+            Path("in/.cfrestore.jsonl").unlink(
+                missing_ok=True
+            )  # the picture's own metadata still says it
+        return statuses(outcomes)
+
+    assert work("restoration") == ["done"]
+    assert work("colorization") == ["done"]
+    assert work("colorization") == ["unchanged"]
+    assert work("restoration") == ["done"]
+
+
+def test_in_place_a_picture_without_faces_is_tried_again() -> None:
+    def work(*faces: Face, fidelity: float) -> list[str]:
+        procedure = Pipeline(Darker(), StubDetector(*faces)).restoring(Options(fidelity=fidelity))
+        write = partial(write_photo, provenance={"task": "restoration"})
+        return statuses(list(run(plan(["in/a.png"], in_place=True), procedure, write=write)))
+
+    assert work(fidelity=0.5) == ["done"]
+    assert work(face_at(4, 4, 32), fidelity=0.6) == ["done"]
+    assert work(face_at(4, 4, 32), fidelity=0.7) == ["unchanged"]
 
 
 # Writing

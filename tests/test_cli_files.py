@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command import Command, Result, make
 from PIL import Image
-from stubs import picture
+from stubs import StubDetector, picture
 
 from cfrestore.batch import Job
 from cfrestore.image import Photo, read_photo, write_photo
@@ -220,6 +220,9 @@ def test_no_picture_goes_to_a_terminal(
         ("a.png --metadata some", "metadata must be keep or strip, found 'some'"),
         ("a.png --format doc", "format 'doc' is unknown; known formats are JPEG, "),
         ("a.png --shard 3/2", "a shard must be one of 1/N to N/N, found 3/2"),
+        ("a.png -o a.jp2", "a.jp2 cannot be written as '.jp2': known formats are JPEG, "),
+        ("- -o a.jp2", "a.jp2 cannot be written as '.jp2': known formats are JPEG, "),
+        ("a.png -o {stem}_{w}", "a_0.5 cannot be written as '.5': known formats are JPEG, "),
         ("", "there is no INPUT"),
     ],
 )
@@ -230,6 +233,34 @@ def test_words_that_contradict_each_other(cfrestore_: Command, words: str, said:
     assert result.err.startswith(f"error: {said}")
     assert len(result.err.splitlines()) == 1
     assert not Path("a.restored.png").exists()
+
+
+def test_a_format_that_needs_a_missing_package_is_refused_before_any_work(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a.png")
+    monkeypatch.setattr("cfrestore.image.encode.missing_codec", lambda kind: "a package")
+    for words in ("-o a.heic", "--format heif", "--format avif -o -"):
+        result = cfrestore_("a.png", *words.split())
+        assert result.code == 2
+        assert result.err.endswith("which needs a package\n")
+        assert len(result.err.splitlines()) == 1  # no model was loaded
+
+
+def test_a_picture_whose_extension_is_no_format_fails_alone_before_its_faces_are_painted(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be read, but its result would be called so too."""
+    make("a.png", "b.png")
+    Path("b.png").rename("b.dat")
+    Path("c.txt").write_text("no picture")
+    assert cfrestore_("a.png", "b.dat", "c.txt", "--format", "png", "-o", "out/").code == 1
+    assert sorted(path.name for path in Path("out").glob("*.png")) == ["a.png", "b.png"]
+    monkeypatch.setattr(StubDetector, "__call__", lambda *_: pytest.fail("it was searched"))
+    result = cfrestore_("b.dat")
+    assert result.code == 1
+    assert "error: b.restored.dat cannot be written as '.dat'" in result.err
+    assert "error: c.txt is not a picture" in cfrestore_("c.txt").err
 
 
 @pytest.mark.parametrize("words", [("", "--in-place"), ("a.png", ""), ("a.png", "-o", "")])
@@ -383,11 +414,39 @@ def test_a_pipeline_through_a_shell(shell: Path) -> None:
 
 @posix
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
-@pytest.mark.parametrize("words", ["old.jpg --json -q", "weights list", "--version"])
+@pytest.mark.parametrize("words", ["old.jpg --json -q", "weights list", "--version", "--help"])
 def test_a_full_stdout_is_one_sentence(shell: Path, words: str) -> None:
     done = run(f"cfrestore {words} > /dev/full")
     assert done.returncode == 1
     assert done.stderr == b"error: stdout cannot be written: No space left on device\n"
+
+
+@posix
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_picture_that_stdout_does_not_take_is_one_sentence(shell: Path) -> None:
+    done = run("cfrestore old.jpg -q -o - > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == b"error: <stdout> cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(24, "Too many open files"), "error: Too many open files\n"),
+        (OSError(28, "No space left", "/tmp/x"), "error: /tmp/x: No space left\n"),
+        (OSError("all is lost"), "error: all is lost\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence_that_does_not_blame_stdout(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    make("a.png")
+    monkeypatch.setattr("cfrestore.pipeline.load_pipeline", load)
+    result = cfrestore_("a.png", "-q")
+    assert (result.code, result.err) == (1, said)
 
 
 @posix

@@ -167,6 +167,13 @@ def test_the_document_names_what_is_reserved(repository: Path) -> None:
     assert {n.replace("-", "_") for n in re.findall(r"`([\w-]+)`", paragraph)} == RESERVED
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(cfrestore_: Command, seen: list[Options]) -> None:
+    """Editors on Windows write one."""
+    Path("cfrestore.toml").write_text("w = 0.25", encoding="utf-8-sig")
+    assert cfrestore_("a.png").code == 0
+    assert seen[0].fidelity == 0.25
+
+
 def test_a_file_can_be_named(
     cfrestore_: Command, seen: list[Options], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +183,8 @@ def test_a_file_can_be_named(
     monkeypatch.setenv("CFRESTORE_CONFIG", "other")
     assert cfrestore_("a.png").code == 0
     assert [options.fidelity for options in seen] == [0.3, 0.3]
+    monkeypatch.setenv("CFRESTORE_CONFIG", "lost")
+    assert cfrestore_("a.png").err.endswith("; CFRESTORE_CONFIG sets config\n")
     result = cfrestore_("a.png", "--config", "none")
     assert (result.code, result.err) == (
         2,
@@ -193,6 +202,9 @@ def test_a_file_can_be_named(
         ("[inpaint]\nw = 1", "sets 'inpaint', which is not an option"),
         ("w = 2000-01-01", "must set 'w' to text, a number, true, false or a list"),
         ("faces = [0.5]", "must set 'faces' to text, a number"),
+        ("w = true", "sets 'w' to true, but it has a value"),
+        ("draw-box = true\ndraw_box = false", "sets 'draw_box' twice, with - and with _"),
+        ('suffix = "\\u0000"', "sets 'suffix' to a text with a zero character"),
         ("w = ", "is not TOML: "),
         ("w = '\udcff'", "is not TOML: "),
     ],
@@ -206,6 +218,63 @@ def test_what_the_file_gets_wrong_is_one_sentence(
     assert result.err.startswith(f"error: cfrestore.toml {said}")
     assert len(result.err.splitlines()) == 1
     assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("quality", "500", "quality must be a number from 1 to 100, or keep, found '500'"),
+        ("batch-size", "x", "--batch-size must be auto or a whole number from 1, found 'x'"),
+        ("upscale", "3", "upscale must be 1, 2 or 4, found 3"),
+        ("code-precision", "x", "precision 'x' is unknown; choose one of: auto, fp32, tf32"),
+        (
+            "compile",
+            "true",
+            "compile is for CUDA, not for cpu; on the CPU it took a minute, and the"
+            " result was slower",
+        ),
+        ("model", "none", "none cannot be read: No such file or directory"),
+        ("backend", "onyx", "backend 'onyx' is unknown; choose one of: torch, onnx, openvino"),
+    ],
+)
+def test_an_unsuitable_value_is_reported_with_its_place(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, key: str, value: str, found: str
+) -> None:
+    """Also one that is only checked with others, or when it is used."""
+    make("a.png")
+    Path("cfrestore.toml").write_text(f'{key} = "{value}"\ndevice = "cpu"\n')
+    said = cfrestore_("a.png").err
+    assert said.startswith(f"error: {found}; ")
+    assert re.search(f"; cfrestore.toml sets (device, )?{key}\\b", said)
+    Path("cfrestore.toml").write_text('device = "cpu"\n')
+    variable = f"CFRESTORE_{key.replace('-', '_').upper()}"
+    monkeypatch.setenv(variable, value)
+    said = cfrestore_("a.png").err
+    assert said.startswith(f"error: {found}; ")
+    assert f"; {variable} sets {key}" in said
+
+
+def test_contradictions_are_reported_with_the_places_of_their_options(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a.png")
+    Path("cfrestore.toml").write_text("max-face = 3\nw = 1")
+    monkeypatch.setenv("CFRESTORE_MIN_FACE", "5")
+    assert set(cfrestore_("a.png").err.strip().split("; ")) == {
+        "error: no face is at least 5 and at most 3 pixels large",
+        "cfrestore.toml sets max-face",
+        "CFRESTORE_MIN_FACE sets min-face",
+    }
+
+
+def test_an_error_in_an_argument_has_no_place_but_the_command_line(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("a.png")
+    Path("cfrestore.toml").write_text("w = 1")
+    monkeypatch.setenv("CFRESTORE_DEVICE", "cpu")
+    assert cfrestore_("a.png", "--quality", "500").err.endswith("found '500'\n")
+    assert cfrestore_("none.png").err.endswith("no such file\n")
 
 
 def test_every_shared_option_can_be_set(tmp_path: Path) -> None:

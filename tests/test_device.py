@@ -236,7 +236,7 @@ def test_codes_are_chosen_in_float32_or_nearly(name):
 
 
 def test_compiling_is_for_cuda():
-    with pytest.raises(ConfigError, match="compiling is for CUDA, not for cpu; .* slower"):
+    with pytest.raises(ConfigError, match="compile is for CUDA, not for cpu; .* slower"):
         check_compiling(CPU)
 
 

@@ -30,7 +30,7 @@ from test_image import (
 )
 
 from cfrestore.errors import ConfigError, ImageError
-from cfrestore.image import Photo, read_photo, to_uint8, write_photo
+from cfrestore.image import Photo, read_photo, task_in, to_uint8, write_photo
 from cfrestore.image.directory import EXIF_HEAD, count_pages
 from cfrestore.image.heif import bits_of
 from cfrestore.image.remarks import remarks_on
@@ -103,6 +103,16 @@ def test_a_second_restoration_takes_the_place_of_the_first() -> None:
     assert records(twice.xmp) == [shown]
     assert records(again(twice, "PNG", provenance=RECORD).xmp) == [RECORD]
     assert again(twice, "PNG", provenance=RECORD).xmp == once.xmp
+
+
+@pytest.mark.parametrize("format", READABLE)
+def test_the_task_is_read_from_a_record(format: str) -> None:
+    back = again(Photo(picture()), format, provenance={"task": "colorization", **RECORD})
+    assert (None if back.xmp is None else task_in(back.xmp)) == (
+        None if format in ("BMP", "GIF", "PPM") else "colorization"
+    )
+    assert task_in(PACKET) is None
+    assert task_in(b'<cfrestore:Restoration cfrestore:task="restoration"/>') == "restoration"
 
 
 def test_other_prefixes_than_the_usual_are_understood() -> None:

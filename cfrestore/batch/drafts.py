@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
-from cfrestore.batch.job import KEPT, MARKS, Job
+from cfrestore.batch.job import KEPT, Job
 from cfrestore.batch.manifest import Fingerprint
 from cfrestore.errors import OutputError
 from cfrestore.files import settle
@@ -112,10 +112,7 @@ def _write(photo: Photo, draft: Path, path: Path, write: Writer, format: str) ->
 
 
 def _format(path: Path, photo: Photo, job: Job) -> str:
-    """The format to write: in place, and without an extension, that of the picture."""
-    if path == job.target and (job.format or job.in_place):
-        return job.format or photo.format
-    return photo.format if path.suffix in ("", ".", *MARKS) else path.suffix
+    return (job.ending or photo.format) if path == job.target else path.suffix
 
 
 def _make_folder(folder: Path) -> None:

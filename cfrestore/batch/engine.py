@@ -30,7 +30,7 @@ from cfrestore.batch.manifest import Fingerprint, Manifest, digest_of, record_ou
 from cfrestore.batch.outcome import Outcome, outcome_of
 from cfrestore.errors import CFRestoreError, ConfigError, ImageError, OutputError
 from cfrestore.files import exists
-from cfrestore.image import Photo, read_photo, write_photo
+from cfrestore.image import Photo, read_photo, task_in, writable_format, write_photo
 from cfrestore.show import side_by_side
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class PictureIO:
         except FailureError as failure:
             return self.ledger.failed(job, failure)
 
-    def _open(self, job: Job) -> Opened:
+    def _open(self, job: Job) -> Opened | Outcome:
         self.ledger.check_free(job.singles, job)
         seconds: dict[str, float] = {}
         source = job.source if isinstance(job.source, Path) else None
@@ -238,6 +238,10 @@ class PictureIO:
             photo = self.read(source or self._given(self.stdin, job.source))
             if source and fingerprint and not fingerprint.is_recent(source):
                 raise FailureError("modified", f"{source} was written to while it was read")
+        with failing(job, "unwritable"):  # rather than when its faces have been painted
+            writable_format(job.ending or photo.format, str(job.target))
+        if job.once and self.ledger.has_made(photo, job):
+            return left_as_it_is(job, Outcome(job, notes=photo.notes))
         if job.in_place and photo.lost:
             lost = " and ".join(text[0].lower() + text[1:].rstrip(".") for text in photo.lost)
             text = f"{job.source} is not replaced, because its result holds less: {lost}"
@@ -266,13 +270,18 @@ class PictureIO:
             stream = self._given(self.stdout, job.target)
             return outcome(self.write(photo, stream, format=job.format or photo.format))
 
+        files = [(path, photo) for path, photo in picture.files if isinstance(path, Path)]
+        written = [path for path, _ in files]
+        self.ledger.check_free(written, job)
+        outdated, left = self.ledger.earlier_files(job, written, len(picture.outcome.faces))
+
         def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
-            ended = outcome(notes)
-            record_outcome(ended, self.ledger.digest(job), picture.fingerprint, prints)
+            ended = outcome((*notes, *(f"{path} is left from an earlier run." for path in left)))
+            self.ledger.record(ended, picture.fingerprint, prints)
+            for path in outdated:  # before the renaming: if it never comes, all is made again
+                path.unlink(missing_ok=True)
             return ended
 
-        files = [(path, photo) for path, photo in picture.files if isinstance(path, Path)]
-        self.ledger.check_free([path for path, _ in files], job)
         return put(files, job, self.write, record)
 
     def _given(self, stream: BinaryIO | None, place: Place) -> BinaryIO:
@@ -304,7 +313,8 @@ class Ledger:
                 manifest = self.manifests[job.manifest.parent]
                 record = manifest.finished(job, self.digest(job))
                 if record is None:
-                    return None
+                    before = manifest.replaced(job, self.task) if job.once else None
+                    return left_as_it_is(job, before.outcome) if before else None
                 notes = record.outcome.notes
                 if not manifest.wrote(job.target, job):
                     left = f"{job.target} has been edited since it was written, and is left so."
@@ -322,9 +332,51 @@ class Ledger:
                 if manifest is None or not manifest.knows(path, job):
                     text = f"{path} exists; only --overwrite replaces it"
                     raise FailureError("exists", text)
-                if not manifest.wrote(path, job):
+                if not (manifest.wrote(path, job) or manifest.lost(path, job)):
                     text = f"{path} was edited since it was written; only --overwrite replaces it"
                     raise FailureError("exists", text)
+
+    def earlier_files(
+        self, job: Job, written: Sequence[Path], faces: int
+    ) -> tuple[list[Path], list[Path]]:
+        """Numbered faces and samples of earlier runs, which are not the new result's.
+
+        Args:
+            written: the files of the new result.
+            faces: number of faces of the new result.
+        Returns:
+            those that are as a run wrote them, which go; and others, which may be somebody's.
+        """
+        numbers = range(1 + max(faces, len(written)))
+        places = [job.numbered(first.parent.name, k) for first in job.series for k in numbers]
+        found = [path for path in places if path not in written and exists(path)]
+        manifest = self.manifests[job.manifest.parent] if job.manifest else None
+        if manifest is None:
+            return [], found
+        known = manifest.outdated(job, written)
+        own = [path for path in known if manifest.wrote(path, job)]
+        return own, [path for path in dict.fromkeys((*known, *found)) if path not in own]
+
+    def has_made(self, photo: Photo, job: Job) -> bool:
+        """Whether a picture says itself that it is a result of this task; a manifest knows better.
+
+        Only that tells whether there was a face at all.
+        """
+        manifest = self.manifests[job.manifest.parent] if job.manifest else None
+        assert isinstance(job.source, Path)
+        known = manifest is not None and manifest.wrote(job.source, job)
+        return not known and photo.xmp is not None and task_in(photo.xmp) == self.task is not None
+
+    @property
+    def task(self) -> str | None:
+        """Name of the task, if the procedure has one."""
+        return None if (task := self.settings.get("task")) is None else str(task)
+
+    def record(
+        self, outcome: Outcome, input: Fingerprint | None, outputs: Mapping[Path, Fingerprint]
+    ) -> None:
+        """Records that a job is done, see `record_outcome`."""
+        record_outcome(outcome, self.digest(outcome.job), input, outputs, self.task)
 
     def failed(self, job: Job, failure: FailureError) -> Outcome:
         """Records that a job failed, and returns its outcome."""
@@ -429,6 +481,12 @@ class FaceProcessor:
         if isinstance(picture, Outcome):
             return 0
         return picture.begun.pixels * self.procedure.upscale**2
+
+
+def left_as_it_is(job: Job, before: Outcome) -> Outcome:
+    """The outcome of a picture that is a result already, and so is not replaced by another."""
+    text = "it is a result of an earlier run already, which only --overwrite replaces"
+    return replace(before, job=job, status="unchanged", remarks=(text,), seconds={})
 
 
 def _fingerprint(source: Path) -> Fingerprint | None:

@@ -58,11 +58,14 @@ def read_list(stream: BinaryIO, *, null: bool = False) -> tuple[Path, ...]:
         null: zero bytes end names, which can then contain line ends.
     Raises:
         ImageError: it cannot be read.
+        ConfigError: zero bytes end names, but `null` does not say so.
     """
     try:
         data = stream.read()
     except (OSError, ValueError) as error:
         raise ImageError(f"the list of pictures cannot be read: {error}") from error
+    if not null and b"\0" in data:
+        raise ConfigError("the list of pictures has zero bytes, which -0 takes as ends of names")
     names = data.split(b"\0") if null else [line.rstrip(b"\r") for line in data.split(b"\n")]
     return tuple(Path(os.fsdecode(name)) for name in names if name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -78,6 +79,18 @@ class Job:
         return (*result, *([self.comparison] if COMPARED in self.kept else []))
 
     @property
+    def once(self) -> bool:
+        """Whether it is not to be done if the picture is a result already."""
+        return self.in_place and not self.overwrite
+
+    @property
+    def ending(self) -> str:
+        """The format or extension that the result is written as; empty: that of the picture."""
+        if self.format or self.in_place or isinstance(self.target, Stream):
+            return self.format or ""
+        return "" if self.target.suffix in (".", *MARKS) else self.target.suffix
+
+    @property
     def comparison(self) -> Path:
         return self.folder(COMPARED) / f"{self.name}.png"
 
@@ -90,6 +103,13 @@ class Job:
     def numbered(self, folder: str, index: int) -> Path:
         """The file of one face in CROPS or RESTORED, or of one result in SAMPLES."""
         return self.folder(folder) / f"{self.name}_{index:02d}.png"
+
+    def has_numbered(self, path: Path) -> bool:
+        """Whether a file belongs to one of the series, whatever its number."""
+        number = path.name.removeprefix(f"{self.name}_").removesuffix(".png")
+        named = number.isdecimal() and path.name == f"{self.name}_{number}.png"
+        folders = {os.path.realpath(first.parent) for first in self.series}
+        return named and os.path.realpath(path.parent) in folders
 
     def folder(self, name: str) -> Path:
         """One of the folders beside the result."""

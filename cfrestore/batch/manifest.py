@@ -10,7 +10,8 @@ effect. Each shard has a file of its own, because machines cannot be relied on t
 one. All files are read together, as a set without order.
 
 A result is made again, and replaced without --overwrite, if its source or a setting has changed
-since. A result that somebody has edited is no longer ours, and stays.
+since, or if it is empty or cut short. A result that somebody has edited is no longer ours, and
+stays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,13 @@ from typing import Any
 
 from cfrestore.batch.job import Job
 from cfrestore.batch.outcome import SCHEMA, Outcome
-from cfrestore.errors import OutputError
-from cfrestore.files import sha256_of
+from cfrestore.errors import ImageError, OutputError
+from cfrestore.files import exists, is_file, sha256_of
+from cfrestore.image import EXTENSIONS, read_photo
+from cfrestore.image.formats import kind_of
+
+_ALWAYS_READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
+"""Formats of which every whole picture can be read; others have kinds that cannot."""
 
 _APPENDING = threading.Lock()
 
@@ -69,6 +75,29 @@ class Fingerprint:
         except OSError:
             return False
 
+    def is_cut(self, path: Path) -> bool:
+        """Whether a file is at most a beginning of this content, so that nobody can have edited it.
+
+        Either it is empty, or it is shorter and so damaged that it cannot be read. Files that might
+        be whole pictures of a kind that is not read here do not count.
+        """
+        try:
+            status = path.stat()
+            if not path.is_file() or status.st_size >= self.size:
+                return False
+            if status.st_size == 0:
+                return True
+            with path.open("rb") as stream:
+                kind = kind_of(stream.read(64))
+            if kind not in _ALWAYS_READ or kind != EXTENSIONS.get(path.suffix.lower()):
+                return False
+            read_photo(path)
+        except ImageError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def is_recent(self, path: Path) -> bool:
         """Whether a file has not been written to since."""
         try:
@@ -79,6 +108,14 @@ class Fingerprint:
 
     def to_json(self) -> list[Any]:
         return [self.size, self.time, self.sha256]
+
+    @classmethod
+    def from_json(cls, values: Any) -> Fingerprint:
+        """The fingerprint that `to_json` wrote; raises TypeError or ValueError for others."""
+        size, time, sha256 = values
+        if not (isinstance(size, int) and isinstance(time, int) and isinstance(sha256, str)):
+            raise TypeError(f"no fingerprint: {values!r}")
+        return cls(size, time, sha256)
 
 
 def digest_of(settings: Mapping[str, object]) -> str:
@@ -97,6 +134,7 @@ class Record:
         input: the picture as it was; None if it was no file.
         outputs: what was written, by path relative to the folder of the manifest.
         outcome: what was reported.
+        task: name of the task; None in records of earlier versions.
     """
 
     source: str
@@ -104,6 +142,7 @@ class Record:
     input: Fingerprint | None
     outputs: Mapping[str, Fingerprint]
     outcome: Outcome
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,21 +194,54 @@ class Manifest:
         name = relative(path, self.folder)
         return any(record.outputs[name].fits(path) for record in self._records(path, job))
 
+    def lost(self, path: Path, job: Job) -> bool:
+        """Whether a run wrote that file from the job's picture, and it has been cut short since."""
+        name = relative(path, self.folder)
+        return any(record.outputs[name].is_cut(path) for record in self._records(path, job))
+
+    def outdated(self, job: Job, written: Iterable[Path]) -> tuple[Path, ...]:
+        """Numbered files that runs made from the job's picture, and that the last has not written.
+
+        Edited ones are among them, see `wrote`.
+        """
+        now = {relative(path, self.folder) for path in written}
+        source = relative(job.source, self.folder) if isinstance(job.source, Path) else ""
+        names = (name for name in self._by_source.get(source, ()) if name not in now)
+        paths = filter(job.has_numbered, (self.folder / native(name) for name in names))
+        numbered = (job.folder(path.parent.name) / path.name for path in paths)
+        return tuple(filter(exists, numbered))
+
     def finished(self, job: Job, settings: str) -> Record | None:
         """The record of this job done with these settings, if all it wrote is still there.
 
         A result that was edited since counts as well, unless files may be overwritten: the edit is
-        not ours to undo. A picture that was replaced in place is its own result.
+        not ours to undo. One that was cut short does not. A picture that was replaced in place is
+        its own result.
         """
         assert isinstance(job.target, Path)
         edited = (
             job.target.exists()
             and not (job.overwrite or job.in_place)
             and not self.wrote(job.target, job)
+            and not self.lost(job.target, job)
         )
         for record in self.records.get(relative(job.target, self.folder), ()):
             same = record.settings == settings and (job.in_place or self._same_input(record, job))
             if same and (edited or self._intact(record)):
+                return record
+        return None
+
+    def replaced(self, job: Job, task: str | None) -> Record | None:
+        """The record of the run that has painted faces into the picture itself, as it is now.
+
+        Args:
+            task: the run was of this one; of unknown ones are suspected to be.
+        """
+        assert isinstance(job.target, Path)
+        name = relative(job.target, self.folder)
+        for record in self._records(job.target, job):
+            alike = record.task in (task, None) and record.outcome.restored
+            if alike and record.outputs[name].fits(job.target):
                 return record
         return None
 
@@ -180,7 +252,9 @@ class Manifest:
                 yield record
 
     def _intact(self, record: Record) -> bool:
-        return all(print_.fits(self.folder / name) for name, print_ in record.outputs.items())
+        return all(
+            print_.fits(self.folder / native(name)) for name, print_ in record.outputs.items()
+        )
 
     def _same_input(self, record: Record, job: Job) -> bool:
         return (
@@ -191,6 +265,8 @@ class Manifest:
 
 
 def _read(path: Path) -> Iterator[Record]:
+    if not is_file(path):  # a pipe would never end
+        return
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
@@ -208,11 +284,12 @@ def _parse(line: bytes) -> Record | None:
             return None
         print_ = values["input"]
         return Record(
-            values["source"],
+            _portable(values["source"]),
             values["settings"],
-            Fingerprint(*print_) if print_ else None,
-            {name: Fingerprint(*value) for name, value in values["outputs"].items()},
+            Fingerprint.from_json(print_) if print_ else None,
+            {_portable(k): Fingerprint.from_json(v) for k, v in values["outputs"].items()},
             Outcome.from_json(values),
+            values.get("task"),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
@@ -223,6 +300,7 @@ def record_outcome(
     settings: str,
     input: Fingerprint | None = None,
     outputs: Mapping[Path, Fingerprint] | None = None,
+    task: str | None = None,
 ) -> None:
     """Appends a line to the manifest of the outcome's job, if it has one, and syncs it to disk.
 
@@ -236,6 +314,7 @@ def record_outcome(
     values = outcome.to_json() | {
         "source": relative(source, folder) if isinstance(source, Path) else str(source),
         "settings": settings,
+        "task": task,
         "input": input.to_json() if input else None,
         "outputs": {
             relative(name, folder): value.to_json() for name, value in (outputs or {}).items()
@@ -270,8 +349,20 @@ def _append(path: Path, lines: bytes) -> None:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """The path relative to a folder, with slashes; absolute if there is no relative one."""
+    """The path relative to a folder as manifests hold it; absolute if there is no relative one."""
     try:
-        return Path(os.path.relpath(path, folder)).as_posix()
+        name = Path(os.path.relpath(path, folder)).as_posix()
     except ValueError:  # two drives of Windows
-        return path.absolute().as_posix()
+        name = path.absolute().as_posix()
+    return _portable(os.fsencode(name))
+
+
+def _portable(name: str | bytes) -> str:
+    """A file name as manifests hold it, the same in every locale: UTF-8, other bytes escaped."""
+    data = name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
+    return data.decode("utf-8", "surrogateescape")
+
+
+def native(name: str) -> Path:
+    """The path of a name in a manifest, as this process spells it."""
+    return Path(os.fsdecode(name.encode("utf-8", "surrogateescape")))

@@ -122,7 +122,11 @@ def _parse(template: str) -> Iterator[tuple[str, str | None]]:
     """Text and the field that follows it, alternately."""
     try:
         for literal, field, form, conversion in string.Formatter().parse(template):
-            whole = field if not (form or conversion) else f"{field}!{conversion}:{form}"
+            whole = field
+            if form or conversion:  # not supported, but shown in the message
+                whole = (
+                    f"{field}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
+                )
             yield literal, whole
     except ValueError as error:
         raise ConfigError(

@@ -16,7 +16,7 @@ from cfrestore.batch.manifest import Manifest, manifest_in
 from cfrestore.batch.naming import PICTURES, Kind, Naming, fixed_folder, is_template
 from cfrestore.errors import ConfigError, ImageError, OutputError
 from cfrestore.files import exists, plain
-from cfrestore.image import EXTENSIONS, FORMATS
+from cfrestore.image import EXTENSIONS, FORMATS, writable_format
 
 _NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG)
 _NUMBERED = re.compile(r"(.*)_\d{2,}\.png", re.DOTALL)
@@ -59,7 +59,8 @@ def plan(
         kept: which of KEPT are to be written beside the results. Their files have the stem of the
             source, or its full name where two stems are equal.
         recursive: include sub-folders.
-        in_place: each result replaces its picture.
+        in_place: each result replaces its picture; a picture that is a result already is left so,
+            unless `overwrite` is set.
         format: one of FORMATS or an extension, in place of that of each picture.
         fidelity: the value of {w}.
         shard: number, from 1, and count of the parts into which the pictures are divided by name;
@@ -74,7 +75,8 @@ def plan(
         say: called with sentences on inputs that are left out.
     Raises:
         ImageError: a folder or pattern holds no pictures, or a path is unreadable.
-        OutputError: two jobs have one target, or a target is an input, exists, or is misplaced.
+        OutputError: two jobs have one target, or a target is an input, exists, is misplaced, or
+            has a format that cannot be written.
         ConfigError: suffix, format, shard or template make no sense, or contradict each other.
     """
     naming = Naming(
@@ -127,7 +129,7 @@ def plan(
                 )
             )
         own = [shard is None or picture.belongs(*shard) for picture in found]
-        return _checked(_named(jobs, naming), own, isolate, spared)
+        return _checked(_named(jobs, naming), own, isolate, spared, kind)
     except OSError as error:
         raise ImageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
@@ -284,7 +286,7 @@ def _stem(source: Place) -> str:
 
 
 def _checked(
-    jobs: Sequence[Job], own: Sequence[bool], isolate: bool, spared: Sequence[Path]
+    jobs: Sequence[Job], own: Sequence[bool], isolate: bool, spared: Sequence[Path], kind: Kind
 ) -> tuple[Job, ...]:
     """This shard's jobs, after checking that they would destroy nothing.
 
@@ -293,11 +295,31 @@ def _checked(
     """
     mine = [job for job, yes in zip(jobs, own, strict=True) if yes]
     refusals: dict[int, str] = {}
-    for job, sentence in (*_collisions(jobs), *_losses(jobs, mine, spared)):
+    found = (*_unwritable(mine, kind), *_collisions(jobs), *_losses(jobs, mine, spared))
+    for job, sentence in found:
         if not isolate:
             raise OutputError(sentence)
         refusals.setdefault(id(job), sentence)
     return tuple(replace(job, refusal=refusals.get(id(job))) for job in mine)
+
+
+def _unwritable(jobs: Sequence[Job], kind: Kind) -> Iterator[tuple[Job, str]]:
+    """Jobs whose result has a format that cannot be written, each with the reason for refusal.
+
+    A result that is called as its picture is has no format that anybody asked for: reading the
+    picture tells more.
+    """
+    for job in jobs:
+        if kind.written is not None:
+            if job.ending.lower() not in kind.written:
+                yield job, f"{job.target} must end with one of {', '.join(sorted(kind.written))}"
+            continue
+        source, target = (getattr(place, "suffix", "") for place in (job.source, job.target))
+        if job.ending and (job.format or source.lower() != target.lower()):
+            try:
+                writable_format(job.ending, str(job.target))
+            except OutputError as error:
+                yield job, str(error)
 
 
 def _collisions(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cfrestore.batch.job import named
-from cfrestore.batch.manifest import Manifest
+from cfrestore.batch.manifest import Manifest, native
 from cfrestore.errors import ConfigError, ImageError
 from cfrestore.extras import require
 
@@ -134,7 +134,7 @@ def _stand_in(path: Path, size: int, time: int) -> None:
 def _date(manifest: Manifest) -> None:
     """Gives stand-ins of results that have their recorded size their recorded time as well."""
     for name, records in manifest.records.items():
-        path = manifest.folder / name
+        path = manifest.folder / native(name)
         for record in records:
             print_ = record.outputs[name]
             if path.is_file() and path.stat().st_size == print_.size:

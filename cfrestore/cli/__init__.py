@@ -7,10 +7,14 @@ something. 4: weights are missing or wrong. 130: interrupted.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from cfrestore.errors import CFRestoreError
 
@@ -41,12 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     verb = words.pop(0) if words[:1] and words[0] in VERBS else "restore"
     try:
-        if verb == "train":
-            from cfrestore.train import main as train
+        with _stdout_by_name():
+            if verb == "train":
+                from cfrestore.train import main as train
 
-            return train(words)
-        command = importlib.import_module(f"cfrestore.cli.{verb}")
-        command.app(words, prog_name="cfrestore" if verb == "restore" else f"cfrestore {verb}")
+                return train(words)
+            command = importlib.import_module(f"cfrestore.cli.{verb}")
+            command.app(words, prog_name="cfrestore" if verb == "restore" else f"cfrestore {verb}")
     except CFRestoreError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -55,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: there is not enough memory{reason and f': {reason}'}\n")
         return 1
     except OSError as error:
-        if error.filename is not None:  # so it concerns a file, not stdout
-            raise
-        _give_up_stdout()
-        sys.stderr.write(f"error: stdout cannot be written: {error.strerror or error}\n")
+        if error.filename == _STDOUT and error.errno == errno.EPIPE:  # its reader has had enough
+            return 1
+        what = f"{error.filename}: " if error.filename is not None else ""
+        sys.stderr.write(f"error: {what}{error.strerror or error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -66,8 +71,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _give_up_stdout() -> None:
-    """Discards what stdout still buffers, or the process would fail again when it exits."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+_STDOUT = "stdout cannot be written"
+
+
+class _Stdout(io.BufferedWriter):
+    """The buffer of stdout, whose errors name it.
+
+    Not the file below it: a signal that arrives in a write of that, once it is in Python, would
+    have the buffer write the same bytes again.
+    """
+
+    def write(self, data: Any) -> int:
+        with _named():
+            return super().write(data)
+
+    def flush(self) -> None:
+        with _named():
+            super().flush()
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = _STDOUT
+        raise
+
+
+@contextmanager
+def _stdout_by_name() -> Iterator[None]:
+    """Within it, errors of stdout have a file name, by which they are told from all others.
+
+    Whoever writes need not do anything for that, argument parsers and --help included. A terminal,
+    and what somebody has put in the place of stdout, is left as it is. What cannot be written is
+    dropped, or the process would fail once more when it exits.
+    """
+    before = sys.stdout
+    if not isinstance(before, io.TextIOWrapper) or before is not sys.__stdout__ or before.isatty():
+        yield
+        return
+    raw = io.FileIO(before.fileno(), "wb", closefd=False)
+    raw.name = before.name
+    stream = io.TextIOWrapper(_Stdout(raw), before.encoding, before.errors)
+    sys.stdout = stream
+    try:
+        yield
+    finally:
+        sys.stdout = before
+        stream.flush()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
 from typing import Any, get_type_hints
@@ -16,6 +18,10 @@ from cfrestore.cli.arguments import CommonArguments
 from cfrestore.cli.parameters import FACES, FILES, MANY, NETWORKS, TALK
 from cfrestore.cli.published import translate
 from cfrestore.cli.settings import FILE
+from cfrestore.errors import CFRestoreError
+
+_GIVEN = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP")
+"""Sources of values that somebody has chosen."""
 
 
 class PictureCommand(TyperCommand):
@@ -26,19 +32,66 @@ class PictureCommand(TyperCommand):
         parameters: list[Any] = self.params
         for parameter in parameters:
             parameter.show_envvar = False  # the help mentions them once for all
-        try:
+        with _placed(ctx):
             return super().parse_args(ctx, translate(args))
-        except typer.BadParameter as error:
-            name = error.param.name if error.param else None
-            source = getattr(ctx.get_parameter_source(name or ""), "name", None)
-            if source in ("ENVIRONMENT", "DEFAULT_MAP"):  # not the command line, so say where
-                place = _variable(error.param) if source == "ENVIRONMENT" else ctx.meta[FILE]
-                error.message = f"{error.message.rstrip('.')}; it is set by {place}"
-            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        with _placed(ctx):
+            return super().invoke(ctx)
 
 
-def _variable(parameter: Any) -> str:
-    """The environment variable that supplied a parameter's value."""
+@contextmanager
+def _placed(ctx: Any) -> Iterator[None]:
+    """Adds to errors about options that are not set by arguments where they are set."""
+    try:
+        yield
+    except typer.BadParameter as error:
+        if place := _place_of(error.param, ctx):
+            error.message = f"{error.message.rstrip('.')}; it is set by {place}"
+        raise
+    except CFRestoreError as error:
+        raise type(error)(f"{error}{_places_in(error, ctx)}") from error
+
+
+def _places_in(error: CFRestoreError, ctx: Any) -> str:
+    """The part of the message that says where options are set.
+
+    An error is about the options that its text names; if there are none, about those whose values
+    it names.
+    """
+    options = {parameter: _source_of(parameter, ctx) for parameter in ctx.command.params}
+    given = [option for option, source in options.items() if source in _GIVEN]
+    about = [each for each in given if _names(str(error), each.name.replace("_", "[ _-]"))]
+    if not about:
+        values = {each: _value_of(each, ctx) for each in given}
+        about = [each for each, value in values.items() if _names(str(error), re.escape(value))]
+    places: dict[str, list[str]] = {}
+    for each in about:
+        if (place := _place_of(each, ctx)) and place not in str(error):
+            places.setdefault(place, []).append(each.name.replace("_", "-"))
+    return "".join(f"; {place} sets {', '.join(names)}" for place, names in places.items())
+
+
+def _names(text: str, pattern: str) -> bool:
+    return re.search(rf"((?<=--)|(?<![\w-])){pattern}(?![\w-])", text) is not None
+
+
+def _value_of(parameter: Any, ctx: Any) -> str:
+    """The text of a parameter's value, also while it is still being parsed."""
+    return str(os.environ.get(_place_of(parameter, ctx), ctx.params.get(parameter.name)))
+
+
+def _source_of(parameter: Any, ctx: Any) -> str:
+    return getattr(ctx.get_parameter_source(parameter.name), "name", "")
+
+
+def _place_of(parameter: Any, ctx: Any) -> str:
+    """The variable or file that a parameter's value comes from; empty: neither."""
+    source = _source_of(parameter, ctx) if parameter else ""
+    if source == "DEFAULT_MAP":
+        return str(ctx.meta[FILE])
+    if source != "ENVIRONMENT":
+        return ""
     names = parameter.envvar or f"CFRESTORE_{parameter.name.upper()}"
     names = [names] if isinstance(names, str) else names
     return next(name for name in names if os.environ.get(name))

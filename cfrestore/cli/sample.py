@@ -66,12 +66,13 @@ def sample(
     set_up(weights_dir, offline)
     from cfrestore.cli.supply import supply_weights
     from cfrestore.device import choose_device
-    from cfrestore.image import Photo, write_photo
+    from cfrestore.image import Photo, writable_format, write_photo
     from cfrestore.sample import check_drawing, sample_faces
     from cfrestore.show import sheet
     from cfrestore.weights import load_codeformer, load_prior
 
     check_drawing(temperature, top_k)
+    writable_format(output.suffix or "png", str(output))
     place, console = choose_device(device), make_console()
     path, name = supply_weights(model, console)
     network = load_codeformer(path, place)

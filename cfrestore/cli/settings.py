@@ -85,7 +85,7 @@ def read_settings(path: Path) -> dict[str, str | bool]:
             value has an unsuitable type.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # of TOML or of UTF-8
@@ -94,7 +94,7 @@ def read_settings(path: Path) -> dict[str, str | bool]:
 
 
 def _checked(content: Mapping[str, object], path: Path) -> dict[str, str | bool]:
-    known = option_names()
+    known, known_flags = option_names(), option_names(flags=True)
     settings: dict[str, str | bool] = {}
     for key, value in content.items():
         name = key.replace("-", "_")
@@ -105,6 +105,10 @@ def _checked(content: Mapping[str, object], path: Path) -> dict[str, str | bool]
             )
         if name == "in_place":  # the file may belong to somebody else
             raise ConfigError(f"{path} sets {key!r}; only --in-place itself replaces originals")
+        if name in settings:
+            raise ConfigError(f"{path} sets {key!r} twice, with - and with _")
+        if isinstance(value, bool) and name not in known_flags:
+            raise ConfigError(f"{path} sets {key!r} to {str(value).lower()}, but it has a value")
         settings[name] = _plain(value, key, path)
     return settings
 
@@ -121,6 +125,8 @@ def _check_reserved(settings: Mapping[str, object]) -> None:
 
 def _plain(value: object, key: str, path: Path) -> str | bool:
     """Converts a value to an argument: booleans unchanged, numbers as text, lists with commas."""
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{path} sets {key!r} to a text with a zero character")
     if isinstance(value, bool | str):
         return value
     if isinstance(value, int | float):
@@ -133,13 +139,14 @@ def _plain(value: object, key: str, path: Path) -> str | bool:
 
 
 @cache
-def option_names() -> frozenset[str]:
-    """Names of the parameters that the file may set."""
+def option_names(*, flags: bool = False) -> frozenset[str]:
+    """Names of the parameters that the file may set, or only of those that are on or off."""
     modules: list[Any] = [import_module(f"cfrestore.cli.{name}") for name in COMMANDS]
-    commands = [typer.main.get_command(module.app) for module in modules]
+    commands: list[Any] = [typer.main.get_command(module.app) for module in modules]
     return frozenset(
         str(option.name)
         for command in commands
         for option in command.params
         if option.param_type_name == "option" and not option.is_eager
+        if option.is_flag or not flags
     )

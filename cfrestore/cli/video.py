@@ -17,7 +17,7 @@ from cfrestore.cli.parameters import FILES, Model, Parser
 from cfrestore.cli.picture import PictureCommand, with_arguments
 from cfrestore.cli.record import facts_of
 from cfrestore.cli.work import check_there, load, report_outcomes, set_up, show_jobs
-from cfrestore.errors import ConfigError, OutputError
+from cfrestore.errors import ConfigError
 from cfrestore.extras import require
 from cfrestore.options import Options, parse_batch_size, parse_faces, parse_max_face
 from cfrestore.task import RESTORATION
@@ -117,11 +117,9 @@ def _plan(args: VideoArguments, w: float) -> Sequence[Job]:
     """The jobs of the arguments.
 
     Raises:
-        ConfigError, ImageError, OutputError: as `plan`; or a name has an ending that cannot be
-            written.
+        ConfigError, ImageError, OutputError: as `plan`.
     """
     from cfrestore.batch import plan
-    from cfrestore.video.container import CONTAINERS
     from cfrestore.video.work import VIDEOS
 
     inputs = args.inputs or []
@@ -131,7 +129,7 @@ def _plan(args: VideoArguments, w: float) -> Sequence[Job]:
         raise ConfigError("an input or output has an empty name, as an unset variable gives it")
     if "-" in (*inputs, args.output):
         raise ConfigError("videos are files, not stdin or stdout")
-    jobs = plan(
+    return plan(
         inputs,
         args.output,
         overwrite=args.overwrite,
@@ -140,10 +138,6 @@ def _plan(args: VideoArguments, w: float) -> Sequence[Job]:
         fidelity=w,
         kind=VIDEOS,
     )
-    for job in jobs:
-        if Path(str(job.target)).suffix.lower() not in CONTAINERS:
-            raise OutputError(f"{job.target} must end with one of {', '.join(CONTAINERS)}")
-    return jobs
 
 
 def _run(

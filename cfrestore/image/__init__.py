@@ -1,7 +1,7 @@
 """Converts bytes to Photo and Photo to tensor, and back; and the gray test."""
 
 from cfrestore.image.decode import MAX_PIXELS, read_photo
-from cfrestore.image.encode import QUALITIES, Quality, write_photo
+from cfrestore.image.encode import QUALITIES, Quality, writable_format, write_photo
 from cfrestore.image.folder import is_picture, pictures_in
 from cfrestore.image.formats import EXTENSIONS, FORMATS
 from cfrestore.image.photo import (
@@ -20,6 +20,7 @@ from cfrestore.image.photo import (
     to_tensor,
     to_uint8,
 )
+from cfrestore.image.xmp import task_in
 
 __all__ = [
     "EXTENSIONS",
@@ -39,10 +40,12 @@ __all__ = [
     "pictures_in",
     "read_photo",
     "resize",
+    "task_in",
     "to_depth",
     "to_gray",
     "to_levels",
     "to_tensor",
     "to_uint8",
+    "writable_format",
     "write_photo",
 ]

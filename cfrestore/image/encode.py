@@ -122,7 +122,17 @@ def _choose_format(
     photo: Photo, target: str | Path | BinaryIO, asked: str | None, name: str
 ) -> str:
     extension = Path(target).suffix if isinstance(target, (str, os.PathLike)) else ""
-    wanted = asked or extension or photo.format
+    return writable_format(asked or extension or photo.format, name)
+
+
+def writable_format(wanted: str, name: str) -> str:
+    """The one of FORMATS that a name of a format or an extension means, in any case.
+
+    Args:
+        name: what is to be written, for messages.
+    Raises:
+        OutputError: it is unknown, or cannot be written on this machine.
+    """
     chosen = EXTENSIONS.get("." + wanted.lower().lstrip("."), wanted.upper())
     if chosen not in FORMATS:
         known = ", ".join(FORMATS)

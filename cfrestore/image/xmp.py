@@ -16,6 +16,7 @@ NAMESPACE = "urn:cfrestore:1.0:"
 
 _ORIENTATION = re.compile(rb"(?<=tiff:Orientation)(\s*=\s*[\"']|>)([1-8])")
 _RECORD = "cfrestore:Restoration"
+_TASK = re.compile(rb"cfrestore:task\s*(?:>|=\s*[\"'])([a-z]+)")
 _THUMBNAILS = ("xmp:Thumbnails", "xap:Thumbnails")
 _EMPTY = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
@@ -53,6 +54,12 @@ def with_record(packet: bytes | None, record: Mapping[str, str]) -> bytes | None
         text = f"<{rdf}Description {space}>{text}</{rdf}Description>"
     changed = packet[:start] + text.encode() + packet[end:]
     return changed if _find(changed) else None
+
+
+def task_in(packet: bytes) -> str | None:
+    """The task in the record of a restoration, also of one that other programs have rewritten."""
+    found = _TASK.search(packet)
+    return found[1].decode() if found else None
 
 
 def without_thumbnails(packet: bytes) -> bytes:

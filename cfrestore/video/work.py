@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cfrestore.batch import FaceReport, Outcome
 from cfrestore.batch.engine import FailureError, Ledger, failing, manifests_of
-from cfrestore.batch.manifest import Fingerprint, record_outcome
+from cfrestore.batch.manifest import Fingerprint
 from cfrestore.batch.naming import Kind
 from cfrestore.batch.outcome import rounded
 from cfrestore.errors import OutputError
@@ -70,7 +70,7 @@ def _run(job: Job, restore: Restore, ledger: Ledger, fidelity: float) -> Outcome
         outcomes.append(outcome_of(job, result, fidelity))
         if job.manifest:
             prints = {target: Fingerprint.of(draft)}
-            record_outcome(outcomes[0], ledger.digest(job), Fingerprint.of(source), prints)
+            ledger.record(outcomes[0], Fingerprint.of(source), prints)
 
     try:
         with failing(job, "unreadable"):
