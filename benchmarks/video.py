@@ -30,7 +30,7 @@ import stopwatch
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio
 
-from cfrestore import Options, Photo, load_pipeline, read_photo, restore_video
+from cfrestore import Options, Photo, load_pipeline, read_photo, restore_video, write_photo
 from cfrestore.align import face_ellipse
 from cfrestore.image import to_uint8
 from cfrestore.pipeline import Pipeline
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--w", type=float, default=1.0)
     parser.add_argument("--model", default="compact")
     parser.add_argument("--detector", default="mtcnn")
+    parser.add_argument("--sheet", type=Path, help="frames of the first face, damaged and restored")
     options = parser.parse_args()
 
     pipeline = load_pipeline(options.model, options.detector)
@@ -78,7 +79,10 @@ def main() -> None:
             )
             clip = moving(np.asarray(face, np.uint8), options.frames)
             source = damaged(clip.clean, Path(folder) / "clip.mkv")
-            for name, frames in restored(source, pipeline, wanted).items():
+            results = restored(source, pipeline, wanted)
+            if options.sheet and not rows:
+                draw(results["damaged"], results["cfrestore video"], options.sheet)
+            for name, frames in results.items():
                 rows.setdefault(name, []).append(measured(frames, clip))
             rows.setdefault("clean", []).append(measured(clip.clean, clip))
     print(stopwatch.machine() + f"\n\n{options.limit} faces, {options.frames} frames each\n")
@@ -139,6 +143,12 @@ def restored(source: Path, pipeline: Pipeline, options: Options) -> dict[str, li
             restore_video(source, target, pipeline, options, codec="ffv1")
         found[name] = decoded(target)
     return found
+
+
+def draw(before: Sequence[Pixels], after: Sequence[Pixels], path: Path) -> None:
+    """Writes every sixth frame, before above after."""
+    sheet = np.vstack([np.hstack(list(frames)[::6]) for frames in (before, after)])
+    write_photo(Photo(np.ascontiguousarray(sheet), format="JPEG"), path)
 
 
 def uncalmed(own: tuple[Pixels, Pixels], others: object) -> Pixels:

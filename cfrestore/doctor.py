@@ -50,7 +50,7 @@ PACKAGES = {
 }
 """Distributions and the names of their modules."""
 
-EXTRAS = {"onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+EXTRAS = {"av": "av", "onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 """The same for optional packages, which are examined only if installed."""
 
 VARIABLES = (
