@@ -60,7 +60,7 @@ def write_clip(
         voice: Any = out.add_stream(sound, rate=48_000) if sound else None
         if voice:
             voice.layout = "mono"
-            voice.metadata["language"] = "deu"
+            voice.metadata["language"] = "ita"
             for n in range(40):
                 tone = np.sin(np.arange(1024) * 0.05 + n)[None].astype(np.float32)
                 wave = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")

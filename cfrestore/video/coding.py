@@ -40,7 +40,9 @@ _PLANAR = tuple(
 """Formats that are worked on: planes of brightness and of colours, 8 to 12 bits."""
 
 _BT709, _BT601 = 1, 5  # FFmpeg's numbers of matrices
-_MATRICES = (1, 4, 5, 6, 7, 9)  # that FFmpeg converts by
+_MATRICES = {1, 4, 5, 6, 7, 9}  # that FFmpeg converts by
+if int(av.__version__.partition(".")[0]) < 18:
+    _MATRICES -= {9}  # BT.2020, by which PyAV 17 converts to RGB, but not back
 _LIMITED = 1  # FFmpeg's number of the range in which black is 16
 
 
