@@ -136,6 +136,16 @@ def test_training_needs_torch_numpy_opencv_and_pillow_alone() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True)
 
 
+def test_pictures_need_no_pyav() -> None:
+    code = (
+        "import sys; sys.modules['av'] = None\n"
+        "import cfrestore, cfrestore.video.tracks, cfrestore.cli.video\n"
+        "from cfrestore.cli import main\n"
+        "raise SystemExit(main(['examples/collins.jpg', '--dry-run']))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True)
+
+
 def test_only_one_file_speaks_of_devices() -> None:
     words = {"cuda", "mps", "inference_mode", "autocast", "bfloat16"}
     for path in files():

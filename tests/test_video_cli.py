@@ -129,7 +129,7 @@ def test_other_containers_become_matroska(cfrestore_: Command) -> None:
     ("words", "code", "said"),
     [
         ((), 2, "there is no INPUT"),
-        (("clip.mkv", "-o", "clip.gif"), 2, "clip.gif must end with one of .m4v, .mkv, .mov, .mp4, .webm"),
+        (("clip.mkv", "-o", "clip.gif"), 2, "clip.gif must end with one of .m4v, .mkv, .mov, "),
         (("clip.mkv", "-o", "-"), 2, "videos are files, not stdin or stdout"),
         (("-",), 2, "videos are files, not stdin or stdout"),
         (("",), 2, "has an empty name"),

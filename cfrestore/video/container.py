@@ -32,6 +32,7 @@ CONTAINERS: Mapping[str, str] = {
 }
 """FFmpeg's name of the container, by the ending of a file that can be written."""
 
+_RGB, _BT709 = 0, 1  # FFmpeg's numbers of matrices
 _FULL_RANGE = 2  # FFmpeg's number
 
 _TURNS: Mapping[int, tuple[tuple[str, str | None], ...]] = {
@@ -56,7 +57,8 @@ class Video:
             if it says neither.
         codec: FFmpeg's name of the format in which the frames are coded.
         pix_fmt: FFmpeg's name of the format of their pixels.
-        matrix, span, primaries, transfer: of the colours, FFmpeg's numbers; span is their range.
+        matrix, span, primaries, transfer: of the colours, FFmpeg's numbers; span is their range. Of
+            RGB, the matrix is that by which the result is coded.
         aspect: width of a pixel over its height.
         notes: whole sentences on what of the file a result does not keep.
     """
@@ -76,6 +78,11 @@ class Video:
     aspect: Fraction
     notes: tuple[str, ...] = ()
 
+    @property
+    def step(self) -> int:
+        """Usual time from one frame to the next, in units of `time_base`."""
+        return max(1, round(1 / self.rate / self.time_base))
+
 
 def probe(path: Path) -> Video:
     """Reads what is in a video file, up to its first frame.
@@ -83,6 +90,8 @@ def probe(path: Path) -> Video:
     Raises:
         VideoError: it cannot be read, or holds no video.
     """
+    if path.exists() and not path.is_file():  # a pipe can only be read once
+        raise VideoError(f"{path} cannot be read as a video: it is not a file")
     with _reading(path) as source:
         stream = _stream(source, path)
         frame = next(_decoded(source, stream, lambda: None), None)
@@ -107,7 +116,7 @@ def probe(path: Path) -> Video:
             stream.frames or round(seconds * rate) or None,
             stream.codec_context.codec.canonical_name,
             frame.format.name,
-            frame.colorspace,
+            _BT709 if frame.colorspace == _RGB or frame.format.is_rgb else frame.colorspace,
             _FULL_RANGE if frame.format.name.startswith("yuvj") else frame.color_range,
             frame.color_primaries,
             frame.color_trc,
@@ -118,19 +127,22 @@ def probe(path: Path) -> Video:
 
 def _notes(source: InputContainer, stream: Any, frame: av.VideoFrame) -> Iterator[str]:
     for other in source.streams:
-        if other is not stream and not _is_copied(other):
+        chapters = other.type == "data" and other.name == "bin_data" and source.chapters()
+        if other is not stream and not _is_copied(other) and not chapters:  # which are copied
             what = "cover picture" if _is_cover(other) else f"{other.type} stream"
             yield f"The {what} {other.index} is not kept."
     if frame.interlaced_frame:
         yield "The video is interlaced; its frames are restored and written as whole pictures."
-    if any(component.is_alpha for component in frame.format.components):
+    alpha = any(component.is_alpha for component in frame.format.components)
+    if alpha or stream.metadata.get("alpha_mode") == "1":  # beside the frames of VP8 and VP9
         yield "Its transparency is not kept."
 
 
 def decode(video: Video, on_damage: Callable[[], None] = lambda: None) -> Iterator[av.VideoFrame]:
     """The frames of a video, in order, upright, each with a time later than that before.
 
-    Every call gives the same frames, with the same `pts` in units of `time_base`.
+    A frame without a time follows the one before at the usual distance. Every call gives the same
+    frames, with the same `pts` in units of `time_base`.
 
     Args:
         on_damage: called for each packet that cannot be decoded, which is left out.
@@ -144,9 +156,9 @@ def decode(video: Video, on_damage: Callable[[], None] = lambda: None) -> Iterat
         turned = _turner(video, stream)
         for frame in _decoded(source, stream, on_damage):
             time = frame.pts if frame.pts is not None else frame.dts
-            if last is not None and (time is None or time <= last):
-                time = last + 1
-            last = time or 0
+            if time is None:
+                time = 0 if last is None else last + video.step
+            last = time if last is None else max(time, last + 1)
             upright = turned(frame)
             upright.pts, upright.time_base = last, video.time_base
             yield upright
@@ -202,7 +214,7 @@ def check_container(video: Video, coding: Coding, target: Path) -> None:
         except (av.error.FFmpegError, ValueError) as error:
             held = " and ".join([coding.encoder, *names])
             raise OutputError(
-                f"{target} cannot hold {held} ({error}); a name that ends with .mkv may"
+                f"{target} cannot hold {held} ({_why(error)}); a name that ends with .mkv may"
             ) from error
 
 
@@ -214,8 +226,10 @@ def join(
     draft: Path,
     format: str,
     comment: str,
-) -> None:
+) -> int:
     """Writes a new file: the coded frames, and everything else from the original.
+
+    Packets of the original that the container refuses, because they are damaged, are left out.
 
     Args:
         shown: the times of all coded frames, in the order in which they are decoded.
@@ -223,12 +237,15 @@ def join(
         draft: the file to write.
         format: one of CONTAINERS.
         comment: added to the comment in the file's metadata.
+    Returns:
+        how many packets were left out.
     Raises:
         OSError: the file cannot be written.
         OutputError: the container does not take what is written to it.
         VideoError: the original cannot be read.
     """
     options = {"movflags": "+faststart"} if format in ("mp4", "mov") else {}
+    refused = 0
     with _reading(video.path) as source:
         try:
             with av.open(f"file:{draft}", "w", format=format, options=options) as out:
@@ -243,11 +260,20 @@ def join(
                 ours = _coded_packets(shown, coded, stream, video)
                 theirs = _copied_packets(source, copies)
                 for _, packet in heapq.merge(ours, theirs, key=lambda pair: pair[0]):
-                    out.mux_one(packet)
+                    own = packet.stream is stream
+                    try:
+                        out.mux_one(packet)
+                    except (av.error.InvalidDataError, av.error.ArgumentError):
+                        if own:
+                            raise
+                        refused += 1
         except (av.error.FFmpegError, ValueError) as error:
             if isinstance(error, OSError):
                 raise
-            raise OutputError(f"the container {format} refuses what is written: {error}") from error
+            raise OutputError(
+                f"the container {format} refuses what is written: {_why(error)}"
+            ) from error
+    return refused
 
 
 def _lay_out(
@@ -257,7 +283,9 @@ def _lay_out(
     stream: Any = out.add_stream(coding.encoder, rate=video.rate)
     set_up(stream.codec_context, video, coding)
     stream.time_base = video.time_base
-    stream.metadata.update(_stream(source, video.path).metadata)
+    told = _stream(source, video.path).metadata
+    kept = ("language", "title", "handler_name")  # others tell how the original is coded
+    stream.metadata.update({key: told[key] for key in kept if key in told})
     copies: dict[int, Stream] = {}
     for original in filter(_is_copied, source.streams):
         copy = out.add_stream_from_template(original)
@@ -271,9 +299,9 @@ def _coded_packets(
     shown: Sequence[int], coded: Iterable[CodedFrame], stream: Stream, video: Video
 ) -> Iterator[tuple[float, av.Packet[Any]]]:
     ordered = sorted(shown)
-    step = max(1, round(1 / video.rate / video.time_base))
-    durations = {time: after - time for time, after in pairwise([*ordered, ordered[-1] + step])}
-    for frame, time in zip(coded, decode_times(shown, step), strict=True):
+    ends = [*ordered, ordered[-1] + video.step]
+    durations = {time: after - time for time, after in pairwise(ends)}
+    for frame, time in zip(coded, decode_times(shown, video.step), strict=True):
         packet = av.Packet(frame.data)
         packet.pts, packet.dts, packet.duration = frame.pts, time, durations[frame.pts]
         packet.time_base, packet.stream, packet.is_keyframe = video.time_base, stream, frame.is_key
@@ -293,6 +321,10 @@ def _copied_packets(
             last = float(packet.dts * packet.time_base)
         packet.stream = copies[packet.stream_index]
         yield last, packet
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)  # without FFmpeg's number
 
 
 @contextmanager

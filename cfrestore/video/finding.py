@@ -177,13 +177,18 @@ def _from_json(values: Mapping[str, Any], video: Video) -> Frame:
 
 
 def _read(notes: Path) -> Iterable[Mapping[str, Any]]:
-    """The lines of the notes that are whole; a last one that was cut short is cut off."""
+    """The lines of the notes up to the first one that is not whole; the rest is cut off."""
     if not notes.exists():
         return
-    lines = notes.read_bytes().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith(b"\n")]
-    if len(whole) < len(lines):
-        with notes.open("rb+") as stream:
-            stream.truncate(sum(map(len, whole)))
-    for line in whole:
-        yield json.loads(line)
+    size = 0
+    for line in notes.read_bytes().splitlines(keepends=True):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        size += len(line)
+        yield values
+    with notes.open("rb+") as stream:
+        stream.truncate(size)

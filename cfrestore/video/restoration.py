@@ -7,6 +7,7 @@ not grow with the length of the video, but for the places of its faces.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from cfrestore.batch.ahead import ahead, grouped, threads
 from cfrestore.batch.engine import PICTURES_AHEAD, timed
 from cfrestore.batch.manifest import digest_of
 from cfrestore.errors import ConfigError, OutputError, VideoError
-from cfrestore.files import drafted
+from cfrestore.files import drafted, exists, is_file
 from cfrestore.image import Photo
 from cfrestore.options import Options
 from cfrestore.restore import FailedFace, RestoredFace
@@ -61,7 +62,7 @@ class VideoRestoration:
         plan: which faces were followed and restored.
         failures: in how many frames a face was left as it is, by the index of its track and the
             reason.
-        damaged: number of packets of the video that could not be decoded.
+        damaged: number of packets that were left out, as they could not be decoded or copied.
         seconds: time spent in this run, by stage: find, paint, write.
     """
 
@@ -106,6 +107,8 @@ def restore_video(
         ConfigError: the options do not suit a video, or codec or crf are out of range.
     """
     check_options(options)
+    if exists(target) and not is_file(target):
+        raise OutputError(f"{target} is not a file, so no video replaces it")
     video = probe(source)
     coding = choose_coding(video, target.suffix, codec, crf)
     check_container(video, coding, target)
@@ -140,10 +143,9 @@ def restore_video(
                 raise VideoError(f"{source} was written to while it was read")
             headers = [header for path in paths if (header := read_header(path))]
             failures = sum((header.failures for header in headers), Counter[tuple[int, str]]())
-            result = VideoRestoration(video, plan, failures, found.damaged, seconds)
             with drafted(target, folder) as draft:  # after a kill it goes with the folder
                 with timed(seconds, "write"):
-                    join(
+                    refused = join(
                         video,
                         coding,
                         [time for header in headers for time in header.shown],
@@ -152,6 +154,8 @@ def restore_video(
                         CONTAINERS[target.suffix.lower()],
                         _comment(pipeline, options),
                     )
+                damaged = found.damaged + refused
+                result = VideoRestoration(video, plan, failures, damaged, seconds)
                 record(result, draft)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -176,21 +180,24 @@ def _comment(pipeline: Pipeline, options: Options) -> str:
 def workshop(target: Path, digest: str) -> Iterator[Path]:
     """The folder beside a result in which it is made; removed unless there is an error.
 
-    What an earlier run has left there is kept if it is of the same settings.
+    What an earlier run has left there is kept if it is of the same settings, but for drafts of the
+    result. Links are followed, so that the result only needs to be renamed.
 
     Raises:
         OutputError: another process works in it.
         OSError: it cannot be made.
     """
-    folder = target.with_name(f".{target.name}.cfrestore")
+    place = Path(os.path.realpath(target))
+    folder = place.with_name(f".{place.name}.cfrestore")
     folder.mkdir(parents=True, exist_ok=True)
     stamp = folder / "settings"
     try:
         with FileLock(folder / "lock", timeout=0):
-            if not stamp.exists() or stamp.read_text() != digest:
-                for path in folder.iterdir():
-                    if path.name != "lock":
-                        path.unlink()
+            same = stamp.exists() and stamp.read_text() == digest
+            for path in folder.iterdir():
+                if path.name != "lock" and not (same and path.suffix != ".tmp"):
+                    path.unlink()
+            if not same:
                 stamp.write_text(digest)
             yield folder
             shutil.rmtree(folder, ignore_errors=True)  # Windows keeps the lock

@@ -94,7 +94,8 @@ def outcome_of(job: Job, result: VideoRestoration, fidelity: float) -> Outcome:
         faces.append(report)
         remarks += remark
     if result.damaged:
-        remarks.append(f"{result.damaged} packets of the video could not be decoded")
+        packets = "1 damaged packet" if result.damaged == 1 else f"{result.damaged} damaged packets"
+        remarks.append(f"{packets} left out")
     return Outcome(
         job,
         faces=tuple(faces),
