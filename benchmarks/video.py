@@ -148,7 +148,7 @@ def restored(source: Path, pipeline: Pipeline, options: Options) -> dict[str, li
 def draw(before: Sequence[Pixels], after: Sequence[Pixels], path: Path) -> None:
     """Writes every sixth frame, before above after."""
     sheet = np.vstack([np.hstack(list(frames)[::6]) for frames in (before, after)])
-    write_photo(Photo(np.ascontiguousarray(sheet), format="JPEG"), path)
+    write_photo(Photo(np.ascontiguousarray(sheet), format="JPEG"), path, quality=85)
 
 
 def uncalmed(own: tuple[Pixels, Pixels], others: object) -> Pixels:
