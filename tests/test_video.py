@@ -581,6 +581,16 @@ def test_the_codec_is_that_of_the_input_unless_another_is_named(tmp_path: Path) 
             assert result.streams.video[0].codec_context.codec.canonical_name == found
 
 
+def test_apple_plays_hevc(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mkv")
+    for ending in ("mp4", "mov", "mkv"):
+        target = restored(source, f"result.{ending}", codec="hevc")
+        assert len(times_of(target)) == 12
+        with av.open(str(target)) as result:
+            tag = result.streams.video[0].codec_context.codec_tag
+            assert (tag == "hvc1") == (ending != "mkv")
+
+
 def test_progress_counts_every_frame_once(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "clip.mkv")
     done = {"finding": 0, "painting": 0}

@@ -282,6 +282,8 @@ def _lay_out(
     """Adds the streams of the new file: that of the frames, and copies by their index."""
     stream: Any = out.add_stream(coding.encoder, rate=video.rate)
     set_up(stream.codec_context, video, coding)
+    if coding.encoder == "libx265" and out.format.name in ("mp4", "mov"):
+        stream.codec_context.codec_tag = "hvc1"  # Apple's players play no other
     stream.time_base = video.time_base
     told = _stream(source, video.path).metadata
     kept = ("language", "title", "handler_name")  # others tell how the original is coded

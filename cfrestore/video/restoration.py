@@ -18,6 +18,7 @@ from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import av
 from filelock import FileLock, Timeout
 
 from cfrestore import __version__
@@ -38,8 +39,6 @@ from cfrestore.video.segments import read_header, read_segment, write_segment
 from cfrestore.video.tracks import Plan, PlannedFace, plan_faces
 
 if TYPE_CHECKING:
-    import av
-
     from cfrestore.align import AlignedFace
     from cfrestore.pipeline import Pipeline
     from cfrestore.procedure import PaintedFace, Prepared, Procedure
@@ -117,6 +116,7 @@ def restore_video(
         **pipeline.restoring(options).settings,
         "version": __version__,
         "video": [str(source.absolute()), before.st_size, before.st_mtime_ns],
+        "pyav": av.__version__,  # whose encoders need not follow those of another
         "coding": [coding.encoder, coding.pix_fmt, *map(list, sorted(coding.options.items()))],
     }
     seconds: dict[str, float] = {}
