@@ -549,6 +549,29 @@ def test_sound_that_the_container_cannot_hold_is_refused_before_any_work(tmp_pat
     assert packets_of(target, "audio") == packets_of(source, "audio")
 
 
+def test_another_container_is_named_if_matroska_cannot_hold_a_stream(tmp_path: Path) -> None:
+    source = tmp_path / "clip.mp4"
+    with (
+        av.open(str(write_clip(tmp_path / "plain.mp4", codec="libx264"))) as plain,
+        av.open(str(source), "w") as out,
+    ):
+        frames = out.add_stream_from_template(plain.streams.video[0])
+        words = out.add_stream("mov_text")
+        words.codec_context.subtitle_header = b"[Script Info]\nScriptType: v4.00+\n[Events]\n"
+        for packet in plain.demux(video=0):
+            if packet.size:
+                packet.stream = frames
+                out.mux(packet)
+        word = av.Packet(b"\x00\x05Hello")
+        word.pts = word.dts = 0
+        word.duration, word.time_base, word.stream = 300, Fraction(1, 1000), words
+        out.mux(word)
+    with pytest.raises(OutputError, match=r"libx264 and mov_text .*ends with \.mp4 may"):
+        restored(source)
+    target = restored(source, "result.mp4")
+    assert packets_of(target, "subtitle") == packets_of(source, "subtitle")
+
+
 def test_options_that_suit_no_video_are_refused(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "clip.mkv")
     for options in (

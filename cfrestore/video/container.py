@@ -213,8 +213,9 @@ def check_container(video: Video, coding: Coding, target: Path) -> None:
                 out.start_encoding()
         except (av.error.FFmpegError, ValueError) as error:
             held = " and ".join([coding.encoder, *names])
+            other = ".mp4" if target.suffix.lower() == ".mkv" else ".mkv"
             raise OutputError(
-                f"{target} cannot hold {held} ({_why(error)}); a name that ends with .mkv may"
+                f"{target} cannot hold {held} ({_why(error)}); a name that ends with {other} may"
             ) from error
 
 
