@@ -205,15 +205,25 @@ def test_a_gray_video_stays_gray(tmp_path: Path) -> None:
             assert np.abs(plane.astype(int) - 128).max() <= 1
 
 
-@pytest.mark.parametrize("codec", ["libx264", "libvpx-vp9"])
-def test_odd_sides_are_kept(tmp_path: Path, codec: str) -> None:
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt"),
+    [("h264", "yuv444p"), ("hevc", "yuv444p"), ("vp9", "yuv420p"), ("ffv1", "yuv420p")],
+)
+def test_odd_sides_are_kept(tmp_path: Path, codec: str, pix_fmt: str) -> None:
     frames = list(moving(6, (49, 63)))
     source = write_clip(tmp_path / "clip.mkv", frames, times=range(6))
     video = probe(source)
     assert video.size == (49, 63)
-    name = "h264" if codec == "libx264" else "vp9"
-    target = restored(source, codec=name)
-    assert {(f.height, f.width) for f in frames_of(target)} == {(49, 63)}
+    target = restored(source, codec=codec)
+    found = {(f.height, f.width, f.format.name) for f in frames_of(target)}
+    assert found == {(49, 63, pix_fmt)}
+    if codec == "ffv1":
+        for old, new in zip(samples_of(source), samples_of(target), strict=True):
+            for plane in range(3):
+                same = old[plane] == new[plane]
+                assert same[-4:].all()
+                assert same[:, -4:].all()
+                assert not same.all()
 
 
 @pytest.mark.parametrize("turn", [90, 180, 270])
@@ -602,6 +612,14 @@ def test_the_codec_is_that_of_the_input_unless_another_is_named(tmp_path: Path) 
         target = restored(source, f"result.{ending}", codec=asked)
         with av.open(str(target)) as result:
             assert result.streams.video[0].codec_context.codec.canonical_name == found
+
+
+def test_encoders_do_not_talk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = write_clip(tmp_path / "clip.mkv", moving(12, (64, 64)))
+    capfd.readouterr()
+    for codec in ("av1", "hevc", "h264", "vp9"):
+        restored(source, codec=codec)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_apple_plays_hevc(tmp_path: Path) -> None:

@@ -105,9 +105,12 @@ def choose_coding(video: Video, ending: str, codec: str = "auto", crf: int | Non
 
 
 def _format(video: Video, encoder: str) -> str:
-    """The format of an encoder that holds most of the video's pixels."""
+    """The format of an encoder that holds most of the video's pixels.
+
+    In H.264 and HEVC, halved planes need even sides.
+    """
     known = [form.name for form in av.Codec(encoder, "w").video_formats or ()]
-    odd = any(side % 2 for side in video.size)  # halved planes need even sides in H.264 and HEVC
+    odd = encoder in ("libx264", "libx265") and any(side % 2 for side in video.size)
     names = [name for name in _PLANAR if name in known and not (odd and "444" not in name)]
     best, _ = find_best_pix_fmt_of_list(names or known, video.pix_fmt)
     assert best is not None
@@ -116,6 +119,7 @@ def _format(video: Video, encoder: str) -> str:
 
 def set_up(context: Any, video: Video, coding: Coding) -> None:
     """Prepares an encoder for frames of a video."""
+    os.environ.setdefault("SVT_LOG", "1")  # errors only; read when the encoder is first opened
     context.height, context.width = video.size
     context.pix_fmt, context.options = coding.pix_fmt, dict(coding.options)
     context.time_base, context.framerate = video.time_base, video.rate
@@ -222,7 +226,6 @@ def code(frames: Iterable[av.VideoFrame], video: Video, coding: Coding) -> list[
     Returns:
         the coded frames, in the order in which they are decoded.
     """
-    os.environ.setdefault("SVT_LOG", "1")  # errors only
     context: Any = av.CodecContext.create(coding.encoder, "w")
     set_up(context, video, coding)
     context.flags |= Flags.global_header  # as in the containers we write
