@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from cfrestore.detect import Face
 from cfrestore.errors import ConfigError, OutputError, VideoError
 from cfrestore.pipeline import Pipeline
 from cfrestore.video import restoration
-from cfrestore.video.coding import FrameConverter, choose_coding, decode_times, planes
-from cfrestore.video.container import decode, probe
+from cfrestore.video.coding import FrameConverter, choose_coding, code, decode_times, planes
+from cfrestore.video.container import decode, join, probe
 from cfrestore.video.restoration import VideoRestoration
 
 BT601 = 5
@@ -496,15 +496,35 @@ def test_what_is_not_a_file_is_neither_read_nor_replaced(tmp_path: Path) -> None
         restore_video(pipe, tmp_path / "result.mkv", pipeline())
 
 
-def test_a_video_that_changes_while_it_is_read_is_not_passed_off(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_not_taken_for_an_unreadable_video(tmp_path: Path) -> None:
+    video = probe(write_clip(tmp_path / "clip.mkv"))
+    coding = choose_coding(video, ".mkv")
+    coded = code(decode(video), video, coding)
+    shown = [frame.pts for frame in coded]
+    with pytest.raises(OSError, match="No space left on device"):
+        join(video, coding, shown, coded, Path("/dev/full"), "matroska", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: os.utime(path, ns=(1, 1)), "clip.mkv was written to while it was read"),
+        (Path.unlink, "clip.mkv cannot be read: No such file or directory"),
+    ],
+)
+def test_a_video_that_changes_while_it_is_read_is_not_passed_off(
+    tmp_path: Path, change: Callable[[Path], None], said: str
+) -> None:
     source, target = write_clip(tmp_path / "clip.mkv"), tmp_path / "result.mkv"
 
-    def touch(x: torch.Tensor) -> torch.Tensor:
-        os.utime(source, ns=(1, 1))
+    def paint(x: torch.Tensor) -> torch.Tensor:
+        if source.exists():
+            change(source)
         return -x
 
-    with pytest.raises(VideoError, match=r"was written to while it was read"):
-        restore_video(source, target, pipeline(StubNetwork(touch)))
+    with pytest.raises(VideoError, match=said):
+        restore_video(source, target, pipeline(StubNetwork(paint)))
     assert not target.exists()
 
 

@@ -269,8 +269,8 @@ def join(
                             raise
                         refused += 1
         except (av.error.FFmpegError, ValueError) as error:
-            if isinstance(error, OSError):
-                raise
+            if isinstance(error, OSError):  # one of FFmpeg's would be taken for one of reading
+                raise OSError(error.errno, error.strerror) from error
             raise OutputError(
                 f"the container {format} refuses what is written: {_why(error)}"
             ) from error

@@ -57,12 +57,10 @@ class Found:
 
     Attributes:
         frames: all frames, with the faces in each.
-        pts: when they are shown, in units of the video's time base.
         damaged: number of packets that could not be decoded.
     """
 
     frames: tuple[Frame, ...]
-    pts: tuple[int, ...]
     damaged: int
 
 
@@ -124,7 +122,7 @@ def find_faces(
                 advance(1)
             previous = seen.thumbnail
     frames = tuple(_from_json(values, video) for values in known)
-    return Found(frames, tuple(values["pts"] for values in known), damaged)
+    return Found(frames, damaged)
 
 
 def _look(pixels: Pixels, pts: int, pipeline: Pipeline) -> _Look:

@@ -111,11 +111,11 @@ def restore_video(
     video = probe(source)
     coding = choose_coding(video, target.suffix, codec, crf)
     check_container(video, coding, target)
-    before = source.stat()
+    before = _state(source)
     settings = {
         **pipeline.restoring(options).settings,
         "version": __version__,
-        "video": [str(source.absolute()), before.st_size, before.st_mtime_ns],
+        "video": [str(source.absolute()), *before],
         "pyav": av.__version__,  # whose encoders need not follow those of another
         "coding": [coding.encoder, coding.pix_fmt, *map(list, sorted(coding.options.items()))],
     }
@@ -138,8 +138,7 @@ def restore_video(
             work = FramePainter(video, plan, pipeline.restoring(every), converter, gray, workers)
             with timed(seconds, "paint"):
                 paths = paint_segments(work, coding, folder, partial(progress, "painting"))
-            after = source.stat()
-            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            if _state(source) != before:
                 raise VideoError(f"{source} was written to while it was read")
             headers = [header for path in paths if (header := read_header(path))]
             failures = sum((header.failures for header in headers), Counter[tuple[int, str]]())
@@ -166,6 +165,15 @@ def check_options(options: Options) -> None:
     """Raises ConfigError if the options do not suit a video."""
     if options.aligned or options.upscale != 1 or options.draw_box or options.samples:
         raise ConfigError("a video is restored without aligned, upscale, draw_box and samples")
+
+
+def _state(source: Path) -> tuple[int, int]:
+    """Size and time of the last change, in ns; raises VideoError if the file is gone."""
+    try:
+        found = source.stat()
+    except OSError as error:
+        raise VideoError(f"{source} cannot be read: {error.strerror}") from error
+    return found.st_size, found.st_mtime_ns
 
 
 def _comment(pipeline: Pipeline, options: Options) -> str:
