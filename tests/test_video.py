@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from cfrestore.align import align_face
 from cfrestore.detect import Face
 from cfrestore.errors import ConfigError, OutputError, VideoError
 from cfrestore.pipeline import Pipeline
-from cfrestore.video import restoration
+from cfrestore.video import finding, restoration
 from cfrestore.video.coding import FrameConverter, choose_coding, code, decode_times, planes
 from cfrestore.video.container import decode, join, probe
 from cfrestore.video.restoration import VideoRestoration
@@ -247,28 +247,30 @@ def test_a_video_that_players_turn_is_restored_and_written_upright(
         assert np.corrcoef(crop[8:-8, 8:-8].ravel(), new[8:-8, 8:-8].ravel())[0, 1] < -0.9
 
 
-def test_memory_does_not_hold_the_video(tmp_path: Path) -> None:
-    """Never more frames are in work than threads can use."""
-    alive, most = 0, 0
+def test_memory_does_not_hold_the_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both passes, few frames are decoded but not yet done with."""
+    ahead = {"finding": 0, "painting": 0}
+    most = dict(ahead)
 
-    class Counted(StubDetector):
-        def __call__(self, pixels: np.ndarray) -> tuple[Face, ...]:
-            nonlocal alive, most
-            alive += 1
-            most = max(most, alive)
-            alive -= 1
-            return super().__call__(pixels)
+    def counted(stage: str) -> Callable[..., Iterator[av.VideoFrame]]:
+        def decode_counted(*args: object) -> Iterator[av.VideoFrame]:
+            for frame in decode(*args):  # type: ignore[arg-type]
+                ahead[stage] += 1
+                most[stage] = max(most[stage], ahead[stage])
+                yield frame
 
-    source = write_clip(tmp_path / "clip.mkv", times=range(40))
-    detector = Counted(FACE)
-    restore_video(
-        source,
-        tmp_path / "result.mkv",
-        Pipeline(INVERTED, detector),
-        workers=2,  # type: ignore[arg-type]
-    )
-    assert most <= 2
-    assert len(detector.seen) == 40
+        return decode_counted
+
+    def progress(stage: str, more: int, total: int | None) -> None:
+        ahead[stage] -= more
+
+    monkeypatch.setattr(finding, "decode", counted("finding"))
+    monkeypatch.setattr(restoration, "decode", counted("painting"))
+    source = write_clip(tmp_path / "clip.mkv", times=range(60))
+    restore_video(source, tmp_path / "result.mkv", pipeline(), workers=2, progress=progress)
+    assert ahead == {"finding": 0, "painting": 0}
+    assert 0 < most["finding"] <= 8
+    assert 0 < most["painting"] <= 20
 
 
 def test_frames_without_times_follow_at_the_usual_distance(tmp_path: Path) -> None:
