@@ -34,7 +34,7 @@ from cfrestore import Options, Photo, load_pipeline, read_photo, restore_video, 
 from cfrestore.align import face_ellipse
 from cfrestore.image import to_uint8
 from cfrestore.pipeline import Pipeline
-from cfrestore.video import restoration
+from cfrestore.video import painting
 from cfrestore.video.calming import calm
 
 Pixels = NDArray[np.uint8]
@@ -139,7 +139,7 @@ def restored(source: Path, pipeline: Pipeline, options: Options) -> dict[str, li
         ],
     }
     for name, calming in (("followed", uncalmed), ("cfrestore video", calm)):
-        with mock.patch.object(restoration, "calm", calming):
+        with mock.patch.object(painting, "calm", calming):
             restore_video(source, target, pipeline, options, codec="ffv1")
         found[name] = decoded(target)
     return found

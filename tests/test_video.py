@@ -22,7 +22,7 @@ from cfrestore.align import align_face
 from cfrestore.detect import Face
 from cfrestore.errors import ConfigError, OutputError, VideoError
 from cfrestore.pipeline import Pipeline
-from cfrestore.video import finding, restoration
+from cfrestore.video import finding, painting, restoration
 from cfrestore.video.coding import FrameConverter, choose_coding, code, decode_times, planes
 from cfrestore.video.container import decode, join, probe
 from cfrestore.video.restoration import VideoRestoration
@@ -67,7 +67,7 @@ def test_a_frame_looks_as_if_it_were_restored_as_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In 4:4:4, where colours are not halved, and uncalmed."""
-    monkeypatch.setattr(restoration, "calm", lambda own, others: own[1])
+    monkeypatch.setattr(painting, "calm", lambda own, others: own[1])
     source = write_clip(tmp_path / "clip.mkv", pix_fmt="yuv444p")
     target = restored(source)
     video = probe(source)
@@ -265,7 +265,7 @@ def test_memory_does_not_hold_the_video(tmp_path: Path, monkeypatch: pytest.Monk
         ahead[stage] -= more
 
     monkeypatch.setattr(finding, "decode", counted("finding"))
-    monkeypatch.setattr(restoration, "decode", counted("painting"))
+    monkeypatch.setattr(painting, "decode", counted("painting"))
     source = write_clip(tmp_path / "clip.mkv", times=range(60))
     restore_video(source, tmp_path / "result.mkv", pipeline(), workers=2, progress=progress)
     assert ahead == {"finding": 0, "painting": 0}
