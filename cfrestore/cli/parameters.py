@@ -10,6 +10,16 @@ import typer
 FILES, MANY, FACES, NETWORKS, TALK = "Files", "Many pictures", "Faces", "Networks", "Messages"
 """Headings of the help."""
 
+Fidelity = Annotated[
+    float,
+    typer.Option(
+        "--w",
+        "-w",
+        min=0.0,
+        max=1.0,
+        help="Fidelity: 0 is cleanest, 1 is closest to the input.",
+    ),
+]
 WeightsDir = Annotated[
     Path | None,
     typer.Option(

@@ -9,7 +9,7 @@ import typer
 from cfrestore import __version__
 from cfrestore.cli import VERBS
 from cfrestore.cli.arguments import DEFAULTS, PictureArguments
-from cfrestore.cli.parameters import Model, Parser
+from cfrestore.cli.parameters import Fidelity, Model, Parser
 from cfrestore.cli.picture import PictureCommand, with_arguments
 from cfrestore.cli.work import work
 from cfrestore.task import RESTORATION
@@ -30,16 +30,7 @@ def _version(wanted: bool) -> None:
 @with_arguments(PictureArguments)
 def restore(
     args: PictureArguments,
-    w: Annotated[
-        float,
-        typer.Option(
-            "--w",
-            "-w",
-            min=0.0,
-            max=1.0,
-            help="Fidelity: 0 is cleanest, 1 is closest to the input.",
-        ),
-    ] = DEFAULTS.fidelity,
+    w: Fidelity = DEFAULTS.fidelity,
     upscale: Annotated[
         int,
         typer.Option(

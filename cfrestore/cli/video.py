@@ -13,7 +13,7 @@ import typer
 
 from cfrestore.cli import report
 from cfrestore.cli.arguments import CommonArguments
-from cfrestore.cli.parameters import FILES, Model, Parser
+from cfrestore.cli.parameters import FILES, Fidelity, Model, Parser
 from cfrestore.cli.picture import PictureCommand, with_arguments
 from cfrestore.cli.record import facts_of
 from cfrestore.cli.work import check_there, load, report_outcomes, set_up, show_jobs
@@ -74,16 +74,7 @@ class VideoArguments(CommonArguments):
 @with_arguments(VideoArguments)
 def video(
     args: VideoArguments,
-    w: Annotated[
-        float,
-        typer.Option(
-            "--w",
-            "-w",
-            min=0.0,
-            max=1.0,
-            help="Fidelity: 0 is cleanest, 1 is closest to the input and steadiest.",
-        ),
-    ] = 1.0,
+    w: Fidelity = 1.0,
     parser: Parser = None,
     model: Model = "auto",
 ) -> None:
