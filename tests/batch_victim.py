@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from stubs import StubDetector, face_at, small_network
 
-from cfrestore.batch import COMPARED, CROPS, drafts, engine, plan, run
+from cfrestore.batch import COMPARED, CROPS, drafts, ledger, plan, run
 from cfrestore.image import Photo, write_photo
 from cfrestore.pipeline import Pipeline
 
@@ -53,7 +53,7 @@ def work(folder: str, output: str, crash: str, pipeline: Pipeline) -> None:
     elif crash == "written":
         drafts._write = after(drafts._write)
     elif crash == "recorded":
-        engine.record_outcome = after(engine.record_outcome)
+        ledger.record_outcome = after(ledger.record_outcome)
     elif crash.startswith("renamed"):
         Path.replace = after(Path.replace, int(crash[-1]))  # type: ignore[method-assign]
     for outcome in run(jobs, pipeline.restoring(), workers=2, **options):

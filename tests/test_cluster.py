@@ -19,8 +19,9 @@ from stubs import StubDetector, face_at, picture, save_network, small_network
 
 from cfrestore.batch import Manifest, plan, remote
 from cfrestore.batch import run as engine_run
-from cfrestore.batch.engine import Ledger, PictureIO, manifests_of
+from cfrestore.batch.engine import PictureIO
 from cfrestore.batch.job import named
+from cfrestore.batch.ledger import Ledger, manifests_of
 from cfrestore.cli import main
 from cfrestore.errors import ConfigError, ImageError
 from cfrestore.image import Photo, read_photo, write_photo

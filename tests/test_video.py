@@ -24,8 +24,9 @@ from cfrestore.errors import ConfigError, OutputError, VideoError
 from cfrestore.pipeline import Pipeline
 from cfrestore.video import finding, painting, restoration
 from cfrestore.video.coding import FrameConverter, choose_coding, code, decode_times, planes
-from cfrestore.video.container import decode, join, probe
+from cfrestore.video.container import join
 from cfrestore.video.restoration import VideoRestoration
+from cfrestore.video.source import decode, probe
 
 BT601 = 5
 FACE = face_at(10, 6, 24)

@@ -30,16 +30,14 @@ from cfrestore.batch.drafts import Writer, sweep
 from cfrestore.batch.engine import (
     PIXELS_AHEAD,
     FaceProcessor,
-    FailureError,
-    Ledger,
     Opened,
     Pasted,
     PictureIO,
     Reader,
     gathered,
-    manifests_of,
 )
 from cfrestore.batch.job import Job, named
+from cfrestore.batch.ledger import FailureError, Ledger, manifests_of
 from cfrestore.batch.manifest import Manifest, collect
 from cfrestore.batch.outcome import Outcome
 from cfrestore.batch.remote import fetch, is_remote, listed, remove, send

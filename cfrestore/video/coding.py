@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cfrestore.image import Pixels
-    from cfrestore.video.container import Video
+    from cfrestore.video.source import Video
 
 ENCODERS: Mapping[str, tuple[str, int | None, Mapping[str, str]]] = {
     "h264": ("libx264", 16, {"preset": "medium"}),

@@ -19,7 +19,7 @@ from cfrestore.detect import Face
 from cfrestore.errors import DegenerateFaceError
 from cfrestore.image import is_gray, to_uint8
 from cfrestore.select import SkippedFace
-from cfrestore.video.container import Video, decode
+from cfrestore.video.source import Video, decode
 from cfrestore.video.tracks import Frame, Sighting
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from cfrestore.errors import VideoError
 from cfrestore.image import Photo
 from cfrestore.restore import FailedFace, RestoredFace
 from cfrestore.video.calming import REACH, calm
-from cfrestore.video.container import Video, decode
+from cfrestore.video.source import Video, decode
 from cfrestore.video.tracks import Plan, PlannedFace
 
 if TYPE_CHECKING:

@@ -29,10 +29,11 @@ from cfrestore.errors import ConfigError, OutputError, VideoError
 from cfrestore.files import drafted, exists, is_file
 from cfrestore.options import Options
 from cfrestore.video.coding import Coding, FrameConverter, choose_coding, code
-from cfrestore.video.container import CONTAINERS, Video, check_container, join, probe
+from cfrestore.video.container import CONTAINERS, check_container, join
 from cfrestore.video.finding import find_faces
 from cfrestore.video.painting import FramePainter, RestoredFrame
 from cfrestore.video.segments import read_header, read_segment, write_segment
+from cfrestore.video.source import Video, probe
 from cfrestore.video.tracks import Plan, PlannedFace, plan_faces
 
 if TYPE_CHECKING:

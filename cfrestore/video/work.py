@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cfrestore.batch import FaceReport, Outcome
-from cfrestore.batch.engine import FailureError, Ledger, failing, manifests_of
+from cfrestore.batch.ledger import FailureError, Ledger, failing, manifests_of
 from cfrestore.batch.manifest import Fingerprint
 from cfrestore.batch.naming import Kind
 from cfrestore.batch.outcome import rounded
