@@ -127,7 +127,12 @@ CASES = (
     Case("text", "letter.jpg", b"Dear sir, this is a letter.", UNKNOWN),
     Case("a page that says 404", "404.jpg", b"<!DOCTYPE html><html>Not found</html>", UNKNOWN),
     Case("a drawing", "logo.svg.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", UNKNOWN),
-    Case("a film", "film.jpg", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", UNKNOWN),
+    Case(
+        "a film",
+        "film.jpg",
+        b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+        "NAME is a video, whose faces `cfrestore video` restores",
+    ),
     Case("zeros", "zeros.png", bytes(100_000), UNKNOWN),
     Case("another ending", "really-png.jpg", WHOLE, "40x24. It is PNG, though it is called .jpg."),
     Case(

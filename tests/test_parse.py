@@ -65,7 +65,9 @@ def test_masked_pasting_is_the_published_one(shared: Path, scale: int) -> None:
     golden = shared / "golden" / "geometry"
     to_crop = np.load(golden / "geometry.npz")["matrix0"]
     face = SimpleNamespace(
-        crop=read(golden / "restored0.png"), aligned=SimpleNamespace(to_crop=to_crop, kept=None)
+        crop=read(golden / "restored0.png"),
+        aligned=SimpleNamespace(to_crop=to_crop, kept=None),
+        opacity=1.0,
     )
     masks = [mask_from_classes(golden_classes())]
     found = paste_faces(read(golden / "input.png"), [face], scale=scale, masks=masks)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cfrestore.align import FFHQ_TEMPLATE, align_face
 from cfrestore.detect import Face
 from cfrestore.paste import face_layer, invert, paste_faces, soften
+from cfrestore.restore import RestoredFace
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def restored(
     """The part of a RestoredFace that pasting uses."""
     to_crop = cv2.invertAffineTransform(to_picture)
     aligned = SimpleNamespace(to_crop=to_crop, kept=kept, crop=original)
-    return SimpleNamespace(crop=crop, aligned=aligned)
+    return SimpleNamespace(crop=crop, aligned=aligned, opacity=1.0)
 
 
 def smooth(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -105,6 +106,7 @@ def test_pasting_is_the_published_one(shared: Path, scale: int) -> None:
     face = SimpleNamespace(
         crop=read(golden / "restored0.png"),
         aligned=SimpleNamespace(to_crop=values["matrix0"], kept=None),
+        opacity=1.0,
     )
     found = paste_faces(read(golden / "input.png"), [face], scale=scale)
     expected = read(golden / f"pasted_x{scale}_square.png")
@@ -364,7 +366,7 @@ def test_the_untouched_crop_pasted_back_changes_nearly_nothing(size: int, side: 
     landmarks = FFHQ_TEMPLATE @ place[:, :2].T + place[:, 2]
     face = Face(np.zeros(4, np.float32), 1.0, landmarks.astype(np.float32))
     aligned = align_face(picture, face, size)
-    back = paste_faces(picture, [SimpleNamespace(crop=aligned.crop, aligned=aligned)])
+    back = paste_faces(picture, [RestoredFace(aligned.crop, aligned, 0.5)])
     change = back.astype(np.float64) - picture
     assert np.abs(change).max() <= 3
     # A shift by d changes the picture by its gradient times d: the fit of d must vanish.
@@ -394,3 +396,14 @@ def test_a_small_face_in_a_large_picture_costs_little() -> None:
 def test_pasting_imports_no_torch() -> None:
     code = "import sys, cfrestore.paste; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_face_shows_as_much_as_it_is_opaque() -> None:
+    picture, crop = smooth(200, 200), noise(64, 64)
+    face = restored(crop, placed(64, 90, (100, 100)))
+    whole = paste_faces(picture, [face]).astype(float)
+    face.opacity = 0.25
+    quarter = paste_faces(picture, [face]).astype(float)
+    np.testing.assert_allclose(quarter, picture + 0.25 * (whole - picture), atol=1)
+    face.opacity = 0.0
+    assert np.array_equal(paste_faces(picture, [face]), picture)
