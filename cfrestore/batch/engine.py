@@ -12,8 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from PIL import Image
 
-from cfrestore.batch.ahead import ahead, grouped
+from cfrestore.batch.ahead import ahead, grouped, threads
 from cfrestore.batch.drafts import Writer, put, sweep
 from cfrestore.batch.job import COMPARED, CROPS, RESTORED, SAMPLES, Job, Place, Stream
 from cfrestore.batch.ledger import (
@@ -92,12 +91,13 @@ def run(
     io = PictureIO(read, write, Ledger(every, manifests_of(jobs)), stdin, stdout)
     processor = FaceProcessor(io, procedure)
     sweep(jobs)
-    # One picture is done by the caller's thread: there, reading stdin can be interrupted.
-    readers, writers = (
-        ThreadPoolExecutor(workers) if len(jobs) > 1 else None for _ in ("read", "write")
-    )
     count, weight = 2 * workers, PIXELS_AHEAD
-    try:
+    with ExitStack() as stack:
+        # One picture is done by the caller's thread: there, reading stdin can be interrupted.
+        readers, writers = (
+            stack.enter_context(threads(workers)) if len(jobs) > 1 else None
+            for _ in ("read", "write")
+        )
         begun = ahead(readers, processor.begin, jobs, _pixels_of, count=count, weight=weight)
         groups = gathered(begun, procedure.batch_size)
         painted = chain.from_iterable(map(processor.paint, groups))
@@ -105,10 +105,6 @@ def run(
         yield from ahead(
             writers, processor.finish, painted, size, count=count, weight=weight, prompt=True
         )
-    finally:
-        for pool in (writers, readers):
-            if pool is not None:
-                pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, eq=False)
