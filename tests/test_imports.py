@@ -40,6 +40,7 @@ ORDER = (
     "paste",
     "show",
     "holes",
+    "upsample",
     "procedure",
     "pipeline",
     "sample",

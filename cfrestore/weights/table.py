@@ -9,6 +9,7 @@ from cfrestore.errors import ConfigError
 
 S_LAB = "S-Lab License 1.0, non-commercial use only"
 MIT = "MIT"
+BSD = "BSD-3-Clause"
 APACHE = "Apache-2.0"
 
 
@@ -44,7 +45,8 @@ class WeightFile:
         purpose: what it is for.
         hub: the same bytes on the Hugging Face hub, tried when the urls fail.
 
-    Source: public records that agree; few of them have the inpainting digest.
+    Source: public records that agree; few of them have the inpainting
+        digest, and one that of realesr-general.
     """
 
     name: str
@@ -132,6 +134,24 @@ WEIGHT_FILES = (
         "3d558d8d0e42c20224f13cf5a29c79eba2d59913419f945545d8cf7b72920de2",
         MIT,
         "face parsing",
+    ),
+    WeightFile(
+        "realesrgan",
+        "RealESRGAN_x2plus.pth",
+        (_release("xinntao/Real-ESRGAN", "v0.2.1", "RealESRGAN_x2plus.pth"),),
+        67_061_725,
+        "49fafd45f8fd7aa8d31ab2a22d14d91b536c34494a5cfe31eb5d89c2fa266abb",
+        BSD,
+        "up-sampling",
+    ),
+    WeightFile(
+        "realesr-general",
+        "realesr-general-x4v3.pth",
+        (_release("xinntao/Real-ESRGAN", "v0.2.5.0", "realesr-general-x4v3.pth"),),
+        4_885_111,
+        "8dc7edb9ac80ccdc30c3a5dca6616509367f05fbc184ad95b731f05bece96292",
+        BSD,
+        "up-sampling, small",
     ),
     WeightFile(
         "compact",

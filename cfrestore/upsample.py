@@ -1,0 +1,223 @@
+"""Enlarges pictures of any content with a network: pixels -> pixels x scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import cv2
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
+from cfrestore.device import Precision, inference, reduced, settle
+from cfrestore.errors import CheckpointError, ConfigError
+from cfrestore.image import resize, to_uint8
+from cfrestore.models.rrdbnet import RRDBNet, RRDBNetConfig
+from cfrestore.models.srvgg import SRVGGConfig, SRVGGNetCompact
+from cfrestore.weights import locate, missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from cfrestore.image import Pixels
+    from cfrestore.restore import RestoredFace
+
+UPSAMPLERS = ("realesrgan", "realesr-general")
+"""Names of upsamplers in the table of weight files."""
+
+TILE = 400
+"""Side of the tiles in pixels, as published."""
+
+PADDING = 40
+"""How many pixels around a tile the network sees, as published."""
+
+SMALLEST_TILE = 64
+
+_Network: TypeAlias = RRDBNet | SRVGGNetCompact
+_Area: TypeAlias = tuple[slice, slice]
+
+
+class Upsampler:
+    """Enlarges pictures tile by tile, so that the memory it needs does not grow with the picture.
+
+    Args:
+        path: weights of Real-ESRGAN: of an RRDBNet or an SRVGGNetCompact.
+        device: where to compute.
+        tile: side of the tiles in pixels, halved while there is not enough memory for one.
+        precision: what the network computes in.
+    Raises:
+        WeightsError: the file cannot be read.
+        CheckpointError: the file holds something else.
+        ConfigError: the tiles are too small.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        tile: int = TILE,
+        precision: Precision = Precision.FP32,
+    ) -> None:
+        if tile < SMALLEST_TILE:
+            raise ConfigError(f"tiles have at least {SMALLEST_TILE} pixels a side, found {tile}")
+        self.network = _load(path)
+        self.device = torch.device(device)
+        settle(self.network, self.device)
+        self.tile = tile
+        self.precision = precision
+
+    def __call__(self, pixels: Pixels, scale: int) -> Pixels:
+        """The picture at exactly `scale` times its size.
+
+        What the network enlarges more is averaged, and what it enlarges less is interpolated
+        further. At scale 1 the picture is only cleaned.
+
+        Args:
+            pixels: (H, W, 3) uint8 or uint16 RGB.
+            scale: whole number from 1.
+        Returns:
+            (scale * H, scale * W, 3) of the same dtype.
+        Raises:
+            MemoryError: there is not enough memory for the smallest tiles either.
+        Source: the published tiles and paddings. There a tile that fails is replaced by the one
+            before it, and a result that is too large is reduced without averaging.
+        """
+        height, width = pixels.shape[:2]
+        result = np.empty((height * scale, width * scale, 3), pixels.dtype)
+        tile = self.tile
+        while True:
+            try:
+                for area in _tiles(height, width, tile):
+                    around = _grown(area, height, width)
+                    enlarged = self._enlarge(pixels[around], scale)
+                    result[_scaled(area, scale)] = enlarged[_scaled(area, scale, around)]
+            except MemoryError:
+                if tile // 2 < SMALLEST_TILE:
+                    raise
+                tile //= 2
+            else:
+                return result
+
+    def _enlarge(self, pixels: Pixels, scale: int) -> Pixels:
+        """The same in one step."""
+        top = np.iinfo(pixels.dtype).max
+        height, width = (side * scale for side in pixels.shape[:2])
+        values = torch.from_numpy(pixels.astype(np.float32) / np.float32(top))
+        with inference(), reduced(self.device, self.precision):
+            x = values.to(self.device).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last
+            x = self.network(_completed(x, self.network.multiple))
+            painted = x[0].permute(1, 2, 0).float().clamp(0, 1).cpu().numpy()
+        own = self.network.scale
+        painted = np.ascontiguousarray(painted[: pixels.shape[0] * own, : pixels.shape[1] * own])
+        painted = resize(painted, height, width, enlarge=cv2.INTER_LANCZOS4)
+        return np.rint(painted.clip(0, 1) * top).astype(pixels.dtype)
+
+
+def load_upsampler(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    tile: int = TILE,
+    precision: Precision = Precision.FP32,
+) -> Upsampler:
+    """The upsampler with a name of UPSAMPLERS, or of a file.
+
+    Raises:
+        WeightsError: the weights are missing, or differ from the published ones.
+        CheckpointError, ConfigError: as Upsampler.
+    """
+    path = locate(str(name)) if name in UPSAMPLERS else Path(name)
+    if path is None:
+        raise missing(str(name))
+    return Upsampler(path, device, tile=tile, precision=precision)
+
+
+def with_more_pixels(face: RestoredFace, upsampler: Upsampler, scale: int) -> RestoredFace:
+    """The face in more pixels, for pasting, if the result shows it larger than it was painted.
+
+    A face that keeps detail of the picture stays as it is: it has that detail from there.
+
+    Args:
+        scale: size of the result divided by that of the picture.
+    """
+    to_crop = face.aligned.to_crop
+    wanted = scale / math.hypot(to_crop[0, 0], to_crop[1, 0])  # result px per crop px
+    factor = 1
+    while factor < min(wanted, upsampler.network.scale):
+        factor *= 2
+    if factor == 1 or face.aligned.kept is not None:
+        return face
+    shift = (factor - 1) / 2  # pixel areas coincide
+    to_larger = np.array([[factor, 0, shift], [0, factor, shift]]) @ [*to_crop, [0, 0, 1]]
+    aligned = replace(face.aligned, to_crop=to_larger)
+    return replace(face, crop=to_uint8(upsampler(face.crop, factor)), aligned=aligned)
+
+
+def _load(path: str | Path) -> _Network:
+    """The network in evaluation mode, on the CPU."""
+    state, _ = read_checkpoint(path)
+    with unfilled():
+        network = _deduced(state, path)
+    load_strictly(network, state, path, type(network).__name__)
+    return network.eval().requires_grad_(False)
+
+
+def _deduced(state: Mapping[str, Tensor], path: str | Path) -> _Network:
+    """A network of the shape that the tensors have, as far as they have one."""
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    count = len({key.split(".")[1] for key in shapes if key.startswith("body.")})
+    match shapes:
+        case {
+            "conv_first.weight": (features, inner, 3, 3),
+            "body.0.rdb1.conv1.weight": (growth, *_),
+        }:
+            scale = {3: 4, 12: 2, 48: 1}.get(inner)
+            if scale:
+                return RRDBNet(RRDBNetConfig(scale, features, growth, count))
+        case {"body.0.weight": (features, 3, 3, 3)}:
+            painted, *_ = shapes.get(f"body.{count - 1}.weight", (0,))
+            scale = math.isqrt(painted // 3)
+            if scale:
+                return SRVGGNetCompact(SRVGGConfig(scale, features, (count - 3) // 2))
+    raise CheckpointError(
+        f"{path} holds no upsampler; an RRDBNet or an SRVGGNetCompact was expected"
+    )
+
+
+def _tiles(height: int, width: int, side: int) -> Iterator[_Area]:
+    """Squares that cover a picture; at its lower and right border they are cut off."""
+    side -= side % 4  # so that the networks' blocks of pixels lie alike in all tiles
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            yield slice(top, min(top + side, height)), slice(left, min(left + side, width))
+
+
+def _grown(area: _Area, height: int, width: int) -> _Area:
+    """The area with its padding, as far as the picture has it."""
+    rows, columns = (
+        slice(max(0, span.start - PADDING), min(span.stop + PADDING, side))
+        for span, side in zip(area, (height, width), strict=True)
+    )
+    return rows, columns
+
+
+def _scaled(area: _Area, scale: int, origin: _Area = (slice(0, 0), slice(0, 0))) -> _Area:
+    """The area in an enlarged picture that begins at the origin."""
+    rows, columns = (
+        slice((span.start - start.start) * scale, (span.stop - start.start) * scale)
+        for span, start in zip(area, origin, strict=True)
+    )
+    return rows, columns
+
+
+def _completed(x: Tensor, multiple: int) -> Tensor:
+    """The picture (1, 3, h, w) with its last row and column repeated, up to multiples."""
+    height, width = x.shape[2:]
+    return pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
