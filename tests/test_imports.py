@@ -137,12 +137,13 @@ def test_training_needs_torch_numpy_opencv_and_pillow_alone() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True)
 
 
-def test_pictures_need_no_pyav() -> None:
+def test_pictures_need_no_pyav(tmp_path: Path) -> None:
+    words = ["examples/collins.jpg", "--dry-run", "-o", str(tmp_path / "collins.jpg")]
     code = (
         "import sys; sys.modules['av'] = None\n"
         "import cfrestore, cfrestore.video.tracks, cfrestore.cli.video\n"
         "from cfrestore.cli import main\n"
-        "raise SystemExit(main(['examples/collins.jpg', '--dry-run']))"
+        f"raise SystemExit(main({words}))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True)
 
