@@ -17,6 +17,9 @@ MAX_FIDELITY = 1.3
 
 UPSCALES = (1, 2, 4)
 
+TILE, SMALLEST_TILE = 400, 64
+"""Side of an upsampler's tiles in pixels, as published, and the smallest one offered."""
+
 Choice: TypeAlias = Literal["all", "center", "largest"]
 
 BatchSize: TypeAlias = int | Literal["auto"]
@@ -105,6 +108,28 @@ class Options:
             )
 
 
+@dataclass(frozen=True)
+class Upsampling:
+    """Which network enlarges what is not painted, see `upsample`.
+
+    Attributes:
+        background: name or file of the one that enlarges the picture around the faces; None: it is
+            interpolated.
+        faces: whether one also enlarges painted faces that the result shows larger than they were
+            painted: the same or, without one, realesrgan.
+        tile: side in pixels of the parts of a picture that are enlarged at once.
+    """
+
+    background: str | None = None
+    faces: bool = False
+    tile: int = TILE
+
+    @property
+    def network(self) -> str | None:
+        """Name or file of the network; None: none is needed."""
+        return self.background or ("realesrgan" if self.faces else None)
+
+
 def parse_batch_size(text: str) -> BatchSize:
     """The batch size that a text such as auto or 4 means.
 
@@ -137,6 +162,11 @@ def parse_max_face(text: str) -> MaxFace:
         raise ConfigError(
             f"--max-face must be auto, none or a whole number from 1, found {text!r}"
         ) from None
+
+
+def parse_upsampler(text: str) -> str | None:
+    """The name or file of an upsampler; None for none, in any case, as published."""
+    return None if text.lower() == "none" else text
 
 
 def parse_faces(text: str) -> Choice | tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -21,7 +21,7 @@ from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
 from cfrestore.holes import blank, enlarge_holes, fill, share_holes, white_holes
 from cfrestore.image import equal_channels, is_gray, keep_neutral, resize, to_depth, to_uint8
 from cfrestore.network import choose_execution, choose_model, open_network
-from cfrestore.options import Options
+from cfrestore.options import Options, Upsampling
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
 from cfrestore.procedure import PaintedFace, Prepare, Prepared, Procedure, Restoration, Result
@@ -29,6 +29,7 @@ from cfrestore.restore import FailedFace, Painter, RestoredFace, corrected
 from cfrestore.select import SkippedFace, missing_faces, select_faces
 from cfrestore.show import draw_frames
 from cfrestore.task import COLORIZATION, INPAINTING, RESTORATION, Task, TaskName, find_task
+from cfrestore.upsample import Upsampler, load_upsampler, with_more_pixels
 from cfrestore.weights import locate, weight_file
 from cfrestore.weights.digests import known_sha256
 
@@ -63,6 +64,10 @@ class Pipeline:
         files: the weight files that were read, by purpose.
         match_statistics: whether restoration uses latent AdaIN, see `CodeFormer.forward`; None: as
             the network's configuration says.
+        bg_upsampler: enlarges what restoration leaves around the faces, or at scale 1 cleans it;
+            None: it is interpolated.
+        face_upsampler: enlarges restored faces that the result shows larger than they were painted;
+            None: they are interpolated.
     """
 
     network: Network
@@ -74,6 +79,8 @@ class Pipeline:
     identity: Mapping[str, object] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
     match_statistics: bool | None = None
+    bg_upsampler: Upsampler | None = None
+    face_upsampler: Upsampler | None = None
 
     @property
     def crop_size(self) -> int:
@@ -90,6 +97,11 @@ class Pipeline:
     def detector_name(self) -> str | None:
         """Name of the detector, if there is one."""
         return None if self.detector is None else self.detector.name
+
+    @property
+    def upsampler(self) -> Upsampler | None:
+        """The network that enlarges background or faces, if there is one."""
+        return self.bg_upsampler or self.face_upsampler
 
     @property
     def painted_in(self) -> str:
@@ -149,11 +161,17 @@ class Pipeline:
 
         def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
             gray = photo.gray or is_gray(to_uint8(photo.pixels))
+
+            @cache  # samples share it
+            def background() -> Pixels | None:
+                enlarge = self.bg_upsampler
+                return None if enlarge is None else enlarge(photo.pixels, options.upscale)
+
             return self._prepare(
                 photo,
                 options,
                 faces,
-                paste=partial(self._paste, photo, options),
+                paste=lambda faces: self._paste(photo, options, faces, background()),
                 choose=tuple if options.aligned else partial(weigh, photo.pixels, options.max_face),
                 correct=partial(corrected, config=config, gray=gray),
             )
@@ -330,12 +348,25 @@ class Pipeline:
         largest = options.max_face if isinstance(options.max_face, int) else None
         return select_faces(faces, pixels.shape[:2], options.faces, options.min_face, largest)
 
-    def _paste(self, photo: Photo, options: Options, faces: Sequence[RestoredFace]) -> Pixels:
+    def _paste(
+        self,
+        photo: Photo,
+        options: Options,
+        faces: Sequence[RestoredFace],
+        background: Pixels | None = None,
+    ) -> Pixels:
         """The photograph with new faces pasted, each within its mask."""
-        masks = None
+        masks: Sequence[NDArray[np.float32]] | None = None
         if self.parser is not None and faces:
-            masks = self.parser(np.stack([face.crop for face in faces]))
-        return paste_faces(photo.pixels, faces, scale=options.upscale, masks=masks)
+            masks = tuple(self.parser(np.stack([face.crop for face in faces])))
+        if self.face_upsampler is not None:
+            enlarge, scale = self.face_upsampler, options.upscale
+            faces = [with_more_pixels(face, enlarge, scale) for face in faces]
+        if masks is not None:
+            masks = [resize(m, *f.crop.shape[:2]) for m, f in zip(masks, faces, strict=True)]
+        return paste_faces(
+            photo.pixels, faces, scale=options.upscale, masks=masks, background=background
+        )
 
 
 def load_pipeline(
@@ -351,6 +382,7 @@ def load_pipeline(
     task: TaskName = "restoration",
     backend: str = "torch",
     aligned: bool = False,
+    upsampling: Upsampling = Upsampling(),  # noqa: B008
 ) -> Pipeline:
     """Loads a pipeline, ready to be called.
 
@@ -370,12 +402,15 @@ def load_pipeline(
             once, see `backends.exported`.
         aligned: every picture will be one aligned face (Options.aligned): nothing is detected or
             pasted, so neither detector nor parser is loaded.
+        upsampling: which network enlarges what is not painted.
     Raises:
         WeightsError: a weight file is missing, or differs from the published one.
         CheckpointError: a weight file holds something else.
         ConfigError: a name is unknown, the device or the backend is absent, or they are
             incompatible.
     """
+    if upsampling.network and (aligned or task != "restoration"):
+        raise ConfigError("only the restoration of whole photographs has up-samplers")
     execution = choose_execution(backend, device, precision, code_precision, compile=compile)
     kind = find_task(task)
     path, name, notes = choose_model(str(model), kind)
@@ -387,6 +422,11 @@ def load_pipeline(
     if name == "published":
         fell_back = detector == "auto" and finder is not None and finder.name == "mtcnn"
         notes += _lacking(fell_back, parses and parsing is None)
+    enlarge = None
+    if upsampling.network:
+        enlarge = load_upsampler(
+            upsampling.network, execution.device, upsampling.tile, execution.precision
+        )
     return Pipeline(
         network,
         finder,
@@ -406,17 +446,29 @@ def load_pipeline(
             "precision": execution.precision.value,
             "code_precision": execution.code_precision.value,
             "backend": backend,
+            **({} if enlarge is None else _upsampling_identity(enlarge, upsampling)),
         },
         files={
             "model": path,
             **({} if finder is None or detector in NAMES else {"detector": Path(detector)}),
             **({"parser": parsing} if parsing else {}),
+            **({"upsampler": enlarge.path} if enlarge else {}),
         },
+        bg_upsampler=enlarge if upsampling.background else None,
+        face_upsampler=enlarge if upsampling.faces else None,
     )
 
 
 def _detector_identity(name: str, detector: Detector) -> str:
     return detector.name if name in NAMES else known_sha256(Path(name))
+
+
+def _upsampling_identity(enlarge: Upsampler, upsampling: Upsampling) -> dict[str, object]:
+    return {
+        "upsampler": known_sha256(enlarge.path),
+        "upsampled": [upsampling.background is not None, upsampling.faces],
+        "tile": upsampling.tile,
+    }
 
 
 def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:

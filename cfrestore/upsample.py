@@ -13,11 +13,12 @@ import torch
 from torch.nn.functional import pad
 
 from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
-from cfrestore.device import Precision, inference, reduced, settle
+from cfrestore.device import Precision, inference, reduced
 from cfrestore.errors import CheckpointError, ConfigError
 from cfrestore.image import resize, to_uint8
 from cfrestore.models.rrdbnet import RRDBNet, RRDBNetConfig
 from cfrestore.models.srvgg import SRVGGConfig, SRVGGNetCompact
+from cfrestore.options import SMALLEST_TILE, TILE
 from cfrestore.weights import locate, missing
 
 if TYPE_CHECKING:
@@ -31,13 +32,8 @@ if TYPE_CHECKING:
 UPSAMPLERS = ("realesrgan", "realesr-general")
 """Names of upsamplers in the table of weight files."""
 
-TILE = 400
-"""Side of the tiles in pixels, as published."""
-
 PADDING = 40
 """How many pixels around a tile the network sees, as published."""
-
-SMALLEST_TILE = 64
 
 _Network: TypeAlias = RRDBNet | SRVGGNetCompact
 _Area: TypeAlias = tuple[slice, slice]
@@ -61,15 +57,15 @@ class Upsampler:
         self,
         path: str | Path,
         device: str | torch.device = "cpu",
-        *,
         tile: int = TILE,
         precision: Precision = Precision.FP32,
     ) -> None:
         if tile < SMALLEST_TILE:
             raise ConfigError(f"tiles have at least {SMALLEST_TILE} pixels a side, found {tile}")
+        self.path = Path(path)
         self.network = _load(path)
         self.device = torch.device(device)
-        settle(self.network, self.device)
+        self.network.to(self.device).to(memory_format=torch.channels_last)
         self.tile = tile
         self.precision = precision
 
@@ -86,6 +82,7 @@ class Upsampler:
             (scale * H, scale * W, 3) of the same dtype.
         Raises:
             MemoryError: there is not enough memory for the smallest tiles either.
+            CheckpointError: what the network paints is not finite.
         Source: the published tiles and paddings. There a tile that fails is replaced by the one
             before it, and a result that is too large is reduced without averaging.
         """
@@ -107,23 +104,31 @@ class Upsampler:
 
     def _enlarge(self, pixels: Pixels, scale: int) -> Pixels:
         """The same in one step."""
-        top = np.iinfo(pixels.dtype).max
-        height, width = (side * scale for side in pixels.shape[:2])
-        values = torch.from_numpy(pixels.astype(np.float32) / np.float32(top))
-        with inference(), reduced(self.device, self.precision):
-            x = values.to(self.device).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last
-            x = self.network(_completed(x, self.network.multiple))
-            painted = x[0].permute(1, 2, 0).float().clamp(0, 1).cpu().numpy()
+        top = np.float32(np.iinfo(pixels.dtype).max)
+        height, width = pixels.shape[:2]
+        values = torch.from_numpy(pixels.astype(np.float32) / top)
         own = self.network.scale
-        painted = np.ascontiguousarray(painted[: pixels.shape[0] * own, : pixels.shape[1] * own])
-        painted = resize(painted, height, width, enlarge=cv2.INTER_LANCZOS4)
-        return np.rint(painted.clip(0, 1) * top).astype(pixels.dtype)
+        with inference():
+            x = values.to(self.device).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last
+            painted = self._paint(_completed(x, self.network.multiple))
+            painted = painted[0, :, : own * height, : own * width].permute(1, 2, 0)
+            result = np.ascontiguousarray(painted.clamp(0, 1).cpu().numpy())
+        result = resize(result, height * scale, width * scale, enlarge=cv2.INTER_LANCZOS4)
+        return np.rint(result.clip(0, 1) * top).astype(pixels.dtype)
+
+    def _paint(self, x: Tensor) -> Tensor:
+        """The network's output, float32; again in full precision if less spoils it."""
+        for precision in dict.fromkeys((self.precision, Precision.FP32)):
+            with reduced(self.device, precision):
+                painted: Tensor = self.network(x).float()
+            if painted.isfinite().all():
+                return painted
+        raise CheckpointError(f"what the network of {self.path} paints is not finite")
 
 
 def load_upsampler(
     name: str | Path,
     device: str | torch.device = "cpu",
-    *,
     tile: int = TILE,
     precision: Precision = Precision.FP32,
 ) -> Upsampler:
@@ -136,7 +141,7 @@ def load_upsampler(
     path = locate(str(name)) if name in UPSAMPLERS else Path(name)
     if path is None:
         raise missing(str(name))
-    return Upsampler(path, device, tile=tile, precision=precision)
+    return Upsampler(path, device, tile, precision)
 
 
 def with_more_pixels(face: RestoredFace, upsampler: Upsampler, scale: int) -> RestoredFace:

@@ -17,6 +17,7 @@ from cfrestore import pipeline
 from cfrestore.detect import Face
 from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from cfrestore.image import Photo, read_photo, write_photo
+from cfrestore.options import Upsampling
 from cfrestore.pipeline import Pipeline
 
 
@@ -68,9 +69,11 @@ def test_every_option_reaches_the_pipeline(
         " --weights-dir folder --parser p --batch-size 3 --faces 1,0 --min-face 9 --max-face 90"
     )
     words += " --draw-box --det-threshold 0.4 --precision bf16 --code-precision fp32"
+    words += " --bg_upsampler u.pth --face_upsample --bg_tile 200"
     assert cfrestore_(*words.split(), "--strict").code == 1  # as there is neither face 0 nor face 1
     others = {"threshold": 0.4, "precision": "bf16", "code_precision": "fp32", "compile": False}
     others |= {"task": "restoration", "backend": "torch", "aligned": False}
+    others |= {"upsampling": Upsampling("u.pth", True, 200)}
     assert seen["load"] == ("m", "d", "cpu", Path("p"), others)
     assert seen["home"] == "folder"
     assert seen["options"] == cfrestore.Options(
@@ -235,6 +238,7 @@ def test_auto_asks_for_the_published_weights_and_does_without(
         ("--detector mtcnn", ["parsenet"]),
         ("--parser p", ["retinaface"]),
         ("--aligned", []),
+        ("--bg_upsampler None", ["retinaface", "parsenet"]),
     ],
 )
 @pytest.mark.parametrize("model", ["auto", "published"])
@@ -270,6 +274,9 @@ def test_nothing_is_downloaded_for_pictures_that_are_not_there(
     ("words", "code", "asked"),
     [
         ("--detector mobilenet", 4, [("mobilenet", True)]),
+        ("--bg-upsampler realesrgan", 4, [("realesrgan", True)]),
+        ("--bg-upsampler realesr-general", 4, [("realesr-general", True)]),
+        ("--face-upsample", 4, [("realesrgan", True)]),
         ("--device abacus", 2, []),
         ("--precision fp8", 2, []),
         ("--device cpu --code-precision tf32", 2, []),
@@ -283,7 +290,14 @@ def test_what_must_fail_does_so_before_a_long_download(
     assert supplied.asked == asked
 
 
-@pytest.mark.parametrize("words", ["--model compact", "--model mine.safetensors"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--model compact",
+        "--model mine.safetensors",
+        "--model compact --bg-upsampler mine.pth --face-upsample",
+    ],
+)
 def test_other_weights_need_nothing(cfrestore_: Command, supplied: Supplied, words: str) -> None:
     assert cfrestore_("a.png", *words.split()).code == 0
     assert supplied.asked == []
@@ -419,9 +433,11 @@ def test_an_aligned_picture_becomes_a_square(cfrestore_: Command) -> None:
         "-i a.png --output_path there.png",
         "-i a.png --detection_model dlib",
         "-i a.png --detection_model YOLOv5l",
-        "-i a.png --bg_upsampler realesrgan",
-        "-i a.png --face_upsample",
-        "-i a.png --bg_tile 200",
+        "-i a.png --save_video_fps 24",
+        "a.png --bg-upsampler",
+        "a.png --bg_tile 63",
+        "a.png --aligned --face-upsample",
+        "a.png --aligned --bg-upsampler there.png",
         "a.png --fidelity_weight",
     ],
 )
@@ -549,7 +565,7 @@ def test_help_shows_every_option_and_the_training_verb(
     )
     for name in (*names.split(), "det-threshold", "offline", "strict"):
         assert f"--{name}" in result.out
-    assert not re.search(r"--\w+_|--input|upsample|--fidelity", result.out)
+    assert not re.search(r"--\w+_|--input|--fidelity", result.out)
 
 
 @pytest.mark.parametrize("code", [0, 3])

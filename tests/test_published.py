@@ -29,8 +29,9 @@ from cfrestore.errors import ConfigError
         ("--detection_model retinaface_resnet50", "--detector=retinaface"),
         ("--detection_model=retinaface_mobile0.25", "--detector=mobilenet"),
         ("--detection-model mtcnn", "--detector=mtcnn"),
-        ("a.jpg --bg_upsampler None", "a.jpg"),
-        ("--bg_upsampler=none a.jpg", "a.jpg"),
+        ("a.jpg --bg_upsampler None", "a.jpg --bg-upsampler None"),
+        ("--bg_upsampler=realesrgan a.jpg", "--bg-upsampler=realesrgan a.jpg"),
+        ("--face_upsample --bg_tile 200", "--face-upsample --bg-tile 200"),
         ("--save_crops --min_face=4", "--save-crops --min-face=4"),
         ("--suffix a_b my_photo.jpg", "--suffix a_b my_photo.jpg"),
         ("--suffix=a_b", "--suffix=a_b"),
@@ -53,24 +54,14 @@ def test_detectors_that_there_are_not_end_with_those_that_there_are(detector: st
         translate(["--detection_model", detector])
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--bg_upsampler realesrgan",
-        "--bg-tile 400",
-        "--bg_tile=400",
-        "--face_upsample",
-        "--face-upsample",
-        "--save_video_fps 24",
-    ],
-)
+@pytest.mark.parametrize("words", ["--save_video_fps 24", "--save-video-fps=24"])
 def test_what_does_not_exist_yet_is_said(words: str) -> None:
     name = words.replace("=", " ").split()[0].replace("_", "-")
     with pytest.raises(ConfigError, match=f"cfrestore does not .* yet, which {name} asks for"):
         translate(["a.jpg", *words.split()])
 
 
-@pytest.mark.parametrize("word", ["-i", "--fidelity_weight", "--bg_upsampler", "--output-path"])
+@pytest.mark.parametrize("word", ["-i", "--fidelity_weight", "--output-path"])
 def test_an_option_without_its_value_is_named(word: str) -> None:
     with pytest.raises(ConfigError, match=f"{word.replace('_', '-')} needs a value"):
         translate(["a.jpg", word])

@@ -77,7 +77,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_table_is_the_recorded_one(shared: Path) -> None:
     lines = (shared / "spec/weights.md").read_text().splitlines()
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines if ".pth |" in line]
-    rows = [row for row in rows if "Real-ESRGAN" not in row[1]]  # nothing here uses those
     assert {row[0] for row in rows} == {row.file for row in WEIGHT_FILES if not row.shipped}
     for file, source, size, digest, licence in rows:
         entry = weights.weight_file(file)

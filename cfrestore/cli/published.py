@@ -21,10 +21,7 @@ DETECTORS = {"retinaface_resnet50": "retinaface", "retinaface_mobile0.25": "mobi
 NO_DETECTORS = ("YOLOv5l", "YOLOv5n", "dlib")
 
 ABSENT = {
-    "--bg-upsampler": "up-sample backgrounds",
-    "--bg-tile": "up-sample backgrounds",
-    "--face-upsample": "up-sample faces",
-    "--save-video-fps": "restore videos",
+    "--save-video-fps": "change the rate of a video's frames",
 }
 """What the published commands can do, but cfrestore cannot yet."""
 
@@ -41,7 +38,7 @@ def translate(words: Sequence[str]) -> list[str]:
         if word == "--":
             return [*result, word, *rest]
         name, equals, value = _split(word)
-        if name in (*VALUED, *INPUTS, "--bg-upsampler") and not equals:
+        if name in (*VALUED, *INPUTS) and not equals:
             try:
                 value = next(rest)
             except StopIteration:
@@ -62,8 +59,6 @@ def _split(word: str) -> tuple[str, str, str]:
 
 def _ours(name: str, equals: str, value: str) -> list[str]:
     """Our arguments with the meaning of this option."""
-    if name == "--bg-upsampler" and value.lower() == "none":
-        return []
     if name in ABSENT:
         raise ConfigError(f"cfrestore does not {ABSENT[name]} yet, which {name} asks for")
     if name in INPUTS:

@@ -16,7 +16,16 @@ Facts = Mapping[str, "str | None"]
 """The part shared by all records of a run."""
 
 UNKNOWN: Facts = dict.fromkeys(
-    ("model", "weights", "detector", "device", "precision", "code_precision", "backend")
+    (
+        "model",
+        "weights",
+        "detector",
+        "device",
+        "precision",
+        "code_precision",
+        "backend",
+        "upsampler",
+    )
 )
 """Facts of a run in which nothing was loaded."""
 
@@ -34,6 +43,7 @@ def facts_of(pipeline: Pipeline) -> Facts:
         "precision": pipeline.painted_in,
         "code_precision": pipeline.execution.code_precision.value,
         "backend": pipeline.execution.backend,
+        "upsampler": None if pipeline.upsampler is None else pipeline.upsampler.path.name,
     }
 
 
@@ -57,6 +67,7 @@ def provenance_of(pipeline: Pipeline, procedure: Procedure) -> dict[str, str]:
         "model": pipeline.model_name,
         "weights": pipeline.identity.get("model"),
         "backend": pipeline.execution.backend,
+        "upsampler": None if pipeline.upsampler is None else pipeline.upsampler.path.name,
         "fidelity": procedure.settings.get("fidelity"),
     }
     return {name: str(value) for name, value in facts.items() if value is not None}

@@ -12,7 +12,11 @@ from cfrestore.cli.arguments import DEFAULTS, PictureArguments
 from cfrestore.cli.parameters import Fidelity, Model, Parser
 from cfrestore.cli.picture import PictureCommand, with_arguments
 from cfrestore.cli.work import work
+from cfrestore.errors import ConfigError
+from cfrestore.options import SMALLEST_TILE, Upsampling, parse_upsampler
 from cfrestore.task import RESTORATION
+
+UPSAMPLING = Upsampling()
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -40,6 +44,30 @@ def restore(
             help="How many times larger than the input the result is.",
         ),
     ] = DEFAULTS.upscale,
+    bg_upsampler: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="What enlarges the picture around the faces, or at --upscale 1 cleans it: "
+            "realesrgan, realesr-general (faster) or a file of such a network; none interpolates.",
+        ),
+    ] = "none",
+    face_upsample: Annotated[
+        bool,
+        typer.Option(
+            "--face-upsample",
+            help="Enlarge restored faces by the same network, or by realesrgan, where the result "
+            "shows them larger than they were painted.",
+        ),
+    ] = UPSAMPLING.faces,
+    bg_tile: Annotated[
+        int,
+        typer.Option(
+            min=SMALLEST_TILE,
+            metavar="PX",
+            help="Side of the tiles that are enlarged at once; smaller ones need less memory.",
+        ),
+    ] = UPSAMPLING.tile,
     draw_box: Annotated[
         bool, typer.Option("--draw-box", help="Draw a green frame around what was pasted.")
     ] = DEFAULTS.draw_box,
@@ -61,6 +89,9 @@ def restore(
     photo.jpg becomes photo.restored.jpg, a folder becomes folder.restored; nothing is overwritten.
     """
     options = args.options(fidelity=w, upscale=upscale, draw_box=draw_box)
+    upsampling = Upsampling(parse_upsampler(bg_upsampler), face_upsample, bg_tile)
+    if args.aligned and upsampling.network:
+        raise ConfigError("an aligned face always gets the network's size, without up-samplers")
     work(
         args,
         RESTORATION,
@@ -68,4 +99,5 @@ def restore(
         lambda pipeline: pipeline.restoring(options),
         parser=parser,
         fidelity=w,
+        upsampling=upsampling,
     )

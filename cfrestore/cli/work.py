@@ -19,7 +19,7 @@ from cfrestore.cli import report
 from cfrestore.cli.arguments import CommonArguments, PictureArguments, check
 from cfrestore.cli.record import Facts, facts_of, provenance_of, record_of, record_of_plan
 from cfrestore.errors import ConfigError, ImageError, OutputError, WeightsError
-from cfrestore.options import parse_quality
+from cfrestore.options import Upsampling, parse_quality
 from cfrestore.task import Task
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def work(
     parser: Path | None = None,
     fidelity: float | None = None,
     spared: Sequence[Path] = (),
+    upsampling: Upsampling = Upsampling(),  # noqa: B008
 ) -> None:
     """Plans, loads the pipeline, downloading weights if needed, runs the jobs, and reports each.
 
@@ -73,7 +74,7 @@ def work(
                 return report.make_console().print("there is nothing to do")
             if not args.watch:
                 check_there(jobs)
-            prepare = partial(_prepare, args, task, model, parser, procedure_of)
+            prepare = partial(_prepare, args, task, model, parser, procedure_of, upsampling)
             engine = _on_cluster if args.engine == "ray" else _here
             with engine(args, prepare, jobs, stdout, places.home) as (do, about):
                 if not args.quiet:
@@ -277,10 +278,11 @@ def _prepare(
     model: str,
     parser: Path | None,
     procedure_of: Callable[[Pipeline], Procedure],
+    upsampling: Upsampling,
 ) -> tuple[Procedure, About]:
     """Loads the pipeline and makes the procedure, on this machine."""
     set_up(args.weights_dir, args.offline)
-    pipeline = load(args, task, model, parser, aligned=args.aligned)
+    pipeline = load(args, task, model, parser, aligned=args.aligned, upsampling=upsampling)
     procedure = procedure_of(pipeline)
     about = About(
         facts_of(pipeline),
@@ -423,7 +425,13 @@ def report_outcomes(
 
 
 def load(
-    args: CommonArguments, task: Task, model: str, parser: Path | None, *, aligned: bool = False
+    args: CommonArguments,
+    task: Task,
+    model: str,
+    parser: Path | None,
+    *,
+    aligned: bool = False,
+    upsampling: Upsampling = Upsampling(),  # noqa: B008
 ) -> Pipeline:
     """Loads the pipeline of a task, after downloading missing weights.
 
@@ -438,6 +446,7 @@ def load(
     from cfrestore.device import reuse_memory
     from cfrestore.network import choose_execution
     from cfrestore.pipeline import load_pipeline
+    from cfrestore.upsample import UPSAMPLERS
     from cfrestore.weights import locate
 
     reuse_memory()
@@ -453,6 +462,8 @@ def load(
     )
     if detector in ("retinaface", "mobilenet"):
         supply([detector], console, required=True)
+    if upsampling.network in UPSAMPLERS:
+        supply([upsampling.network], console, required=True)
     if model in ("auto", "published"):
         try:
             supply([task.weights], console, required=model == "published" or not task.has_compact)
@@ -478,4 +489,5 @@ def load(
         task=task.name,
         backend=args.backend,
         aligned=aligned,
+        upsampling=upsampling,
     )

@@ -26,7 +26,7 @@ Chunks: TypeAlias = tuple[tuple[bytes, bytes], ...]
 _SAMPLES = 1 << 23
 """Number of samples in a band."""
 
-Depth = TypeVar("Depth", bound=np.uint8 | np.uint16)
+Depth = TypeVar("Depth", bound=np.uint8 | np.uint16 | np.float32)
 
 
 @dataclass(frozen=True, eq=False)

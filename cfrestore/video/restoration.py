@@ -88,7 +88,7 @@ def restore_video(
     Args:
         source: the video.
         target: the result, one of CONTAINERS by its ending; replaced in one step at the end.
-        pipeline: of `load_pipeline`, for restoration, with a detector.
+        pipeline: of `load_pipeline`, for restoration, with a detector and no background upsampler.
         options: of each frame; choices of faces are made once for a whole track. Not: aligned,
             upscale, draw_box, samples.
         codec, crf: see `choose_coding`.
@@ -102,6 +102,8 @@ def restore_video(
         ConfigError: the options do not suit a video, or codec or crf are out of range.
     """
     check_options(options)
+    if pipeline.bg_upsampler is not None:
+        raise ConfigError("a video is restored without a background upsampler")
     if exists(target) and not is_file(target):
         raise OutputError(f"{target} is not a file, so no video replaces it")
     video = probe(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cfrestore.weights.table import APACHE, MIT, S_LAB
+from cfrestore.weights.table import APACHE, BSD, MIT, S_LAB
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ TERMS = {
     MIT: Terms(
         f"{_PERMISSIVE} {_NO_WARRANTY}",
         "https://github.com/xinntao/facexlib/blob/master/LICENSE",
+    ),
+    BSD: Terms(
+        f"{_PERMISSIVE} The names of its authors must not advertise what is made from it without "
+        f"their permission. {_NO_WARRANTY}",
+        "https://github.com/xinntao/Real-ESRGAN/blob/master/LICENSE",
     ),
     APACHE: Terms(
         f"{_PERMISSIVE} Changed files say that they were changed. {_NO_WARRANTY}",
