@@ -164,9 +164,9 @@ def parse_max_face(text: str) -> MaxFace:
         ) from None
 
 
-def parse_upsampler(text: str) -> str | None:
-    """The name or file of an upsampler; None for none, in any case, as published."""
-    return None if text.lower() == "none" else text
+def parse_upsampling(background: str, faces: bool, tile: int) -> Upsampling:
+    """What the arguments mean; none is no network, in any case, as published."""
+    return Upsampling(None if background.lower() == "none" else background, faces, tile)
 
 
 def parse_faces(text: str) -> Choice | tuple[int, ...]:

@@ -431,14 +431,3 @@ def test_the_command_says_what_enlarged_a_picture_and_does_it_again_with_another
     assert means[0] > 20
     assert abs(means[1]) < 1
     assert json.loads(cfrestore_("in/a.png", "--json", "-q").out)["upsampler"] is None
-
-
-def test_videos_have_no_background_upsampler(
-    tmp_path: Path, upsampler: Callable[..., Upsampler]
-) -> None:
-    pytest.importorskip("av")
-    from cfrestore.video.restoration import restore_video
-
-    pipeline = Pipeline(StubNetwork(), StubDetector(), bg_upsampler=upsampler(plain_srvgg()))
-    with pytest.raises(ConfigError, match="a video is restored without a background upsampler"):
-        restore_video(tmp_path / "a.mp4", tmp_path / "b.mp4", pipeline)

@@ -21,7 +21,10 @@ from cfrestore import Options, Photo, restore_video
 from cfrestore.align import align_face
 from cfrestore.detect import Face
 from cfrestore.errors import ConfigError, OutputError, VideoError
+from cfrestore.image import resize
+from cfrestore.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from cfrestore.pipeline import Pipeline
+from cfrestore.upsample import Upsampler
 from cfrestore.video import finding, painting, restoration
 from cfrestore.video.coding import FrameConverter, choose_coding, code, decode_times, planes
 from cfrestore.video.container import join
@@ -167,6 +170,44 @@ def test_colours_survive_the_way_to_pixels_and_back(
         error = np.abs(one.astype(int) - other)
         assert error.mean() <= 0.75 * unit
         assert error.max() <= 3 * unit
+
+
+@pytest.mark.parametrize("faces", [(FACE,), ()])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p10le"])
+def test_a_video_can_be_enlarged(tmp_path: Path, faces: tuple[Face, ...], pix_fmt: str) -> None:
+    source = write_clip(tmp_path / "clip.mkv", times=(0, 1, 2, 5, 9, 10), pix_fmt=pix_fmt)
+    target = tmp_path / "result.mkv"
+    restore_video(source, target, pipeline(faces=faces), Options(upscale=2))
+    assert times_of(target) == times_of(source)
+    for old, new in zip(frames_of(source), frames_of(target), strict=True):
+        assert (new.height, new.width) == (2 * old.height, 2 * old.width)
+        assert (new.format.name, new.colorspace) == (pix_fmt, BT601)  # which the size denies
+        small, large = (
+            frame.reformat(format="rgb24", src_colorspace=BT601).to_ndarray().astype(np.float32)
+            for frame in (old, new)
+        )
+        error = np.abs(resize(large, *small.shape[:2]) - small)
+        assert error[:, 40:].mean() < 3
+        assert (error[14:24, 18:28].mean() > 20) == bool(faces)
+
+
+def test_a_network_enlarges_or_cleans_whole_frames(tmp_path: Path) -> None:
+    network = SRVGGNetCompact(SRVGGConfig(2, features=4, depth=0))
+    torch.nn.init.zeros_(network.body[-1].weight)
+    torch.nn.init.constant_(network.body[-1].bias, 0.1)  # brighter
+    torch.save(network.state_dict(), tmp_path / "brighter.pth")
+    brighter = Upsampler(tmp_path / "brighter.pth")
+    source = write_clip(tmp_path / "clip.mkv")
+    for faces in ((FACE,), ()):
+        for scale in (1, 2):
+            target = tmp_path / "result.mkv"
+            options = Options(upscale=scale)
+            restore_video(source, target, pipeline(faces=faces, bg_upsampler=brighter), options)
+            for old, new in zip(frames_of(source), frames_of(target), strict=True):
+                assert new.height == scale * old.height
+                small, large = planes(old)[0].astype(int), planes(new)[0].astype(int)
+                gain = large[::scale, ::scale][:, 40:] - small[:, 40:]
+                assert abs(gain.mean() - 0.1 * 219) < 2
 
 
 def test_a_matrix_is_told_to_players(tmp_path: Path) -> None:
@@ -609,7 +650,6 @@ def test_options_that_suit_no_video_are_refused(tmp_path: Path) -> None:
     source = write_clip(tmp_path / "clip.mkv")
     for options in (
         Options(aligned=True),
-        Options(upscale=2),
         Options(draw_box=True),
         Options(samples=1),
     ):

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from clips import samples_of, times_of, write_clip
+import torch
+from clips import SIZE, frames_of, samples_of, times_of, write_clip
 from command import Command, detect, make
 from stubs import face_at
 
 from cfrestore.cli import report
+from cfrestore.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from cfrestore.video import restoration
 
 
@@ -65,6 +67,16 @@ def test_w_changes_the_picture(cfrestore_: Command) -> None:
         found.append(samples_of(Path(f"w{w}.mkv")))
     luma = [frames[5][0][8:40, 8:40].astype(int) for frames in found]
     assert abs(luma[0] - luma[1]).mean() > 1
+
+
+def test_the_words_of_the_published_command_enlarge_a_video(cfrestore_: Command) -> None:
+    write_clip(Path("clip.mkv"))
+    torch.save(SRVGGNetCompact(SRVGGConfig(2, features=4, depth=0)).state_dict(), "net.pth")
+    words = "--input_path clip.mkv -w 1.0 -s 2 --bg_upsampler net.pth --face_upsample --json -q"
+    result = cfrestore_("video", *words.split(), "--model", "compact")
+    assert (result.code, result.err) == (0, "")
+    assert records(result.out)[0]["upsampler"] == "net.pth"
+    assert frames_of(Path("clip.restored.mkv"))[0].height == 2 * SIZE[0]
 
 
 def test_nothing_is_overwritten_unless_asked(cfrestore_: Command) -> None:

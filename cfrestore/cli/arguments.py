@@ -20,9 +20,17 @@ from cfrestore.cli.parameters import (
 )
 from cfrestore.cli.settings import use_settings
 from cfrestore.errors import ConfigError
-from cfrestore.options import Options, parse_batch_size, parse_faces, parse_max_face, parse_quality
+from cfrestore.options import (
+    Options,
+    Upsampling,
+    parse_batch_size,
+    parse_faces,
+    parse_max_face,
+    parse_quality,
+)
 
 DEFAULTS = Options()
+UPSAMPLING = Upsampling()
 
 ENGINES = ("local", "ray")
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cfrestore.options import SMALLEST_TILE
+
 FILES, MANY, FACES, NETWORKS, TALK = "Files", "Many pictures", "Faces", "Networks", "Messages"
 """Headings of the help."""
 
@@ -18,6 +20,39 @@ Fidelity = Annotated[
         min=0.0,
         max=1.0,
         help="Fidelity: 0 is cleanest, 1 is closest to the input.",
+    ),
+]
+Upscale = Annotated[
+    int,
+    typer.Option(
+        "--upscale",
+        "-s",
+        metavar="1|2|4",
+        help="How many times larger than the input the result is.",
+    ),
+]
+BgUpsampler = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|PATH",
+        help="What enlarges the picture around the faces, or at --upscale 1 cleans it: realesrgan, "
+        "realesr-general (faster) or a file of such a network; none interpolates.",
+    ),
+]
+FaceUpsample = Annotated[
+    bool,
+    typer.Option(
+        "--face-upsample",
+        help="Enlarge restored faces by the same network, or by realesrgan, where the result shows "
+        "them larger than they were painted.",
+    ),
+]
+BgTile = Annotated[
+    int,
+    typer.Option(
+        min=SMALLEST_TILE,
+        metavar="PX",
+        help="Side of the tiles that are enlarged at once; smaller ones need less memory.",
     ),
 ]
 WeightsDir = Annotated[

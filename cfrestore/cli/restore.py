@@ -8,15 +8,21 @@ import typer
 
 from cfrestore import __version__
 from cfrestore.cli import VERBS
-from cfrestore.cli.arguments import DEFAULTS, PictureArguments
-from cfrestore.cli.parameters import Fidelity, Model, Parser
+from cfrestore.cli.arguments import DEFAULTS, UPSAMPLING, PictureArguments
+from cfrestore.cli.parameters import (
+    BgTile,
+    BgUpsampler,
+    FaceUpsample,
+    Fidelity,
+    Model,
+    Parser,
+    Upscale,
+)
 from cfrestore.cli.picture import PictureCommand, with_arguments
 from cfrestore.cli.work import work
 from cfrestore.errors import ConfigError
-from cfrestore.options import SMALLEST_TILE, Upsampling, parse_upsampler
+from cfrestore.options import parse_upsampling
 from cfrestore.task import RESTORATION
-
-UPSAMPLING = Upsampling()
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -35,39 +41,10 @@ def _version(wanted: bool) -> None:
 def restore(
     args: PictureArguments,
     w: Fidelity = DEFAULTS.fidelity,
-    upscale: Annotated[
-        int,
-        typer.Option(
-            "--upscale",
-            "-s",
-            metavar="1|2|4",
-            help="How many times larger than the input the result is.",
-        ),
-    ] = DEFAULTS.upscale,
-    bg_upsampler: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|PATH",
-            help="What enlarges the picture around the faces, or at --upscale 1 cleans it: "
-            "realesrgan, realesr-general (faster) or a file of such a network; none interpolates.",
-        ),
-    ] = "none",
-    face_upsample: Annotated[
-        bool,
-        typer.Option(
-            "--face-upsample",
-            help="Enlarge restored faces by the same network, or by realesrgan, where the result "
-            "shows them larger than they were painted.",
-        ),
-    ] = UPSAMPLING.faces,
-    bg_tile: Annotated[
-        int,
-        typer.Option(
-            min=SMALLEST_TILE,
-            metavar="PX",
-            help="Side of the tiles that are enlarged at once; smaller ones need less memory.",
-        ),
-    ] = UPSAMPLING.tile,
+    upscale: Upscale = DEFAULTS.upscale,
+    bg_upsampler: BgUpsampler = "none",
+    face_upsample: FaceUpsample = UPSAMPLING.faces,
+    bg_tile: BgTile = UPSAMPLING.tile,
     draw_box: Annotated[
         bool, typer.Option("--draw-box", help="Draw a green frame around what was pasted.")
     ] = DEFAULTS.draw_box,
@@ -89,7 +66,7 @@ def restore(
     photo.jpg becomes photo.restored.jpg, a folder becomes folder.restored; nothing is overwritten.
     """
     options = args.options(fidelity=w, upscale=upscale, draw_box=draw_box)
-    upsampling = Upsampling(parse_upsampler(bg_upsampler), face_upsample, bg_tile)
+    upsampling = parse_upsampling(bg_upsampler, face_upsample, bg_tile)
     if args.aligned and upsampling.network:
         raise ConfigError("an aligned face always gets the network's size, without up-samplers")
     work(

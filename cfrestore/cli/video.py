@@ -12,14 +12,30 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from cfrestore.cli import report
-from cfrestore.cli.arguments import CommonArguments
-from cfrestore.cli.parameters import FILES, Fidelity, Model, Parser
+from cfrestore.cli.arguments import DEFAULTS, UPSAMPLING, CommonArguments
+from cfrestore.cli.parameters import (
+    FILES,
+    BgTile,
+    BgUpsampler,
+    FaceUpsample,
+    Fidelity,
+    Model,
+    Parser,
+    Upscale,
+)
 from cfrestore.cli.picture import PictureCommand, with_arguments
 from cfrestore.cli.record import facts_of
 from cfrestore.cli.work import check_there, load, report_outcomes, set_up, show_jobs
 from cfrestore.errors import ConfigError
 from cfrestore.extras import require
-from cfrestore.options import Options, parse_batch_size, parse_faces, parse_max_face
+from cfrestore.options import (
+    Options,
+    Upsampling,
+    parse_batch_size,
+    parse_faces,
+    parse_max_face,
+    parse_upsampling,
+)
 from cfrestore.task import RESTORATION
 
 if TYPE_CHECKING:
@@ -59,10 +75,11 @@ class VideoArguments(CommonArguments):
         ),
     ] = None
 
-    def options(self, fidelity: float) -> Options:
+    def options(self, fidelity: float, upscale: int) -> Options:
         """The options of each frame; raises ConfigError as Options."""
         return Options(
             fidelity=fidelity,
+            upscale=upscale,
             batch_size=parse_batch_size(self.batch_size),
             faces=parse_faces(self.faces),
             min_face=self.min_face,
@@ -75,6 +92,10 @@ class VideoArguments(CommonArguments):
 def video(
     args: VideoArguments,
     w: Fidelity = 1.0,
+    upscale: Upscale = DEFAULTS.upscale,
+    bg_upsampler: BgUpsampler = "none",
+    face_upsample: FaceUpsample = UPSAMPLING.faces,
+    bg_tile: BgTile = UPSAMPLING.tile,
     parser: Parser = None,
     model: Model = "auto",
 ) -> None:
@@ -88,14 +109,15 @@ def video(
     stdout = sys.stdout
     if args.json and stdout is None:
         raise ConfigError("stdout is closed, but --json is to be written there")
-    options = args.options(w)
+    options = args.options(w, upscale)
+    upsampling = parse_upsampling(bg_upsampler, face_upsample, bg_tile)
     try:
         with redirect_stdout(sys.stderr):
             jobs = _plan(args, w)
             if args.dry_run:
                 return show_jobs(jobs, args, stdout, "videos")
             check_there(jobs)
-            fine = _run(jobs, args, options, parser, model, stdout)
+            fine = _run(jobs, args, options, upsampling, parser, model, stdout)
     except KeyboardInterrupt:
         report.make_console().print("interrupted; the same command continues")
         raise typer.Exit(130) from None
@@ -135,6 +157,7 @@ def _run(
     jobs: Sequence[Job],
     args: VideoArguments,
     options: Options,
+    upsampling: Upsampling,
     parser: Path | None,
     model: str,
     stdout: TextIO,
@@ -146,7 +169,7 @@ def _run(
 
     set_up(args.weights_dir, args.offline)
     console = report.make_console()
-    pipeline = load(args, RESTORATION, model, parser)
+    pipeline = load(args, RESTORATION, model, parser, upsampling=upsampling)
     if not args.quiet:
         for line in report.introduction(pipeline, args.config, verbose=args.verbose):
             console.print(line)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -117,6 +117,23 @@ def _format(video: Video, encoder: str) -> str:
     return best.name
 
 
+def enlarged(video: Video, scale: int) -> Video:
+    """The video as it is coded at a multiple of its size.
+
+    Then it says its matrix, because players guess that by the size.
+    """
+    if scale == 1:
+        return video
+    height, width = (side * scale for side in video.size)
+    return replace(video, size=(height, width), matrix=_matrix_of(video))
+
+
+def _matrix_of(video: Video) -> int:
+    """The matrix of a video's colours; if it does not say one, the usual one of its size."""
+    usual = _BT709 if min(video.size) >= 720 else _BT601
+    return video.matrix if video.matrix in _MATRICES else usual
+
+
 def set_up(context: Any, video: Video, coding: Coding) -> None:
     """Prepares an encoder for frames of a video."""
     os.environ.setdefault("SVT_LOG", "1")  # errors only; read when the encoder is first opened
@@ -143,10 +160,8 @@ class FrameConverter:
 
     @classmethod
     def of(cls, video: Video, coding: Coding) -> FrameConverter:
-        """The converter of a video; if that does not say its matrix, with the usual one."""
-        usual = _BT709 if min(video.size) >= 720 else _BT601
-        matrix = video.matrix if video.matrix in _MATRICES else usual
-        return cls(coding.pix_fmt, matrix, video.span or _LIMITED)
+        """The converter of a video."""
+        return cls(coding.pix_fmt, _matrix_of(video), video.span or _LIMITED)
 
     def prepare(self, frame: av.VideoFrame) -> av.VideoFrame:
         """The frame in the format that is coded."""
@@ -158,20 +173,23 @@ class FrameConverter:
         full = self._reformat(frame, self._full)
         return np.ascontiguousarray(self._reformat(full, self._rgb).to_ndarray(), self.dtype)
 
-    def to_frame(self, pixels: Pixels, before: Pixels, original: av.VideoFrame) -> av.VideoFrame:
+    def to_frame(
+        self, pixels: Pixels, before: Pixels | None, original: av.VideoFrame
+    ) -> av.VideoFrame:
         """The frame with new pixels; samples of pixels that did not change stay as they are.
 
         Args:
             pixels: (H, W, 3) RGB of the dtype that `to_pixels` gives.
-            before: the frame's own pixels.
+            before: the frame's own pixels; None: all are new, also in their number.
             original: the prepared frame.
         """
         rgb = av.VideoFrame.from_ndarray(pixels, format=self._rgb)  # type: ignore[arg-type]
         frame = self._reformat(self._reformat(rgb, self._full), self.pix_fmt)
-        same = np.asarray((pixels == before).all(axis=2))
-        for own, kept in zip(planes(frame), planes(original), strict=True):
-            unchanged = _shrink(same, own.shape)
-            own[unchanged] = kept[unchanged]
+        if before is not None:
+            same = np.asarray((pixels == before).all(axis=2))
+            for own, kept in zip(planes(frame), planes(original), strict=True):
+                unchanged = _shrink(same, own.shape)
+                own[unchanged] = kept[unchanged]
         frame.pts, frame.time_base = original.pts, original.time_base
         return frame
 

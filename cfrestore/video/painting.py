@@ -33,7 +33,7 @@ class _Begun:
 
     Attributes:
         frame: as it is coded.
-        photo: the same in RGB, and prepared; None if there is no face in it.
+        photo: the same in RGB, and prepared; None if it stays as it is.
     """
 
     frame: av.VideoFrame
@@ -69,14 +69,18 @@ class FramePainter:
     """Restores the frames of a video.
 
     Attributes:
+        result: the video as it is coded, which may be larger.
+        anew: whether all pixels of a frame are new, not only those of faces.
         gray: whether the video is gray, though single frames may not look it.
         workers: threads that cut faces out, and as many that paste them.
     """
 
     video: Video
+    result: Video
     plan: Plan
     procedure: Procedure
     converter: FrameConverter
+    anew: bool
     gray: bool
     workers: int
 
@@ -86,7 +90,7 @@ class FramePainter:
         Raises:
             VideoError: the video does not have as many frames as before.
         """
-        height, width = self.video.size
+        height, width = self.result.size
         on = partial(
             ahead, weigh=lambda _: height * width, count=2 * self.workers, weight=PIXELS_AHEAD
         )
@@ -111,7 +115,7 @@ class FramePainter:
         if index >= len(self.plan.frames):
             raise VideoError(f"{self.video.path} has more frames than before")
         frame = self.converter.prepare(decoded)
-        if not self.plan.frames[index]:
+        if not (self.plan.frames[index] or self.anew):
             return _Begun(frame)
         photo = Photo(self.converter.to_pixels(frame), gray=self.gray)
         return _Begun(frame, (photo, self.procedure.prepare(photo, self.plan.frames[index])))
@@ -132,7 +136,8 @@ class FramePainter:
         restoration = prepared.finish(
             [_calmed(window, f) if isinstance(f, RestoredFace) else f for f in middle.faces]
         )
-        frame = self.converter.to_frame(restoration.photo.pixels, photo.pixels, frame)
+        before = None if self.anew else photo.pixels
+        frame = self.converter.to_frame(restoration.photo.pixels, before, frame)
         return RestoredFrame(frame, restoration.failed)
 
 

@@ -28,7 +28,7 @@ from cfrestore.batch.manifest import digest_of
 from cfrestore.errors import ConfigError, OutputError, VideoError
 from cfrestore.files import drafted, exists, is_file
 from cfrestore.options import Options
-from cfrestore.video.coding import Coding, FrameConverter, choose_coding, code
+from cfrestore.video.coding import Coding, FrameConverter, choose_coding, code, enlarged
 from cfrestore.video.container import CONTAINERS, check_container, join
 from cfrestore.video.finding import find_faces
 from cfrestore.video.painting import FramePainter, RestoredFrame
@@ -83,14 +83,14 @@ def restore_video(
     """Restores the faces of a video.
 
     Frames keep their times; sound, subtitles, chapters and metadata are copied. Samples of pixels
-    outside the faces reach the encoder as they were decoded.
+    outside the faces reach the encoder as they were decoded, unless frames are enlarged.
 
     Args:
         source: the video.
         target: the result, one of CONTAINERS by its ending; replaced in one step at the end.
-        pipeline: of `load_pipeline`, for restoration, with a detector and no background upsampler.
+        pipeline: of `load_pipeline`, for restoration, with a detector.
         options: of each frame; choices of faces are made once for a whole track. Not: aligned,
-            upscale, draw_box, samples.
+            draw_box, samples.
         codec, crf: see `choose_coding`.
         workers: threads that search frames, and as many that paste.
         progress: see Progress.
@@ -102,13 +102,12 @@ def restore_video(
         ConfigError: the options do not suit a video, or codec or crf are out of range.
     """
     check_options(options)
-    if pipeline.bg_upsampler is not None:
-        raise ConfigError("a video is restored without a background upsampler")
     if exists(target) and not is_file(target):
         raise OutputError(f"{target} is not a file, so no video replaces it")
     video = probe(source)
-    coding = choose_coding(video, target.suffix, codec, crf)
-    check_container(video, coding, target)
+    larger = enlarged(video, options.upscale)
+    coding = choose_coding(larger, target.suffix, codec, crf)
+    check_container(larger, coding, target)
     before = _state(source)
     settings = {
         **pipeline.restoring(options).settings,
@@ -133,7 +132,16 @@ def restore_video(
             plan = plan_faces(found.frames, video.size, options)
             every = replace(options, faces="all", min_face=0, max_face=None)
             gray = 2 * sum(frame.gray for frame in found.frames) > len(found.frames)
-            work = FramePainter(video, plan, pipeline.restoring(every), converter, gray, workers)
+            work = FramePainter(
+                video,
+                larger,
+                plan,
+                pipeline.restoring(every),
+                converter,
+                anew=options.upscale > 1 or pipeline.bg_upsampler is not None,
+                gray=gray,
+                workers=workers,
+            )
             with timed(seconds, "paint"):
                 paths = paint_segments(work, coding, folder, partial(progress, "painting"))
             if _state(source) != before:
@@ -143,7 +151,7 @@ def restore_video(
             with drafted(target, folder) as draft:  # after a kill it goes with the folder
                 with timed(seconds, "write"):
                     refused = join(
-                        video,
+                        larger,
                         coding,
                         [time for header in headers for time in header.shown],
                         chain.from_iterable(map(read_segment, paths)),
@@ -161,8 +169,8 @@ def restore_video(
 
 def check_options(options: Options) -> None:
     """Raises ConfigError if the options do not suit a video."""
-    if options.aligned or options.upscale != 1 or options.draw_box or options.samples:
-        raise ConfigError("a video is restored without aligned, upscale, draw_box and samples")
+    if options.aligned or options.draw_box or options.samples:
+        raise ConfigError("a video is restored without aligned, draw_box and samples")
 
 
 def _state(source: Path) -> tuple[int, int]:
@@ -235,7 +243,7 @@ def paint_segments(
     for first, path in list(zip(firsts, paths, strict=True))[ready:]:
         failures: Counter[tuple[int, str]] = Counter()
         part = _counted(islice(frames, SEGMENT), failures, partial(advance, 1, total))
-        coded = code(part, work.video, coding)
+        coded = code(part, work.result, coding)
         if len(coded) < min(SEGMENT, total - first):
             raise VideoError(f"{work.video.path} has fewer frames than before")
         write_segment(path, coded, failures)
