@@ -39,10 +39,10 @@ def mask_holes(mask: Photo) -> Holes:
 
 
 def enlarge_holes(holes: Holes, scale: int) -> Holes:
-    """The holes of the bilinearly enlarged picture: every pixel that a hole contributes to."""
+    """The holes of the bicubically enlarged picture: every pixel that a hole contributes to."""
     height, width = holes.shape
-    shown = holes.astype(np.uint8) * 255
-    return np.asarray(cv2.resize(shown, (width * scale, height * scale)) > 0)
+    size, shown = (width * scale, height * scale), holes.astype(np.float32)
+    return np.asarray(cv2.resize(shown, size, interpolation=cv2.INTER_CUBIC) != 0)
 
 
 def share_holes(holes: Holes, faces: Sequence[AlignedFace], *, scale: int = 1) -> NDArray[np.int16]:

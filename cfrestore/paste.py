@@ -246,7 +246,7 @@ def _enlarge(pixels: Pixels, scale: int, background: Pixels | None) -> Pixels:
     height, width = pixels.shape[:2]
     size = (width * scale, height * scale)
     if background is None:
-        enlarged = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
+        enlarged = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
     else:
         enlarged = cv2.resize(background, size, interpolation=cv2.INTER_LANCZOS4)
     return np.asarray(enlarged)

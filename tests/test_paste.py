@@ -108,7 +108,9 @@ def test_pasting_is_the_published_one(shared: Path, scale: int) -> None:
         aligned=SimpleNamespace(to_crop=values["matrix0"], kept=None),
         opacity=1.0,
     )
-    found = paste_faces(read(golden / "input.png"), [face], scale=scale)
+    picture = read(golden / "input.png")
+    background = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    found = paste_faces(picture, [face], scale=scale, background=background)
     expected = read(golden / f"pasted_x{scale}_square.png")
     assert_close(found, expected, tolerance=2)
     assert (np.abs(found.astype(int) - expected) == 2).sum() < 10
@@ -304,7 +306,7 @@ def test_size_is_exactly_scale_times_the_picture_s(scale: int, shape: tuple[int,
     face = restored(smooth(256, 256), placed(256, 40, (20, 20)))
     found = paste_faces(picture, [face], scale=scale)
     assert found.shape == (shape[0] * scale, shape[1] * scale, 3)
-    enlarged = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    enlarged = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     assert (paste_faces(picture, [], scale=scale) == enlarged).all()
 
 
