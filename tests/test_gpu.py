@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from stubs import face_at
+from stubs import face_at, picture
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -26,8 +26,10 @@ from cfrestore.device import (
 from cfrestore.errors import ConfigError
 from cfrestore.image import read_photo, to_tensor
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+from cfrestore.models.rrdbnet import RRDBNet
 from cfrestore.models.vqgan import GroupNorm
 from cfrestore.restore import Painter, RestoredFace
+from cfrestore.upsample import Upsampler
 from cfrestore.weights import load_codeformer, shipped
 
 pytestmark = [
@@ -222,3 +224,16 @@ def test_normalisation_keeps_its_digits_on_a_card(kind: torch.dtype, bound: floa
         found = layer(x.contiguous(memory_format=torch.channels_last))
     assert found.dtype == kind
     assert (found - exact).abs().max() < bound * exact.abs().max()
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_pictures_are_enlarged_as_on_the_cpu(tmp_path: Path, precision: Precision) -> None:
+    torch.manual_seed(0)
+    torch.save(RRDBNet().state_dict(), tmp_path / "x2.pth")
+    pixels = picture(300, 450)
+    on_cpu = Upsampler(tmp_path / "x2.pth", tile=200)(pixels, 2).astype(int)
+    found = Upsampler(tmp_path / "x2.pth", CUDA, 200, precision)(pixels, 2)
+    assert np.ptp(on_cpu) > 10
+    error = np.abs(found - on_cpu)
+    assert error.mean() < 0.5
+    assert precision is Precision.FP16 or error.max() <= 1
