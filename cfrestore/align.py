@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import cv2
@@ -199,13 +200,14 @@ def bounding_box(
     return slice(low[1], high[1]), slice(low[0], high[0])
 
 
+@cache
 def face_ellipse(side: int) -> NDArray[np.bool_]:
-    """Which pixels of a crop (side, side) show the face, not hair or background."""
+    """Which pixels of a crop (side, side) show the face, not hair or background; read-only."""
     centre, half_axes = FACE_ELLIPSE
     y, x = (np.mgrid[:side, :side] + 0.5) / side
-    return np.asarray(
-        np.hypot((x - centre[0]) / half_axes[0], (y - centre[1]) / half_axes[1]) < 1, np.bool_
-    )
+    within = np.hypot((x - centre[0]) / half_axes[0], (y - centre[1]) / half_axes[1]) < 1
+    within.flags.writeable = False
+    return np.asarray(within, np.bool_)
 
 
 def _average(crop: Pixels, size: int) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from cfrestore.detail import noise_energy, signal_share
+from cfrestore.detail import noise_energy, signal_share, within_face
 from cfrestore.image import match_statistics, to_gray
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _KEPT = 0.9  # share of the original's low frequencies in a restored crop
 _TONED = 2.0  # levels: least deviation from a tone that counts as colour; scans have 1, photos 10
 _OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: sigmas that remove the finest, the two finest
 _BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: sigmas that are tried
+_SHARP = 2 / 256  # of a crop's side: blur up to which the original is mixed in with full strength
+_SMOOTH = 1.5 / 256  # of a crop's side: sigma that colours which are mixed in are blurred by
+_LEAST = 1e-6  # levels, prevents division by 0
 
 
 def correct(
@@ -46,7 +49,7 @@ def correct(
     if config.keep_colours:
         crop = keep_colours(crop, original)
     if strength := config.back_projection * fidelity:
-        crop = back_project(crop, original, strength)
+        crop = mix_in(back_project(crop, original, strength), original, strength)
     if gray:
         return _like_gray(crop, original)
     tone = tone_of(original)
@@ -108,11 +111,59 @@ def back_project(
     Source: one step of iterative back-projection, Irani & Peleg, "Improving Resolution by Image
     Registration" (1991), with the estimated blur and its adjoint; denoised as in `detail`.
     """
-    painted, seen = (to_gray(each)[..., 0].astype(np.float32) for each in (crop, original))
-    blur = min(_BLURS, key=lambda sigma: np.square(_blur(painted, sigma) - seen).mean())
+    painted, seen = _brightness(crop), _brightness(original)
+    blur = _blur_between(painted, seen)
     missed = seen - _blur(painted, blur)
     missed -= _blur(missed, _LOW)
     return _to_levels(crop + strength * _blur(_denoised(missed), blur)[..., None])
+
+
+def mix_in(
+    crop: NDArray[np.uint8], original: NDArray[np.uint8], strength: float
+) -> NDArray[np.uint8]:
+    """Mixes the original in, the more the less it is blurred, and restores the crop's contrast.
+
+    A blurred original knows little that `back_project` has not brought already, and would be a haze
+    over the face. A sharp one knows the person better than any network. The difference in
+    brightness is denoised. That in colour is added by the square of the share only, since JPEG
+    leaves blotches. What the mixture has lost in contrast, compared with the crop and for structure
+    finer than the blur, is restored by unsharp masking.
+
+    Args:
+        crop, original: (S, S, 3) uint8.
+        strength: share of an original without blur, in [0, 1].
+    Returns:
+        (S, S, 3) uint8.
+    """
+    painted, seen = _brightness(crop), _brightness(original)
+    blur = _blur_between(painted, seen)
+    share = strength * min(1.0, _SHARP / blur)
+    missed = seen - painted
+    colour = original.astype(np.float32) - crop - missed[..., None]
+    mixed = painted + share * _denoised(missed)
+    wanted, found = painted - _blur(painted, blur), mixed - _blur(mixed, blur)
+    spread = [max(_LEAST, float(within_face(each).std())) for each in (wanted, found)]
+    mixed += max(0.0, spread[0] / spread[1] - 1) * found
+    return _to_levels(crop + (mixed - painted)[..., None] + share**2 * _blur(colour, _SMOOTH))
+
+
+def _brightness(crop: NDArray[Any]) -> NDArray[np.float32]:
+    """Of (S, S, 3): (S, S)."""
+    return to_gray(crop)[..., 0].astype(np.float32)
+
+
+def _blur_between(sharp: NDArray[np.float32], blurred: NDArray[np.float32]) -> float:
+    """The Gaussian that brings one picture (S, S) nearest to the other: sigma / S.
+
+    Between the sigmas that are tried, the error is taken for a parabola, since in videos the result
+    must not jump.
+    """
+    errors = [float(np.square(_blur(sharp, sigma) - blurred).mean()) for sigma in _BLURS]
+    best = min(range(1, len(errors) - 1), key=errors.__getitem__)
+    before, least, after = errors[best - 1 : best + 2]
+    bend = before - 2 * least + after
+    step = (before - after) / (2 * bend) if bend > 0 else 0.0
+    return float(_BLURS[best] * 2 ** (min(1.0, max(-1.0, step)) / 2))
 
 
 def _denoised(values: NDArray[np.float32]) -> NDArray[np.float32]:

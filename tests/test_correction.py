@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from stubs import StubDetector, StubNetwork, face_at, picture
 
-from cfrestore.correction import back_project, keep_colours, tone_of
+from cfrestore.correction import back_project, keep_colours, mix_in, tone_of
+from cfrestore.detail import within_face
 from cfrestore.image import Photo, is_gray, read_photo, to_gray
 from cfrestore.options import Options
 from cfrestore.pipeline import Pipeline
@@ -121,6 +122,80 @@ def test_a_crop_that_is_its_original_stays_and_so_does_one_without_structure() -
     assert np.array_equal(back_project(face, face, 1), face)
     flat = np.full((32, 32, 3), 90, np.uint8)
     assert np.array_equal(back_project(flat, flat + np.uint8(20), 1), flat)
+
+
+def mixed_share(sigma: float) -> float:
+    """Of a mistaken bump, the share that a blurred original removes."""
+    face = detailed()
+    mistaken = np.clip(face + bump()[..., None], 0, 255).astype(np.uint8)
+    mixed = mix_in(mistaken, blurred(face, sigma), 0.8)
+    right, wrong, result = (
+        blurred(each, 6)[bump() > 20].astype(float).mean() for each in (face, mistaken, mixed)
+    )
+    return float((wrong - result) / (wrong - right))
+
+
+def test_the_original_is_mixed_in_by_how_little_it_is_blurred() -> None:
+    sharp, hardly, blurry, vague = map(mixed_share, (0.5, 1, 2, 4))
+    assert 0.7 < sharp < 0.9
+    assert 0.7 < hardly < 0.9
+    assert 0.3 < blurry < 0.55
+    assert 0.1 < vague < 0.35
+
+
+def test_the_share_does_not_jump_when_the_blur_changes_a_little() -> None:
+    steps = np.diff([mixed_share(sigma) for sigma in (1.6, 1.75, 1.9, 2.05, 2.2, 2.35)])
+    assert (steps < 0).all()
+    assert (steps > -0.08).all()
+
+
+@pytest.mark.parametrize("sigma", [2, 4])
+def test_a_blurred_original_brings_no_haze(sigma: float) -> None:
+    face = detailed()
+    contrast = [
+        float(within_face(np.asarray(gray - cv2.GaussianBlur(gray, (0, 0), sigma))).std())
+        for gray in (
+            to_gray(each)[..., 0].astype(np.float32)
+            for each in (face, mix_in(face, blurred(face, sigma), 0.8), blurred(face, sigma))
+        )
+    ]
+    assert contrast[2] < 0.6 * contrast[0]
+    assert 0.93 < contrast[1] / contrast[0] < 1.02
+
+
+def test_noise_of_the_original_is_not_mixed_in() -> None:
+    flat = np.full((128, 128, 3), 120, np.uint8)
+    face = np.where(within_ring(128)[..., None], detailed(), flat)  # smooth skin in the middle
+    noise = np.random.default_rng(1).normal(0, 12, face.shape)
+    mixed = mix_in(face, (face + noise).clip(0, 255).astype(np.uint8), 0.8).astype(float)
+    skin = ~within_ring(128)
+    own = to_gray(noise)[..., 0][skin].std()
+    assert to_gray(mixed - face)[..., 0][skin].std() < own / 3
+
+
+def within_ring(side: int) -> NDArray[np.bool_]:
+    y, x = np.mgrid[:side, :side] - side / 2
+    return np.asarray(np.hypot(x, y) > side / 6)
+
+
+def test_colours_of_a_sharp_original_are_mixed_in_by_the_square() -> None:
+    face = detailed()
+    tint = bump()[..., None] * np.array((1.0, 0, -1)) * 0.7
+    tint -= to_gray(tint)
+    original = np.clip(face + tint, 0, 255).astype(np.uint8)
+    centre = np.s_[60:68, 60:68]
+    for strength in (0.4, 0.8):
+        change = mix_in(face, original, strength)[centre].astype(float) - face[centre]
+        expected = strength**2 * tint[centre].mean((0, 1))
+        assert np.abs(change.mean((0, 1)) - expected).max() < 2
+
+
+def test_mixing_in_leaves_what_is_the_same_and_what_has_no_structure() -> None:
+    face = detailed()
+    assert np.array_equal(mix_in(face, face, 1), face)
+    flat = np.full((32, 32, 3), 90, np.uint8)
+    assert np.array_equal(mix_in(flat, flat, 0.7), flat)
+    assert np.array_equal(mix_in(face, blurred(face, 2), 0), face)
 
 
 @pytest.mark.parametrize("config", [{}, {"back_projection": 1.0}])
