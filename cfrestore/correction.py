@@ -6,6 +6,7 @@ in colours and light, in structure that its blur has left, and in a lack of colo
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -49,7 +50,8 @@ def correct(
     if config.keep_colours:
         crop = keep_colours(crop, original)
     if strength := config.back_projection * fidelity:
-        crop = mix_in(back_project(crop, original, strength), original, strength)
+        crop = back_project(crop, original, strength)
+        crop = mix_in(crop, original, config.back_projection * math.sqrt(fidelity))
     if gray:
         return _like_gray(crop, original)
     tone = tone_of(original)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from stubs import StubDetector, StubNetwork, face_at, picture
+from stubs import SMALL, StubDetector, StubNetwork, face_at, picture
 
-from cfrestore.correction import back_project, keep_colours, mix_in, tone_of
+from cfrestore.correction import back_project, correct, keep_colours, mix_in, tone_of
 from cfrestore.detail import within_face
 from cfrestore.image import Photo, is_gray, read_photo, to_gray
 from cfrestore.options import Options
@@ -214,3 +214,20 @@ def test_the_pipeline_projects_back_in_proportion_to_w(config: dict[str, float])
         assert changes[2] > 1
     else:
         assert changes == [0, 0, 0]
+
+
+def test_a_little_fidelity_suffices_for_what_is_hardly_blurred(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares: list[float] = []
+
+    def note(crop: NDArray[np.uint8], original: object, share: float) -> NDArray[np.uint8]:
+        shares.append(share)
+        return crop
+
+    monkeypatch.setattr("cfrestore.correction.mix_in", note)
+    config = replace(SMALL, back_projection=0.8)
+    face = detailed()
+    for w in (0, 0.25, 1):
+        correct(face, blurred(face, 1), fidelity=w, config=config, gray=False)
+    assert shares == pytest.approx([0.4, 0.8])
