@@ -199,7 +199,7 @@ def test_mixing_in_leaves_what_is_the_same_and_what_has_no_structure() -> None:
 
 
 @pytest.mark.parametrize("config", [{}, {"back_projection": 1.0}])
-def test_the_pipeline_projects_back_in_proportion_to_w(config: dict[str, float]) -> None:
+def test_the_pipeline_corrects_the_more_the_larger_w_is(config: dict[str, float]) -> None:
     network = StubNetwork(lambda x: x.flip(-1))  # wrong everywhere
     network.config = replace(network.config, **config)
     pipeline, photo = Pipeline(network, StubDetector(face_at(0, 0, 32))), Photo(picture(32, 32))
@@ -210,7 +210,7 @@ def test_the_pipeline_projects_back_in_proportion_to_w(config: dict[str, float])
     ]
     assert changes[0] == 0
     if config:
-        assert 0.4 < changes[1] / changes[2] < 0.6
+        assert 0.4 < changes[1] / changes[2] < 0.8
         assert changes[2] > 1
     else:
         assert changes == [0, 0, 0]
