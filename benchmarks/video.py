@@ -151,9 +151,9 @@ def draw(before: Sequence[Pixels], after: Sequence[Pixels], path: Path) -> None:
     write_photo(Photo(np.ascontiguousarray(sheet), format="JPEG"), path, quality=85)
 
 
-def uncalmed(own: tuple[Pixels, Pixels], others: object) -> Pixels:
-    """The painted crop as it is."""
-    return own[1]
+def uncalmed(own: tuple[Pixels, Pixels], others: object) -> tuple[Pixels, Pixels]:
+    """The crops as they are."""
+    return own
 
 
 def decoded(path: Path) -> list[Pixels]:

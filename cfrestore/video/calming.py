@@ -1,4 +1,4 @@
-"""Calms a painted face over time: (crops of neighbouring frames) -> crop. No torch, no video.
+"""Calms a painted face over time: (crops of neighbouring frames) -> crops. No torch, no video.
 
 The network paints each frame by itself, so that a lash or a strand of hair is somewhere else in the
 next frame: it flickers. Steadied crops show a face at the same place, so the mean of what is
@@ -12,13 +12,16 @@ photography enhancement via intrinsic relighting", 2004).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+Crops: TypeAlias = "tuple[NDArray[np.uint8], NDArray[np.uint8]]"
+"""A face before and after painting, (S, S, 3) each."""
 
 REACH = 2
 """Frames before and after that count."""
@@ -32,26 +35,28 @@ TOLERANCE = 6.0
 _AREA = 1 / 64  # of the crop's side: sigma of the Gaussian by which differences are averaged
 
 
-def calm(
-    own: tuple[NDArray[np.uint8], NDArray[np.uint8]],
-    others: Iterable[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]],
-) -> NDArray[np.uint8]:
-    """The painted crop of a frame, calmed by those of its neighbours.
+def calm(own: Crops, others: Iterable[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]) -> Crops:
+    """The crops of a frame, calmed by those of its neighbours.
+
+    That before painting is averaged too, because the painted one is corrected by it: its noise
+    would flicker.
 
     Args:
         own: the crop before painting and the painted one, (S, S, 3) each.
         others: of each neighbour its distance in frames, and the same two crops.
     Returns:
-        (S, S, 3).
+        the same two crops.
     """
     before, painted = own
-    total = painted.astype(np.float32)
+    totals = [crop.astype(np.float32) for crop in own]
     weights = np.ones((*painted.shape[:2], 1), np.float32)
     for distance, other_before, other_painted in others:
         difference = cv2.absdiff(before, other_before).astype(np.float32).mean(axis=2)
         difference = cv2.GaussianBlur(difference, (0, 0), _AREA * len(before))
         nearness = np.exp(-0.5 * (distance / FALLOFF) ** 2)
         weight = nearness * np.exp(-np.square(difference / TOLERANCE))[..., None]
-        total += weight * other_painted
+        totals[0] += weight * other_before
+        totals[1] += weight * other_painted
         weights += weight
-    return np.rint(total / weights).astype(np.uint8)
+    calmed = [np.rint(total / weights).astype(np.uint8) for total in totals]
+    return calmed[0], calmed[1]

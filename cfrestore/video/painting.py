@@ -160,7 +160,11 @@ def _calmed(window: _Window, face: RestoredFace) -> RestoredFace:
         for other in item.faces
         if isinstance(other, RestoredFace) and _planned(other).track == _planned(face).track
     )
-    return replace(face, crop=calm(own, others), opacity=_planned(face).opacity)
+    before, painted = calm(own, others)
+    aligned = face.aligned
+    if aligned.kept is None:  # else the detail that is kept of the frame is measured against it
+        aligned = replace(aligned, crop=before)
+    return replace(face, crop=painted, aligned=aligned, opacity=_planned(face).opacity)
 
 
 def _planned(face: RestoredFace) -> PlannedFace:
