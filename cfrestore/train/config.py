@@ -8,6 +8,7 @@ from typing import Literal
 
 from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.prior import PriorConfig
+from cfrestore.models.srvgg import SRVGGConfig
 
 Range = tuple[float, float]
 
@@ -330,8 +331,32 @@ class PriorRecipe:
         return t % every == 0 or t == self.optimisation.iterations
 
 
+@dataclass(frozen=True)
+class UpsamplerRecipe:
+    """Enlarging pictures of any content.
+
+    Attributes:
+        damage: of the small pictures; its blur is in pixels of the large ones.
+        spared: probability of each kind of damage to be left out.
+        image_size: side to which pictures are resized, pixels.
+        patch: side of the patches that are cut from them.
+        shrink: factor by which pictures are reduced before that, so that patches are sharp.
+        scenes: number of drawn pictures among the others.
+    """
+
+    model: SRVGGConfig
+    optimisation: Optimisation
+    damage: Degradation
+    spared: float = 0.3
+    image_size: int = 256
+    patch: int = 96
+    shrink: Range = (1.25, 2.5)
+    scenes: int = 1500
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
 ImageRecipe = AutoencoderRecipe | CodesRecipe | FusionRecipe | PolishRecipe
-Recipe = ImageRecipe | PriorRecipe
+Recipe = ImageRecipe | PriorRecipe | UpsamplerRecipe
 
 
 def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
@@ -347,7 +372,7 @@ def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
         milestones=tuple(scaled(m) for m in recipe.optimisation.milestones),
         warm_up=scaled(recipe.optimisation.warm_up),
     )
-    if isinstance(recipe, CodesRecipe | PriorRecipe):
+    if isinstance(recipe, CodesRecipe | PriorRecipe | UpsamplerRecipe):
         return replace(recipe, optimisation=optimisation)
     adversary = recipe.adversary and replace(
         recipe.adversary, start=scaled(recipe.adversary.start), lead=scaled(recipe.adversary.lead)
