@@ -337,20 +337,23 @@ class UpsamplerRecipe:
 
     Attributes:
         damage: of the small pictures; its blur is in pixels of the large ones.
-        spared: probability of each kind of damage to be left out.
+        spared: probability that a kind of damage, or the grain, is left out.
         image_size: side to which pictures are resized, pixels.
         patch: side of the patches that are cut from them.
         shrink: factor by which pictures are reduced before that, so that patches are sharp.
+        grain: standard deviation of fine texture that patches get, in 1/255, unless spared it; so
+            that not all that is fine and faint is taken for noise.
         scenes: number of drawn pictures among the others.
     """
 
     model: SRVGGConfig
     optimisation: Optimisation
     damage: Degradation
-    spared: float = 0.3
+    spared: float = 0.5
     image_size: int = 256
     patch: int = 96
-    shrink: Range = (1.25, 2.5)
+    shrink: Range = (1, 2.5)
+    grain: Range = (0, 10)
     scenes: int = 1500
     augmentation: Augmentation = field(default_factory=Augmentation)
 
