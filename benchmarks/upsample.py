@@ -2,10 +2,14 @@
 
     python benchmarks/upsample.py PICTURE|FOLDER... [--upsampler NAME|FILE] [--sheets FOLDER]
 
-Each picture, at most 1024 px of its middle, is reduced to half its size by averaging, and also
-damaged further; then every method doubles it. PSNR and SSIM are averaged over the pictures of each
-argument. The seconds are those of one thread per megapixel of the small picture. Two photographs
-come with scikit-learn: china.jpg and flower.jpg, in sklearn/datasets/images.
+Each picture, at most 1024 px of its middle, is reduced to half its size by averaging; or then also
+compressed as JPEG of quality 75; or worn: blurred by 1 px, reduced, given noise of 5 levels, and
+compressed with quality 60. Then every method doubles it. PSNR and SSIM are averaged over the
+pictures of each argument. The seconds are those of one thread per megapixel of the small picture.
+
+Photographs that come with packages: china.jpg and flower.jpg in sklearn/datasets/images;
+astronaut.png, chelsea.png, coffee.png and rocket.jpg in skimage/data; grace_hopper.jpg in
+matplotlib/mpl-data/sample_data.
 
 --sheets writes, for each picture and damage, three enlarged details: the
 original, then each method.
@@ -61,7 +65,7 @@ def main() -> None:
             options.sheets.mkdir(parents=True, exist_ok=True)
             for file in files:
                 for damage, wear in DAMAGES.items():
-                    path = options.sheets / f"{file.stem}-{damage.split(',')[0]}.png"
+                    path = options.sheets / f"{file.stem}-{damage}.png"
                     drawn = sheet(middle(file), wear, methods)
                     cv2.imwrite(str(path), drawn[..., ::-1])
 
@@ -109,8 +113,8 @@ def worn(sharp: Picture) -> Picture:
 
 DAMAGES: Mapping[str, Callable[[Picture], Picture]] = {
     "reduced": reduced,
-    "compressed, quality 75": lambda sharp: compressed(reduced(sharp), 75),
-    "worn: blur 1 px, noise 5, quality 60": worn,
+    "compressed": lambda sharp: compressed(reduced(sharp), 75),
+    "worn": worn,
 }
 
 
