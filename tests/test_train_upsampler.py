@@ -23,7 +23,7 @@ from cfrestore.train.distributed import Part
 from cfrestore.train.loop import End, Schedule, read_state, train
 from cfrestore.train.presets import UPSAMPLER
 from cfrestore.train.scenes import draw_scenes
-from cfrestore.train.upsampler import Upsampling, averaging, cut, reductions, roughen, wear
+from cfrestore.train.upsampler import Upsampling, averaging, cut, reductions, season, wear
 from cfrestore.upsample import Upsampler
 
 RECIPE = UpsamplerRecipe(
@@ -86,7 +86,7 @@ def test_reductions_keep_means_and_ramps() -> None:
 def test_patches_and_their_wear_are_decided_by_the_seed() -> None:
     def pair(seed: int) -> tuple[Tensor, Tensor]:
         own = generator(seed)
-        sharp = roughen(cut(scenes(), RECIPE, own), RECIPE, own)
+        sharp = season(cut(scenes(), RECIPE, own), RECIPE, own)
         return sharp, wear(sharp, RECIPE, own)
 
     sharp, small = pair(1)
@@ -113,24 +113,34 @@ def test_what_is_spared_all_damage_is_only_reduced() -> None:
 
 def test_grain_is_gray_and_as_strong_as_the_recipe_says() -> None:
     sharp = torch.full((16, 3, 32, 32), 0.5)
-    rough = roughen(sharp, replace(RECIPE, grain=(6, 6)), generator(0))
+    rough = season(sharp, replace(RECIPE, grain=(6, 6), soft=0), generator(0))
     torch.testing.assert_close(rough[:, 0], rough[:, 2])
     strength = 255 * (rough - sharp).std((1, 2, 3))
     assert strength[strength > 0].tolist() == pytest.approx(
         [6] * int((strength > 0).sum()), rel=0.4
     )
     assert 0 < (strength == 0).sum() < 16  # some are spared
-    assert (roughen(sharp, replace(RECIPE, spared=0), generator(0)) != sharp).any()
+    assert (season(sharp, replace(RECIPE, spared=0), generator(0)) != sharp).any()
+
+
+def test_soft_patches_are_blurred() -> None:
+    sharp = scenes()[..., :32, :32]
+    calm = replace(RECIPE, grain=(0, 0))
+    assert torch.equal(season(sharp, replace(calm, soft=0), generator(0)), sharp)
+    soft = season(sharp, replace(calm, soft=1), generator(0))
+    steps = [x.diff(dim=-1).square().mean((1, 2, 3)) for x in (soft, sharp)]
+    assert (steps[0] < 1.001 * steps[1]).all()
+    assert steps[0].mean() < 0.8 * steps[1].mean()
 
 
 def test_processes_share_a_batch_like_cards() -> None:
     images = scenes()
     whole_generator = generator(5)
-    sharp = roughen(cut(images, RECIPE, whole_generator), RECIPE, whole_generator)
+    sharp = season(cut(images, RECIPE, whole_generator), RECIPE, whole_generator)
     small = wear(sharp, RECIPE, whole_generator)
     for rank in range(2):
         own, part = generator(5), Part(8, rank, 2)
-        some = roughen(cut(images[rank::2], RECIPE, own, part), RECIPE, own, part)
+        some = season(cut(images[rank::2], RECIPE, own, part), RECIPE, own, part)
         torch.testing.assert_close(some, sharp[rank::2])
         torch.testing.assert_close(wear(some, RECIPE, own, part), small[rank::2])
 

@@ -341,6 +341,8 @@ class UpsamplerRecipe:
         image_size: side to which pictures are resized, pixels.
         patch: side of the patches that are cut from them.
         shrink: factor by which pictures are reduced before that, so that patches are sharp.
+        soft: probability that a patch is blurred like the damage, to be painted so; so that not
+            all that is soft is sharpened.
         grain: standard deviation of fine texture that patches get, in 1/255, unless spared it; so
             that not all that is fine and faint is taken for noise.
         scenes: number of drawn pictures among the others.
@@ -353,6 +355,7 @@ class UpsamplerRecipe:
     image_size: int = 256
     patch: int = 96
     shrink: Range = (1, 2.5)
+    soft: float = 0.2
     grain: Range = (0, 10)
     scenes: int = 1500
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -239,7 +239,7 @@ UPSAMPLER: dict[str, UpsamplerRecipe] = {
             saturation=0.3,
             tint=0.1,
             gray=0.1,
-            repeats=(*_VARIED.repeats, ("scene", 3)),
+            repeats=(*_VARIED.repeats, ("scene", 4)),
         ),
     ),
 }

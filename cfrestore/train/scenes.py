@@ -1,4 +1,4 @@
-"""Drawn pictures: shapes, stripes, text and textures, for what faces do not show."""
+"""Drawn pictures: leaves, shapes, stripes, text and textures, for what faces do not show."""
 
 from __future__ import annotations
 
@@ -43,12 +43,45 @@ def draw_scenes(count: int, side: int, seed: int) -> Faces:
 
 
 def draw_scene(side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One picture, (3, side, side) RGB."""
-    canvas = _paint(side, rng)
-    for _ in range(rng.integers(3, 16)):
+    """One picture, (3, side, side) RGB; two of three are of leaves, with little else."""
+    bare = rng.random() < 1 / 3
+    canvas = _paint(side, rng) if bare else _leaves(side, rng)
+    for _ in range(rng.integers(3, 16) if bare else rng.integers(0, 4)):
         opacity = _stencil(side, rng) * rng.uniform(0.4, 1)
         canvas += opacity * (_paint(side, rng) - canvas)
     return np.rint(canvas.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _leaves(side: int, rng: np.random.Generator) -> Values:
+    """(3, side, side): leaves of all sizes that cover one another, in a few colours, with texture.
+
+    Source: the dead leaves model (Matheron, 1968), whose statistics are like those of photographs.
+        Restoring networks trained on such pictures alone come near to others (Achddou et al.,
+        "Synthetic images as a regularity prior for image restoration", 2021).
+    """
+    ground = _paint(side, rng).clip(0, 1).transpose(1, 2, 0)
+    canvas = np.ascontiguousarray(np.rint(ground * 255), np.uint8)
+    count = int(side * side / rng.uniform(15, 200))
+    smallest, largest = rng.uniform(0.8, 4), side / rng.uniform(2, 8)
+    # Their number falls with the third power of the radius.
+    span = 1 - (smallest / largest) ** 2
+    radii = smallest / np.sqrt(1 - span * rng.random(count))
+    radii[: count // 50] = largest * rng.uniform(0.3, 1, count // 50)  # that small ones lie on
+    palette = np.stack([_colour(rng).ravel() for _ in range(rng.integers(2, 7))])
+    palette = palette.mean(0) + rng.uniform(0.2, 1) * (palette - palette.mean(0))
+    colours = palette[rng.integers(len(palette), size=count)] + rng.normal(0, 0.03, (count, 3))
+    colours = (colours + rng.normal(0, 0.08, (count, 1))).clip(0, 1) * 255
+    middles = rng.uniform(-largest / 2, side + largest / 2, (count, 2))
+    stretches, angles = rng.uniform(0.3, 1, count), rng.uniform(0, 180, count)
+    corners = rng.choice((3, 4, 5, 12), count)
+    for n in range(count):
+        axes = 256, int(256 * stretches[n])
+        step = 360 // int(corners[n])
+        outline = np.asarray(cv2.ellipse2Poly((0, 0), axes, int(angles[n]), 0, 359, step)) / 256
+        place = np.rint((outline * radii[n] + middles[n]) * 16).astype(np.int32)  # sixteenths
+        cv2.fillConvexPoly(canvas, place, colours[n].tolist(), cv2.LINE_AA, 4)
+    texture = rng.uniform(0, 0.3) * (_noise(side, rng) - 0.5)
+    return np.asarray(canvas.transpose(2, 0, 1) / 255 + texture, np.float32)
 
 
 def _paint(side: int, rng: np.random.Generator) -> Values:

@@ -34,7 +34,7 @@ class Upsampling:
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
         """Runs iteration t on clean pictures; returns its loss, and that of interpolation."""
-        sharp = roughen(cut(clean, self.recipe, generator), self.recipe, generator)
+        sharp = season(cut(clean, self.recipe, generator), self.recipe, generator)
         small = wear(sharp, self.recipe, generator)
         with autocast(self.device, self.mixed):
             painted = self.network(small.to(memory_format=torch.channels_last))
@@ -47,7 +47,7 @@ class Upsampling:
     def pictures(self, clean: Tensor, generator: torch.Generator) -> list[Tensor]:
         """Columns of a sample sheet: sharp, small, interpolated, and painted."""
         part = Part(len(clean))
-        sharp = roughen(cut(clean, self.recipe, generator, part), self.recipe, generator, part)
+        sharp = season(cut(clean, self.recipe, generator, part), self.recipe, generator, part)
         small = wear(sharp, self.recipe, generator, part)
         painted = self.learner.average(small).clamp(0, 1)
         nearest = F.interpolate(small, sharp.shape[2:])
@@ -101,27 +101,34 @@ def averaging(start: Tensor, factor: Tensor, columns: int, rows: int) -> Tensor:
     return ((first + width).minimum(at + 1) - first.maximum(at)).clamp(min=0) / width
 
 
-def roughen(
+def season(
     sharp: Tensor, recipe: UpsamplerRecipe, generator: torch.Generator, part: Part | None = None
 ) -> Tensor:
-    """Adds fine gray texture to sharp patches (B,3,P,P) in [0, 1], as of fur, cloth or film.
+    """Patches (B,3,P,P) in [0, 1] as photographs are at their best: some soft, some with grain.
+
+    The grain is fine gray texture, as of fur, cloth or film.
 
     Args:
         part: as in `degrade`.
     """
     part = Part.own(len(sharp)) if part is None else part
     device, side = sharp.device, sharp.shape[-1]
-    white = torch.randn((part.whole, 1, side, side), generator=generator, device=device)
-    kernels = part.of(gaussian_kernels(recipe.damage, part.whole, generator, device))
-    grain = blur(part.of(white), kernels)
-    grain = grain / kernels.square().sum((1, 2)).sqrt()[:, None, None, None]  # variance 1 again
-    spared, strength = (
-        part.of(torch.rand((part.whole, 1, 1, 1), generator=generator, device=device))
-        for _ in range(2)
-    )
+
+    def draw() -> Tensor:
+        drawn = torch.rand((part.whole, 1, 1, 1), generator=generator, device=device)
+        return part.of(drawn)
+
+    def kernels() -> Tensor:
+        return part.of(gaussian_kernels(recipe.damage, part.whole, generator, device))
+
+    x = torch.where(draw() < recipe.soft, blur(sharp, kernels()), sharp)
+    noise = torch.randn((part.whole, 1, side, side), generator=generator, device=device)
+    kernel = kernels()
+    grain = blur(part.of(noise), kernel)
+    grain = grain / kernel.square().sum((1, 2)).sqrt()[:, None, None, None]  # variance 1 again
     low, high = recipe.grain
-    strength = (low + (high - low) * strength) / 255
-    return torch.where(spared < recipe.spared, sharp, (sharp + grain * strength).clamp(0, 1))
+    strength = (low + (high - low) * draw()) / 255
+    return torch.where(draw() < recipe.spared, x, (x + grain * strength).clamp(0, 1))
 
 
 def wear(
