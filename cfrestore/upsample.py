@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from cfrestore.image import Pixels
     from cfrestore.restore import RestoredFace
 
-UPSAMPLERS = ("realesrgan", "realesr-general")
-"""Names of upsamplers in the table of weight files."""
+UPSAMPLERS = {
+    "realesrgan": "realesrgan",
+    "realesr-general": "realesr-general",
+    "compact": "compact-upsampler",
+}
+"""Names of upsamplers, and theirs in the table of weight files."""
 
 PADDING = 40
 """How many pixels around a tile the network sees, as published."""
@@ -43,7 +47,7 @@ class Upsampler:
     """Enlarges pictures tile by tile, so that the memory it needs does not grow with the picture.
 
     Args:
-        path: weights of Real-ESRGAN: of an RRDBNet or an SRVGGNetCompact.
+        path: weights of an RRDBNet or an SRVGGNetCompact: Real-ESRGAN's, or trained here.
         device: where to compute.
         tile: side of the tiles in pixels, halved while there is not enough memory for one.
         precision: what the network computes in.
@@ -138,9 +142,10 @@ def load_upsampler(
         WeightsError: the weights are missing, or differ from the published ones.
         CheckpointError, ConfigError: as Upsampler.
     """
-    path = locate(str(name)) if name in UPSAMPLERS else Path(name)
+    row = UPSAMPLERS.get(str(name))
+    path = locate(row) if row else Path(name)
     if path is None:
-        raise missing(str(name))
+        raise missing(str(row))
     return Upsampler(path, device, tile, precision)
 
 

@@ -78,7 +78,7 @@ def test_all_is_well_here(machine: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert all(versions.values())
     assert [row["name"] for row in found["weights"]] == [row.name for row in WEIGHT_FILES]
     states = {row["name"]: row["state"] for row in found["weights"]}
-    assert states.pop("compact") == "shipped"
+    assert [states.pop(name) for name in ("compact", "compact-upsampler")] == ["shipped"] * 2
     assert set(states.values()) == {"absent"}
     (device,) = found["devices"]
     assert device["name"] == "cpu"

@@ -252,7 +252,7 @@ def test_some_of_every_few_iterations_fuse() -> None:
 
 def test_presets_are_found_by_name_and_stretch() -> None:
     assert [stage for stage, presets in PRESETS.items() if "compact" in presets] == [
-        *("autoencoder", "codes", "fusion", "polish")
+        *("autoencoder", "codes", "fusion", "polish", "upsampler")
     ]
     assert list(PRESETS["prior"]) == ["pixelcnn", "transformer"]
     with pytest.raises(ConfigError, match="compact"):

@@ -266,12 +266,15 @@ def test_shipped_weights_are_found_installed_and_in_a_checkout(
         assert shipped("compact") == place / "compact.safetensors"
 
 
-def test_the_shipped_file_is_the_one_in_the_table(repository: Path, folder: Path) -> None:
-    path = repository / "weights/compact.safetensors"
-    row = weights.weight_file("compact")
+@pytest.mark.parametrize("name", ["compact", "compact-upsampler"])
+def test_the_shipped_file_is_the_one_in_the_table(
+    repository: Path, folder: Path, name: str
+) -> None:
+    path = repository / f"weights/{name}.safetensors"
+    row = weights.weight_file(name)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == row.sha256
     assert path.stat().st_size == row.bytes
-    assert locate("compact") == weights.verify("compact") == weights.fetch("compact") == path
+    assert locate(name) == weights.verify(name) == weights.fetch(name) == path
 
 
 def test_a_shipped_file_that_was_changed_is_told(

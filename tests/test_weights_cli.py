@@ -157,8 +157,9 @@ def test_list_shows_every_file_in_a_line(command: Command, home: Path) -> None:
     assert [line.split()[0] for line in lines] == [row.name for row in WEIGHT_FILES]
     assert "376.6 MB" in lines[0]
     assert "non-commercial" in lines[0]
-    assert all(line.endswith("not here") for line in lines[:-1])
-    assert lines[-1].endswith("compact.safetensors")
+    assert all(line.endswith("not here") for line in lines[:-2])
+    assert lines[-2].endswith("compact.safetensors")
+    assert lines[-1].endswith("compact-upsampler.safetensors")
     assert len({line.index(row.file) for line, row in zip(lines, WEIGHT_FILES, strict=True)}) == 1
 
 

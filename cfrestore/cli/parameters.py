@@ -36,7 +36,8 @@ BgUpsampler = Annotated[
     typer.Option(
         metavar="NAME|PATH",
         help="What enlarges the picture around the faces, or at --upscale 1 cleans it: realesrgan, "
-        "realesr-general (faster) or a file of such a network; none interpolates.",
+        "realesr-general (faster), both downloaded, compact (fastest; comes with cfrestore), or a "
+        "file of such a network; none interpolates.",
     ),
 ]
 FaceUpsample = Annotated[

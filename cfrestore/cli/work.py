@@ -463,7 +463,7 @@ def load(
     if detector in ("retinaface", "mobilenet"):
         supply([detector], console, required=True)
     if upsampling.network in UPSAMPLERS:
-        supply([upsampling.network], console, required=True)
+        supply([UPSAMPLERS[upsampling.network]], console, required=True)
     if model in ("auto", "published"):
         try:
             supply([task.weights], console, required=model == "published" or not task.has_compact)

@@ -8,7 +8,8 @@ Source: the network of realesr-general-x4v3, after Wang et al., "Real-ESRGAN" (2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,10 @@ class SRVGGConfig:
     scale: int = 4
     features: int = 64
     depth: int = 32
+
+    def to_json(self) -> str:
+        """The configuration as it is stored in a weight file's metadata."""
+        return json.dumps(asdict(self))
 
 
 class SRVGGNetCompact(nn.Module):

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from cfrestore.train.codes import CodeSampler
-    from cfrestore.train.config import ImageRecipe, PriorRecipe, Recipe
-    from cfrestore.train.data import Faces
+    from cfrestore.train.config import ImageRecipe, PriorRecipe, Recipe, UpsamplerRecipe
+    from cfrestore.train.data import Faces, Sampler
     from cfrestore.train.loop import End, Source, Stage
 
 EXIT_INTERRUPTED = 130
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fusion(add("fusion", help="III: fuse the input's detail"))
     _add_polish(add("polish", help="after III: generator and fusion, on fixed codes"))
     _add_prior(add("prior", help="a distribution over the codes of clean faces"))
+    _add_upsampler(add("upsampler", help="enlarges pictures of any content"))
     _add_export(add("export", help="averaged weights of the last stage, in fp16"))
     return parser
 
@@ -136,6 +137,12 @@ def _add_prior(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--code-file", type=Path, help="keeps the codes (default: FOLDER/codes.pt)", metavar="FILE"
     )
+
+
+def _add_upsampler(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_limit(parser)
+    parser.add_argument("--preset", default="compact", help="recipe (default: compact)")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -276,7 +283,7 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
 
     from cfrestore.device import describe
     from cfrestore.train import distributed
-    from cfrestore.train.config import PriorRecipe, with_iterations
+    from cfrestore.train.config import PriorRecipe, UpsamplerRecipe, with_iterations
     from cfrestore.train.data import Sampler
     from cfrestore.train.loop import Schedule, fitting
     from cfrestore.train.loop import train as loop
@@ -289,21 +296,22 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
     sampler: Source
     if isinstance(recipe, PriorRecipe):
         build, sampler = _prior(arguments, recipe, place, share, say)
-        count = len(sampler.shown.names)
+    elif isinstance(recipe, UpsamplerRecipe):
+        build, sampler = _upsampler(arguments, recipe, place, share)
     else:
 
         def build(recipe: Recipe) -> Stage:
             torch.manual_seed(arguments.seed)
-            assert not isinstance(recipe, PriorRecipe)
+            assert not isinstance(recipe, PriorRecipe | UpsamplerRecipe)
             return _stage(arguments, recipe, place)
 
         faces = _faces(tuple(arguments.data), recipe.model.image_size, place.device)
         sampler = Sampler(faces, recipe.augmentation, *share)
-        count = len(faces.names)
     stage = build(recipe)
+    shape = stage.recipe if isinstance(stage.recipe, UpsamplerRecipe) else stage.recipe.model
     say(
-        f"stage {stage.name}, preset {arguments.preset}: {count} faces of "
-        f"{stage.recipe.model.image_size} px, batch {batch_size}, {describe(place.device)}"
+        f"stage {stage.name}, preset {arguments.preset}: {len(sampler.shown.names)} pictures of "
+        f"{shape.image_size} px, batch {batch_size}, {describe(place.device)}"
     )
     if arguments.minutes:
         deadline = began + 60 * arguments.minutes
@@ -358,6 +366,31 @@ def _prior(
         return CodePrior(own, teacher, seen, held_out, place.device, place.mixed)
 
     return build, CodeSampler(seen, recipe.augmentation, *share)
+
+
+def _upsampler(
+    arguments: argparse.Namespace,
+    recipe: UpsamplerRecipe,
+    place: Place,
+    share: tuple[int, int, int, int],
+) -> tuple[Callable[[Recipe], Stage], Sampler]:
+    """A function that builds an upsampler's stage, and its batches: of pictures read and drawn."""
+    import torch
+
+    from cfrestore.train.config import UpsamplerRecipe
+    from cfrestore.train.data import Sampler, load_faces
+    from cfrestore.train.scenes import draw_scenes
+    from cfrestore.train.upsampler import Upsampling
+
+    pictures = load_faces(arguments.data, recipe.image_size, place.device)
+    pictures += draw_scenes(recipe.scenes, recipe.image_size, arguments.seed)
+
+    def build(recipe: Recipe) -> Stage:
+        torch.manual_seed(arguments.seed)
+        assert isinstance(recipe, UpsamplerRecipe)
+        return Upsampling(recipe, place.device, place.mixed)
+
+    return build, Sampler(pictures, recipe.augmentation, *share)
 
 
 @lru_cache(maxsize=1)
@@ -425,7 +458,7 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
     recipe = replace(recipe, optimisation=optimisation)
     if isinstance(recipe, config.AutoencoderRecipe) and arguments.codebook:
         recipe = replace(recipe, codebook=replace(recipe.codebook, update=arguments.codebook))
-    if isinstance(recipe, config.CodesRecipe | config.PriorRecipe):
+    if isinstance(recipe, config.CodesRecipe | config.PriorRecipe | config.UpsamplerRecipe):
         return recipe
     if arguments.perceptual:
         recipe = replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
@@ -471,10 +504,10 @@ def export(arguments: argparse.Namespace) -> int:
     from cfrestore.train.loop import read_state
 
     content = read_state(arguments.checkpoint)
-    if content["stage"] not in ("fusion", "polish", "prior"):
+    if content["stage"] not in ("fusion", "polish", "prior", "upsampler"):
         raise CheckpointError(
             f"{arguments.checkpoint} is of stage {content['stage']}; only fusion and polish have a "
-            "whole network, and priors are exported too"
+            "whole network; priors and upsamplers are exported too"
         )
     weights = {k: v.to(torch.float16).contiguous() for k, v in content["params_ema"].items()}
     metadata = {

@@ -8,6 +8,7 @@ from typing import Literal
 
 from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.prior import PriorConfig
+from cfrestore.models.srvgg import SRVGGConfig
 
 Range = tuple[float, float]
 
@@ -330,8 +331,38 @@ class PriorRecipe:
         return t % every == 0 or t == self.optimisation.iterations
 
 
+@dataclass(frozen=True)
+class UpsamplerRecipe:
+    """Enlarging pictures of any content.
+
+    Attributes:
+        damage: of the small pictures; its blur is in pixels of the large ones.
+        spared: probability that a kind of damage, or the grain, is left out.
+        image_size: side to which pictures are resized, pixels.
+        patch: side of the patches that are cut from them.
+        shrink: factor by which pictures are reduced before that, so that patches are sharp.
+        soft: probability that a patch is blurred like the damage, to be painted so; so that not
+            all that is soft is sharpened.
+        grain: standard deviation of fine texture that patches get, in 1/255, unless spared it; so
+            that not all that is fine and faint is taken for noise.
+        scenes: number of drawn pictures among the others.
+    """
+
+    model: SRVGGConfig
+    optimisation: Optimisation
+    damage: Degradation
+    spared: float = 0.5
+    image_size: int = 256
+    patch: int = 96
+    shrink: Range = (1, 2.5)
+    soft: float = 0.2
+    grain: Range = (0, 10)
+    scenes: int = 1500
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
 ImageRecipe = AutoencoderRecipe | CodesRecipe | FusionRecipe | PolishRecipe
-Recipe = ImageRecipe | PriorRecipe
+Recipe = ImageRecipe | PriorRecipe | UpsamplerRecipe
 
 
 def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
@@ -347,7 +378,7 @@ def with_iterations(recipe: Recipe, iterations: int) -> Recipe:
         milestones=tuple(scaled(m) for m in recipe.optimisation.milestones),
         warm_up=scaled(recipe.optimisation.warm_up),
     )
-    if isinstance(recipe, CodesRecipe | PriorRecipe):
+    if isinstance(recipe, CodesRecipe | PriorRecipe | UpsamplerRecipe):
         return replace(recipe, optimisation=optimisation)
     adversary = recipe.adversary and replace(
         recipe.adversary, start=scaled(recipe.adversary.start), lead=scaled(recipe.adversary.lead)

@@ -37,6 +37,11 @@ class Faces:
     images: Tensor
     names: tuple[str, ...]
 
+    def __add__(self, others: Faces) -> Faces:
+        """These faces and others of the same size, on the device of these."""
+        images = torch.cat((self.images, others.images.to(self.images.device)))
+        return Faces(images, self.names + others.names)
+
 
 def load_faces(sources: Sequence[Path], size: int, device: torch.device) -> Faces:
     """Reads all faces of folders (searched recursively) and tar shards, resized to size.

@@ -12,6 +12,7 @@ from dataclasses import replace
 from cfrestore.errors import ConfigError
 from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.prior import PriorConfig
+from cfrestore.models.srvgg import SRVGGConfig
 from cfrestore.train.config import (
     LARGE,
     PAPER,
@@ -21,6 +22,7 @@ from cfrestore.train.config import (
     AutoencoderRecipe,
     Codebook,
     CodesRecipe,
+    Degradation,
     FusionRecipe,
     Identity,
     Optimisation,
@@ -30,6 +32,7 @@ from cfrestore.train.config import (
     PriorRecipe,
     Recipe,
     Sharpening,
+    UpsamplerRecipe,
 )
 
 _PUBLISHED = CodeFormerConfig()
@@ -225,13 +228,30 @@ PRIOR: dict[str, PriorRecipe] = {
     ),
 }
 
+UPSAMPLER: dict[str, UpsamplerRecipe] = {
+    "compact": UpsamplerRecipe(
+        SRVGGConfig(scale=2, features=32, depth=12),
+        Optimisation(21_500, 8, 1e-3, 1e-5, warm_up=100, ema_decay=0.999, ema_warm_up=True),
+        Degradation((0.1, 1.5), (2, 2), (0, 8), (40, 100), kernel_size=9),
+        augmentation=Augmentation(
+            brightness=0.2,
+            contrast=0.3,
+            saturation=0.3,
+            tint=0.1,
+            gray=0.1,
+            repeats=(*_VARIED.repeats, ("scene", 4)),
+        ),
+    ),
+}
+
 PRESETS: dict[
     str,
     dict[str, AutoencoderRecipe]
     | dict[str, CodesRecipe]
     | dict[str, FusionRecipe]
     | dict[str, PolishRecipe]
-    | dict[str, PriorRecipe],
+    | dict[str, PriorRecipe]
+    | dict[str, UpsamplerRecipe],
 ]
 PRESETS = {
     "autoencoder": AUTOENCODER,
@@ -239,11 +259,12 @@ PRESETS = {
     "fusion": FUSION,
     "polish": POLISH,
     "prior": PRIOR,
+    "upsampler": UPSAMPLER,
 }
 
 
 def recipe(stage: str, preset: str) -> Recipe:
-    """The preset of a stage ("autoencoder", "codes", "fusion", "polish", "prior").
+    """The preset of a stage ("autoencoder", "codes", "fusion", "polish", "prior", "upsampler").
 
     Raises:
         ConfigError: the stage has no preset of that name.

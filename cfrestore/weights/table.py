@@ -162,6 +162,15 @@ WEIGHT_FILES = (
         APACHE,
         "face restoration, small; comes with cfrestore",
     ),
+    WeightFile(
+        "compact-upsampler",
+        "compact-upsampler.safetensors",
+        (),
+        235_624,
+        "ec1fd85e57195d941e11ab6797bfcae971e83f9bc153ba12afb9cfdf187caf84",
+        APACHE,
+        "up-sampling, smallest; comes with cfrestore",
+    ),
 )
 
 
