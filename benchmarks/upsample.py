@@ -12,10 +12,11 @@ Photographs that come with packages: china.jpg and flower.jpg in sklearn/dataset
 astronaut.png, chelsea.png, coffee.png and rocket.jpg in skimage/data; grace_hopper.jpg in
 matplotlib/mpl-data/sample_data.
 
---sheets writes, for each picture and damage, three enlarged details: the original, then each method.
+--sheets writes, for each picture and damage, three enlarged details: the original, then each
+method.
 
---costs doubles a tile of 400 px with each of the networks that have a name, those of Real-ESRGAN with
-random weights, which cost the same; each is a process of its own, and they take turns.
+--costs doubles a tile of 400 px with each of the networks that have a name, those of Real-ESRGAN
+with random weights, which cost the same; each is a process of its own, and they take turns.
 """
 
 from __future__ import annotations
@@ -59,9 +60,15 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return work(options.worker)
-    if options.costs:
-        return costs(options.rounds)
+        work(options.worker)
+    elif options.costs:
+        costs(options.rounds)
+    else:
+        compare_all(options)
+
+
+def compare_all(options: argparse.Namespace) -> None:
+    """Prints the table of each argument, and writes the sheets."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     upsampler = load_upsampler(options.upsampler)
