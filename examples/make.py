@@ -15,6 +15,7 @@ import numpy as np
 from skimage.data import astronaut
 
 import cfrestore
+from cfrestore.options import Upsampling
 
 SIDE, QUALITY, UPSCALE = 160, 30, 4
 HERE = Path(__file__).parent
@@ -28,7 +29,8 @@ def main() -> None:
 
     photo = cfrestore.read_photo(HERE / "collins.jpg")
     options = cfrestore.Options(fidelity=0.7, upscale=UPSCALE)
-    after = cfrestore.load_pipeline(model="compact")(photo, options).photo.pixels
+    pipeline = cfrestore.load_pipeline("compact", upsampling=Upsampling("compact"))
+    after = pipeline(photo, options).photo.pixels
     before = cv2.resize(photo.pixels, after.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     upper = slice(0, after.shape[0] * 2 // 3)
     pair = np.hstack((before[upper], after[upper]))
