@@ -418,6 +418,12 @@ def test_samples_share_one_background_and_gray_stays_gray(
     restore = Pipeline(network, detector, bg_upsampler=enlarge)
     found = restore(Photo(gray), Options(upscale=2, samples=2))
     assert len(found.samples) == 2
+    assert len({photo.pixels.tobytes() for photo in (found.photo, *found.samples)}) == 3
+    for sample in found.samples:  # without what was pasted into the others
+        assert np.array_equal(sample.pixels[-4:], found.photo.pixels[-4:])
+    alone = restore(Photo(gray), Options(upscale=2))
+    assert np.array_equal(alone.photo.pixels, found.photo.pixels)
+    calls.pop()
     for photo in (found.photo, *found.samples):
         assert np.ptp(photo.pixels.astype(int), axis=2).max() == 0
     assert len(calls) == 1
