@@ -97,11 +97,12 @@ def load_strictly(
         network: may be on the meta device; the tensors are not copied where they need no change.
         path, kind: names of the file and the network for error messages.
     Raises:
-        CheckpointError: keys or shapes differ; the first five of each kind of difference are named.
+        CheckpointError: keys or shapes differ, or numbers are not stored as such; the first five of
+            each kind of difference are named.
     """
+    own = network.state_dict()
     expected, found = (
-        {key: tuple(value.shape) for key, value in table.items()}
-        for table in (network.state_dict(), state)
+        {key: tuple(value.shape) for key, value in table.items()} for table in (own, state)
     )
     kinds = {
         "missing": [key for key in expected if key not in found],
@@ -110,6 +111,12 @@ def load_strictly(
             f"{key} {found[key]} instead of {shape}"
             for key, shape in expected.items()
             if key in found and found[key] != shape
+        ],
+        "of another type": [
+            f"{key} {str(value.dtype).removeprefix('torch.')}{' sparse' * value.is_sparse}"
+            for key, value in state.items()
+            if key in own and own[key].is_floating_point()
+            if value.is_sparse or not value.is_floating_point()
         ],
     }
     differences = "; ".join(

@@ -117,12 +117,22 @@ class Upsampling:
             interpolated.
         faces: whether one also enlarges painted faces that the result shows larger than they were
             painted: the same or, without one, realesrgan.
-        tile: side in pixels of the parts of a picture that are enlarged at once.
+        tile: side in pixels of the parts of a picture that are enlarged at once, at least 64.
+    Raises:
+        ConfigError: the name is empty, or the side is no whole number or too small.
     """
 
     background: str | None = None
     faces: bool = False
     tile: int = TILE
+
+    def __post_init__(self) -> None:
+        if self.background == "":
+            raise ConfigError("the up-sampler has an empty name, as an unset variable gives it")
+        if not _is_count(self.tile, SMALLEST_TILE):
+            raise ConfigError(
+                f"tile must be a whole number from {SMALLEST_TILE}, found {self.tile!r}"
+            )
 
     @property
     def network(self) -> str | None:
@@ -165,7 +175,11 @@ def parse_max_face(text: str) -> MaxFace:
 
 
 def parse_upsampling(background: str, faces: bool, tile: int) -> Upsampling:
-    """What the arguments mean; none is no network, in any case, as published."""
+    """What the arguments mean; none is no network, in any case, as published.
+
+    Raises:
+        ConfigError: as Upsampling.
+    """
     return Upsampling(None if background.lower() == "none" else background, faces, tile)
 
 

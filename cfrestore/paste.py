@@ -70,12 +70,13 @@ def paste_faces(
             Those with AlignedFace.kept keep detail of the picture.
         scale: the result is exactly this many times the picture's size.
         masks: one (S, S) float32 in [0, 1] per face, which further limits what is pasted; or None.
-        background: picture of the same content and dtype at any size, used in place of pixels.
+        background: picture of the same content and dtype at any size, used in place of pixels. One
+            that has the result's size becomes the result: it is overwritten.
         owners: (H * scale, W * scale), see `share_holes`: each face fully replaces exactly the
             pixels that have its index; masks are not used.
     Returns:
-        (H * scale, W * scale, 3) of the dtype of pixels, newly allocated. Outside the masks it is
-        the background, bit for bit.
+        (H * scale, W * scale, 3) of the dtype of pixels, newly allocated but for such a background.
+        Outside the masks it is the background, bit for bit.
     Raises:
         ValueError: masks do not match the faces, or the background has another dtype.
     """
@@ -242,11 +243,13 @@ def _erode(mask: NDArray[np.float32], side: int) -> NDArray[np.float32]:
 
 
 def _enlarge(pixels: Pixels, scale: int, background: Pixels | None) -> Pixels:
-    """A new picture of scale times the size, from the background if given, else from the pixels."""
+    """A picture of scale times the size: the background if given, else a new one of the pixels."""
     height, width = pixels.shape[:2]
     size = (width * scale, height * scale)
     if background is None:
         enlarged = cv2.resize(pixels, size, interpolation=cv2.INTER_CUBIC)
+    elif background.shape[1::-1] == size:
+        return background
     else:
         enlarged = cv2.resize(background, size, interpolation=cv2.INTER_LANCZOS4)
     return np.asarray(enlarged)

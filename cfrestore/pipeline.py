@@ -162,10 +162,15 @@ class Pipeline:
         def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
             gray = photo.gray or is_gray(to_uint8(photo.pixels))
 
-            @cache  # samples share it
-            def background() -> Pixels | None:
+            @cache
+            def shared() -> Pixels | None:
                 enlarge = self.bg_upsampler
                 return None if enlarge is None else enlarge(photo.pixels, options.upscale)
+
+            def background() -> Pixels | None:
+                """One that may be overwritten; only samples need it more than once."""
+                pixels = shared()
+                return pixels.copy() if options.samples and pixels is not None else pixels
 
             return self._prepare(
                 photo,

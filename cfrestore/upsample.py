@@ -14,11 +14,13 @@ from torch.nn.functional import pad
 
 from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
 from cfrestore.device import Precision, inference, reduced
-from cfrestore.errors import CheckpointError, ConfigError
+from cfrestore.errors import CheckpointError, ConfigError, WeightsError
+from cfrestore.files import exists
 from cfrestore.image import resize, to_uint8
 from cfrestore.models.rrdbnet import RRDBNet, RRDBNetConfig
 from cfrestore.models.srvgg import SRVGGConfig, SRVGGNetCompact
 from cfrestore.options import SMALLEST_TILE, TILE
+from cfrestore.stopping import check_wanted
 from cfrestore.weights import locate, missing
 
 if TYPE_CHECKING:
@@ -107,12 +109,13 @@ class Upsampler:
                 return result
 
     def _enlarge(self, pixels: Pixels, scale: int) -> Pixels:
-        """The same in one step."""
+        """The same in one step; raises Stopped in a thread whose work is no longer wanted."""
         top = np.float32(np.iinfo(pixels.dtype).max)
         height, width = pixels.shape[:2]
         values = torch.from_numpy(pixels.astype(np.float32) / top)
         own = self.network.scale
         with inference():
+            check_wanted()  # here, as threads may have waited for each other
             x = values.to(self.device).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last
             painted = self._paint(_completed(x, self.network.multiple))
             painted = painted[0, :, : own * height, : own * width].permute(1, 2, 0)
@@ -139,13 +142,18 @@ def load_upsampler(
     """The upsampler with a name of UPSAMPLERS, or of a file.
 
     Raises:
-        WeightsError: the weights are missing, or differ from the published ones.
+        WeightsError: the weights are missing, or differ from the published ones; or there is
+            neither such a name nor such a file.
         CheckpointError, ConfigError: as Upsampler.
     """
     row = UPSAMPLERS.get(str(name))
     path = locate(row) if row else Path(name)
     if path is None:
         raise missing(str(row))
+    if not exists(path):
+        raise WeightsError(
+            f"up-sampler {str(name)!r} is neither a file nor one of {', '.join(UPSAMPLERS)}"
+        )
     return Upsampler(path, device, tile, precision)
 
 

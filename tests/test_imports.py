@@ -16,6 +16,7 @@ ORDER = (
     "errors",
     "files",
     "extras",
+    "stopping",
     "options",
     "task",
     "device",

@@ -23,7 +23,7 @@ from cfrestore.train.distributed import Part
 from cfrestore.train.loop import End, Schedule, read_state, train
 from cfrestore.train.presets import UPSAMPLER
 from cfrestore.train.scenes import draw_scenes
-from cfrestore.train.upsampler import Upsampling, averaging, cut, reductions, season, wear
+from cfrestore.train.upsampler import SuperResolution, averaging, cut, reductions, season, wear
 from cfrestore.upsample import Upsampler
 
 RECIPE = UpsamplerRecipe(
@@ -39,9 +39,9 @@ FINE = replace(RECIPE, image_size=32, shrink=(1, 1))
 """For the noise of 32 px of test_train, which is not to be averaged."""
 
 
-def stage(recipe: UpsamplerRecipe = FINE) -> Upsampling:
+def stage(recipe: UpsamplerRecipe = FINE) -> SuperResolution:
     torch.manual_seed(0)
-    return Upsampling(recipe, CPU)
+    return SuperResolution(recipe, CPU)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -1,9 +1,11 @@
 """Networks that enlarge pictures of any content, and what they are used for."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from stubs import LeftParser, StubDetector, StubNetwork, face_at, picture, small
 from torch import Tensor
 
 from cfrestore.align import align_face
+from cfrestore.batch.ahead import threads
 from cfrestore.device import CPU, Precision
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
 from cfrestore.image import Photo, read_photo, resize, to_uint8
@@ -26,6 +29,7 @@ from cfrestore.options import Options, Upsampling
 from cfrestore.paste import paste_faces
 from cfrestore.pipeline import Pipeline, load_pipeline
 from cfrestore.restore import RestoredFace
+from cfrestore.stopping import Stopped
 from cfrestore.upsample import Upsampler, load_upsampler, with_more_pixels
 
 Network = RRDBNet | SRVGGNetCompact
@@ -177,11 +181,67 @@ def test_published_weights_that_are_absent_are_an_error_that_helps(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match=r"RealESRGAN_x2plus\.pth was not found in .*fetch"):
         load_upsampler("realesrgan")
-    with pytest.raises(WeightsError, match=r"mine\.pth cannot be read"):
+    with pytest.raises(
+        WeightsError, match=r"'mine\.pth' is neither a file nor one of realesrgan, realesr-general"
+    ):
         load_upsampler("mine.pth")
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda value: value.long(), "int64"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (lambda value: value.to_sparse(), "float32 sparse"),
+    ],
+)
+def test_numbers_of_another_type_are_refused(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], found: str
+) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({key: change(value) for key, value in plain_srvgg().state_dict().items()}, path)
+    with pytest.raises(CheckpointError, match=rf"of another type: body\.0\.weight {found},"):
+        Upsampler(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"background": ""}, "the up-sampler has an empty name"),
+        ({"tile": 63}, "tile must be a whole number from 64, found 63"),
+        ({"tile": 100.0}, "tile must be a whole number from 64, found 100.0"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Upsampling(**values)
+
+
 # Pictures
+
+
+def test_nobody_waits_for_tiles_after_an_interruption(
+    upsampler: Callable[..., Upsampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enlarge = upsampler(plain_srvgg(), CPU, 64)
+    forward, begun, interrupted = enlarge.network.forward, Event(), Event()
+    tiles: list[Tensor] = []
+
+    def slow(x: Tensor) -> Tensor:
+        tiles.append(x)
+        begun.set()
+        assert interrupted.wait(20)
+        time.sleep(0.1)  # until the pool is told
+        return forward(x)
+
+    monkeypatch.setattr(enlarge.network, "forward", slow)
+    with pytest.raises(KeyboardInterrupt), threads(2) as pool:
+        both = [pool.submit(enlarge, picture(300, 300), 2) for _ in range(2)]
+        assert begun.wait(20)
+        interrupted.set()
+        raise KeyboardInterrupt
+    assert len(tiles) < 3  # of 50
+    assert all(isinstance(each.exception(), Stopped) for each in both)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -358,6 +418,12 @@ def test_samples_share_one_background_and_gray_stays_gray(
     restore = Pipeline(network, detector, bg_upsampler=enlarge)
     found = restore(Photo(gray), Options(upscale=2, samples=2))
     assert len(found.samples) == 2
+    assert len({photo.pixels.tobytes() for photo in (found.photo, *found.samples)}) == 3
+    for sample in found.samples:  # without what was pasted into the others
+        assert np.array_equal(sample.pixels[-4:], found.photo.pixels[-4:])
+    alone = restore(Photo(gray), Options(upscale=2))
+    assert np.array_equal(alone.photo.pixels, found.photo.pixels)
+    calls.pop()
     for photo in (found.photo, *found.samples):
         assert np.ptp(photo.pixels.astype(int), axis=2).max() == 0
     assert len(calls) == 1
@@ -431,3 +497,35 @@ def test_the_command_says_what_enlarged_a_picture_and_does_it_again_with_another
     assert means[0] > 20
     assert abs(means[1]) < 1
     assert json.loads(cfrestore_("in/a.png", "--json", "-q").out)["upsampler"] is None
+
+
+def test_a_network_that_spoils_a_picture_fails_that_picture_by_name(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detect(monkeypatch)
+    make("a.png")
+    saved(Path("nan.pth"), plain_srvgg(2, shift=float("nan")))
+    result = cfrestore_("a.png", "--model", "compact", "--bg-upsampler", "nan.pth", "--json", "-q")
+    record = json.loads(result.out)
+    assert (result.code, record["status"], record["code"]) == (1, "failed", "unsuitable")
+    expected = "a.png cannot be worked on: what the network of nan.pth paints is not finite"
+    assert record["error"] == expected
+    assert not Path("a.restored.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("--bg-upsampler=", 2, "error: the up-sampler has an empty name"),
+        ("--bg-upsampler=realesrgn", 4, "error: up-sampler 'realesrgn' is neither a file nor one"),
+    ],
+)
+def test_a_name_that_names_nothing_is_one_sentence(
+    cfrestore_: Command, monkeypatch: pytest.MonkeyPatch, words: str, code: int, message: str
+) -> None:
+    detect(monkeypatch)
+    make("a.png")
+    result = cfrestore_("a.png", "--model", "compact", "-q", words)
+    assert result.code == code
+    assert result.err.startswith(message)
+    assert result.err.count("\n") == 1

@@ -6,7 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Event
 from typing import TypeVar
+
+from cfrestore.stopping import stop_with
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -14,10 +17,17 @@ Done = TypeVar("Done")
 
 @contextmanager
 def threads(count: int) -> Iterator[Executor]:
-    """Threads for `ahead`; what they have not begun at the end is not done."""
-    pool = ThreadPoolExecutor(count)
+    """Threads for `ahead`; what they have not begun at the end is not done.
+
+    After an error or an interruption, what takes minutes is given up too, see `stopping`.
+    """
+    end = Event()
+    pool = ThreadPoolExecutor(count, initializer=stop_with, initargs=(end,))
     try:
         yield pool
+    except BaseException:
+        end.set()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -32,7 +32,7 @@ from cfrestore.batch.ledger import (
 )
 from cfrestore.batch.manifest import Fingerprint, Manifest
 from cfrestore.batch.outcome import Outcome, outcome_of
-from cfrestore.errors import ConfigError, ImageError
+from cfrestore.errors import CheckpointError, ConfigError, ImageError
 from cfrestore.image import Photo, read_photo, writable_format, write_photo
 from cfrestore.show import side_by_side
 
@@ -332,11 +332,18 @@ class FaceProcessor:
         job, seconds = begun.job, begun.seconds
         photo, prepared = begun.holder.pop()
         with timed(seconds, "paste"):
-            restoration = prepared.finish(faces)
+            restoration = self._finished(job, prepared, faces)
             files: list[tuple[Place, Photo]] = [*_kept(job, photo, restoration)]
         files.append((job.target, restoration.photo))
         outcome = outcome_of(job, restoration, photo.notes, seconds)
         return Pasted(job, begun.fingerprint, files, outcome)
+
+    def _finished(self, job: Job, prepared: Prepared, faces: Sequence[PaintedFace]) -> Restoration:
+        with failing(job, "unsuitable"):
+            try:
+                return prepared.finish(faces)
+            except CheckpointError as error:
+                raise CheckpointError(f"{job.source} cannot be worked on: {error}") from error
 
     def finish(self, picture: _PaintedPicture | Outcome) -> Outcome:
         """Pastes faces, writes the result and records it."""

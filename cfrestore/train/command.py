@@ -380,7 +380,7 @@ def _upsampler(
     from cfrestore.train.config import UpsamplerRecipe
     from cfrestore.train.data import Sampler, load_faces
     from cfrestore.train.scenes import draw_scenes
-    from cfrestore.train.upsampler import Upsampling
+    from cfrestore.train.upsampler import SuperResolution
 
     pictures = load_faces(arguments.data, recipe.image_size, place.device)
     pictures += draw_scenes(recipe.scenes, recipe.image_size, arguments.seed)
@@ -388,7 +388,7 @@ def _upsampler(
     def build(recipe: Recipe) -> Stage:
         torch.manual_seed(arguments.seed)
         assert isinstance(recipe, UpsamplerRecipe)
-        return Upsampling(recipe, place.device, place.mixed)
+        return SuperResolution(recipe, place.device, place.mixed)
 
     return build, Sampler(pictures, recipe.augmentation, *share)
 

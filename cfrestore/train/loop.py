@@ -26,14 +26,14 @@ from cfrestore.train.distributed import all_mean, any_process
 from cfrestore.train.polish import Polish
 from cfrestore.train.prior import CodePrior
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
-from cfrestore.train.upsampler import Upsampling
+from cfrestore.train.upsampler import SuperResolution
 
 SAMPLES = 8
 
 STATE = {"stage", "iteration", "config", "recipe", "params_ema"}
 """Keys of every training checkpoint."""
 
-Stage = Autoencoder | CodePrediction | Fusion | Polish | CodePrior | Upsampling
+Stage = Autoencoder | CodePrediction | Fusion | Polish | CodePrior | SuperResolution
 
 Source = Sampler | CodeSampler
 """The source of a stage's batches: faces, or for a prior their codes."""

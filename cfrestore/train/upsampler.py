@@ -16,7 +16,7 @@ from cfrestore.train.distributed import Part
 from cfrestore.train.learner import Learner, Report
 
 
-class Upsampling:
+class SuperResolution:
     """An SRVGGNetCompact that learns the pixels themselves, so that it invents nothing.
 
     Args:

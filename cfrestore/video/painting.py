@@ -161,9 +161,7 @@ def _calmed(window: _Window, face: RestoredFace) -> RestoredFace:
         if isinstance(other, RestoredFace) and _planned(other).track == _planned(face).track
     )
     before, painted = calm(own, others)
-    aligned = face.aligned
-    if aligned.kept is None:  # else the detail that is kept of the frame is measured against it
-        aligned = replace(aligned, crop=before)
+    aligned = replace(face.aligned, crop=before)
     return replace(face, crop=painted, aligned=aligned, opacity=_planned(face).opacity)
 
 
