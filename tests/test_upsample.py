@@ -493,7 +493,9 @@ def test_the_command_says_what_enlarged_a_picture_and_does_it_again_with_another
         found = read_photo("out/a.png")
         assert f"<cfrestore:upsampler>{network}<".encode() in (found.xmp or b"")
         means.append(found.pixels.mean() - before.mean())
-        assert json.loads(cfrestore_(*words.split()).out)["status"] == "unchanged"
+        again = cfrestore_(*words.removesuffix(" -q").split())
+        assert json.loads(again.out)["status"] == "unchanged"
+        assert f"fp32, up-sampler {network}\n" in again.err
     assert means[0] > 20
     assert abs(means[1]) < 1
     assert json.loads(cfrestore_("in/a.png", "--json", "-q").out)["upsampler"] is None

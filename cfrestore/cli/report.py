@@ -34,7 +34,7 @@ def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) ->
     from cfrestore.device import Precision, describe
 
     execution = pipeline.execution
-    codes = execution.code_precision
+    codes, enlarge = execution.code_precision, pipeline.upsampler
     return (
         *([f"settings of {settings}"] if settings is not None else ()),
         f"model {pipeline.model_name}, "
@@ -42,7 +42,8 @@ def introduction(pipeline: Pipeline, settings: Path | None, *, verbose: bool) ->
         f"device {describe(pipeline.device)}, {pipeline.painted_in}"
         f"{'' if codes is Precision.FP32 else f', codes in {codes.value}'}"
         f"{', compiled' if execution.compile else ''}"
-        f"{'' if execution.backend == 'torch' else f' by {execution.backend}'}",
+        f"{'' if execution.backend == 'torch' else f' by {execution.backend}'}"
+        f"{f', up-sampler {enlarge.path.name}' if enlarge else ''}",
         *(f"note: {note}" for note in pipeline.notes),
         *(f"  {purpose}: {path}" for purpose, path in pipeline.files.items() if verbose),
     )

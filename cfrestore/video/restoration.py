@@ -184,9 +184,11 @@ def _state(source: Path) -> tuple[int, int]:
 
 def _comment(pipeline: Pipeline, options: Options) -> str:
     """What the metadata of the result say of it."""
+    enlarge = pipeline.upsampler
     return (
         f"faces restored by cfrestore {__version__}, "
-        f"model {pipeline.model_name}, w = {options.fidelity:g}; their detail is generated"
+        f"model {pipeline.model_name}, w = {options.fidelity:g}"
+        f"{f', up-sampler {enlarge.path.name}' if enlarge else ''}; their detail is generated"
     )
 
 
