@@ -37,7 +37,7 @@ from cfrestore.image import pictures_in, read_photo, to_uint8
 from cfrestore.models.rrdbnet import RRDBNet
 from cfrestore.models.srvgg import SRVGGNetCompact
 from cfrestore.options import TILE
-from cfrestore.upsample import load_upsampler
+from cfrestore.upsample import UPSAMPLERS, load_upsampler
 
 Picture = NDArray[np.uint8]
 Method = Callable[[Picture], Picture]
@@ -94,7 +94,7 @@ def compare_all(options: argparse.Namespace) -> None:
 
 def costs(rounds: int) -> None:
     """Prints what the networks cost."""
-    names = ["realesrgan", "realesr-general", "compact"]
+    names = list(UPSAMPLERS)
     found = stopwatch.in_turn({name: [__file__, "--worker", name] for name in names}, rounds)
     print(f"{stopwatch.machine()}, one thread\n")
     rows = []
