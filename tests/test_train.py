@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cfrestore import recognise
+from cfrestore.checkpoint import write_tensors
 from cfrestore.errors import (
     CFRestoreError,
     CheckpointError,
@@ -40,6 +41,7 @@ from cfrestore.train.config import (
     LARGE,
     SMALL,
     Adversary,
+    Appearance,
     Augmentation,
     AutoencoderRecipe,
     Codebook,
@@ -55,7 +57,15 @@ from cfrestore.train.config import (
     with_iterations,
 )
 from cfrestore.train.critic import Critic
-from cfrestore.train.data import Faces, Sampler, augment, load_faces, to_network
+from cfrestore.train.data import (
+    WARP_POINTS,
+    Faces,
+    Sampler,
+    augment,
+    load_faces,
+    to_network,
+    warped,
+)
 from cfrestore.train.learner import compile_blocks
 from cfrestore.train.loop import (
     End,
@@ -68,9 +78,9 @@ from cfrestore.train.loop import (
     train,
 )
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, IdentityDistance, build_perceptual
-from cfrestore.train.polish import Polish, eye_map
+from cfrestore.train.polish import Polish
 from cfrestore.train.presets import AUTOENCODER, CODES, FUSION, PRESETS, recipe
-from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
+from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, eye_map, predict
 
 CPU = torch.device("cpu")
 MODEL = CodeFormerConfig(
@@ -176,6 +186,33 @@ def test_stage_two_goes_on_from_a_later_stage(stage_one: Path, stage_two: Path) 
     known = read_state(stage_two)["params_ema"]
     assert changed(known, parameters(further)) == set()
     assert "ft_layers" in changed(known, parameters(fresh))
+
+
+def test_another_codebook_comes_with_its_generator(stage_two: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    other = autoencoder()  # its codes are learned by gradient, and so are others
+    assert train(other, sampler(), folder, Schedule(), print) is End.DONE
+    further = CodePrediction(CodesRecipe(MODEL, HOW), folder / "last.pt", CPU, start=stage_two)
+    begun, taught = (read_state(path)["params_ema"] for path in (stage_two, folder / "last.pt"))
+    assert changed(begun, parameters(further)) == {"quantize", "generator"}
+    shared = {k: v for k, v in taught.items() if k.startswith(("quantize", "generator"))}
+    assert changed(shared, parameters(further)) == set()
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_stage_one_goes_on_from_a_whole_network(
+    stage_two: Path, tmp_path: Path, exported: bool
+) -> None:
+    known = read_state(stage_two)["params_ema"]
+    start = stage_two
+    if exported:
+        start = tmp_path / "w.safetensors"
+        write_tensors(start, {k: v.half().contiguous() for k, v in known.items()}, {})
+        known = {k: v.half().float() for k, v in known.items()}
+    further = Autoencoder(AutoencoderRecipe(MODEL, HOW, MOVING), None, CPU, start=start)
+    assert not changed({k: known[k] for k in parameters(further)}, parameters(further))
+    assert further.codebook is not None
+    torch.testing.assert_close(further.codebook.sums, known["quantize.embedding.weight"])
 
 
 def fusion(stage_one: Path, stage_two: Path, phases: tuple[Phase, ...]) -> Fusion:
@@ -501,6 +538,29 @@ def test_augmentation_keeps_gray_gray_and_range() -> None:
     torch.testing.assert_close(nothing, images)
     mirrored = augment(images, Augmentation(mirror=1), torch.Generator())
     torch.testing.assert_close(mirrored, images.flip(-1))
+
+
+def test_a_field_says_where_each_pixel_comes_from() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    still = torch.zeros(2, 2, WARP_POINTS, WARP_POINTS)
+    torch.testing.assert_close(warped(images, still), images)
+    moved = still.clone()
+    moved[0, 0], moved[1, 1] = 3 / 32, 2 / 32
+    right, down = warped(images, moved)
+    torch.testing.assert_close(right[:, :, :-3], images[0, :, :, 3:])
+    torch.testing.assert_close(down[:, :-2], images[1, :, 2:])
+
+
+def test_warps_are_smooth_bounded_and_each_faces_own() -> None:
+    at = (torch.arange(64) + 0.5) / 64
+    ramps = torch.stack((*torch.meshgrid(at, at, indexing="ij"), torch.zeros(64, 64)))
+    how = Augmentation(mirror=0, warp=0.05)
+    out = augment(ramps.expand(16, -1, -1, -1), how, torch.Generator().manual_seed(0))
+    moved = (out - ramps)[:, :2, 8:-8, 8:-8]  # the border is reflected
+    largest = moved.abs().amax((1, 2, 3))
+    assert 0.02 < largest.amax() < 0.07  # bicubic interpolation overshoots a little
+    assert largest.amin() < 0.02
+    assert moved.diff().abs().amax() < 0.01
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -1153,6 +1213,38 @@ def test_the_polish_learns_from_a_recogniser(
         "fuse_convs_dict",
     }
     torch.testing.assert_close(list(recogniser.parameters()), known, rtol=0, atol=0)
+
+
+def test_stage_one_learns_from_a_recogniser(recogniser: Recogniser) -> None:
+    distance = IdentityDistance(recogniser, Identity(descriptor=1, features=1))
+    made = []
+    for identity in (None, distance):
+        torch.manual_seed(0)
+        made.append(Autoencoder(AutoencoderRecipe(MODEL, HOW), None, CPU, True, identity))
+    deaf, taught = made
+    assert "identity" not in step(deaf, 1)
+    assert step(taught, 1)["identity"] > 0
+    assert "generator" in changed(deaf.network.state_dict(), taught.network.state_dict())
+
+
+def test_stage_two_learns_from_what_its_codes_look_like(
+    stage_one: Path, recogniser: Recogniser
+) -> None:
+    model = replace(MODEL, consensus=0.3)
+    how = Appearance(2.0, 10.0, Perceptual(weight=0.5), Identity(descriptor=1, features=1))
+    plain = CodesRecipe(model, HOW, feature_weight=0, code_weight=0)
+    distance = IdentityDistance(recogniser, how.identity)
+    blind = CodePrediction(plain, stage_one, CPU)
+    seeing = CodePrediction(
+        replace(plain, appearance=how), stage_one, CPU, False, None, Features(), distance
+    )
+    before, known = parameters(blind), parameters(seeing)
+    assert "pixel" not in step(blind, 1)
+    report = step(seeing, 1)
+    assert {"pixel", "perceptual", "eyes", "identity", "face"} <= set(report)
+    assert changed(before, parameters(blind)) == set()
+    assert changed(known, parameters(seeing)) >= {"encoder", "ft_layers", "idx_pred_layer"}
+    assert not changed(known, parameters(seeing)) & {"quantize", "generator", "fuse_convs_dict"}
 
 
 @pytest.mark.slow

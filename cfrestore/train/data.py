@@ -22,6 +22,9 @@ from cfrestore.image import is_picture, pictures_in, read_photo, resize, to_uint
 from cfrestore.train.config import Augmentation
 from cfrestore.train.distributed import Part
 
+WARP_POINTS = 4
+"""Points along a side at which the displacement of a warp is drawn."""
+
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -216,6 +219,9 @@ def augment(
         rows = (dy[:, None] + steps)[:, None, :, None].expand(-1, 3, -1, padded.shape[-1])
         columns = (dx[:, None] + steps)[:, None, None].expand(-1, 3, size, -1)
         x = padded.gather(2, rows).gather(3, columns)
+    if how.warp:
+        field = 2 * draw(2 * WARP_POINTS**2).view(-1, 2, WARP_POINTS, WARP_POINTS) - 1
+        x = warped(x, how.warp * draw(1) * field)
     red, green, blue = x.unbind(1)
     luma = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
     saturation = torch.where(draw(1) < how.gray, 0.0, around(how.saturation))
@@ -225,6 +231,22 @@ def augment(
     mean = x.mean((1, 2, 3), keepdim=True)
     x = (x - mean) * around(how.contrast) + mean * around(how.brightness)
     return x.clamp(0, 1)
+
+
+def warped(images: Tensor, field: Tensor) -> Tensor:
+    """Bends images by smooth fields; borders are reflected.
+
+    Args:
+        images: (B,3,S,S).
+        field: (B,2,n,n), displacements to the right and downwards at n x n points, as shares of S.
+    """
+    side = images.shape[-1]
+    at = (torch.arange(side, device=images.device) * 2 + 1) / side - 1
+    y, x = torch.meshgrid(at, at, indexing="ij")
+    moved = F.interpolate(field, (side, side), mode="bicubic", align_corners=True)
+    grid = torch.stack((x, y), -1) + 2 * moved.permute(0, 2, 3, 1)
+    # Bilinear sampling would blur the faces.
+    return F.grid_sample(images, grid, "bicubic", "reflection", align_corners=False)
 
 
 def to_network(faces: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE
+from cfrestore.align import PUBLISHED_SIZE
 from cfrestore.checkpoint import load_strictly
 from cfrestore.device import autocast
 from cfrestore.models.codeformer import CodeFormer
@@ -23,13 +23,11 @@ from cfrestore.train.stages import (
     RestoringStage,
     degrade_parts,
     detached,
+    eye_map,
     image_losses,
     shared_out,
 )
 from cfrestore.train.teacher import Teacher
-
-EYE = 20
-"""Size of an eye in an aligned face of 512 px: sigma of its bump in `eye_map`, px."""
 
 
 class Polish(RestoringStage):
@@ -118,13 +116,3 @@ def unsharp_mask(x: Tensor, amount: float, sigma: float) -> Tensor:
     bump = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = torch.outer(bump, bump) / bump.sum() ** 2
     return (x + amount * (x - blur(x, kernel.expand(len(x), -1, -1)))).clamp(-1, 1)
-
-
-def eye_map(side: int) -> Tensor:
-    """A map (side, side) of an aligned face: 1 in the middle of an eye, falling to 0 around it."""
-    at = (torch.arange(side) + 0.5) * PUBLISHED_SIZE / side  # px at 512
-    bumps = [
-        torch.exp(-((at[:, None] - y) ** 2 + (at - x) ** 2) / (2 * EYE**2))
-        for x, y in FFHQ_TEMPLATE[:2].tolist()
-    ]
-    return torch.stack(bumps).amax(0)

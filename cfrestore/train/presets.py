@@ -15,9 +15,11 @@ from cfrestore.models.prior import PriorConfig
 from cfrestore.models.srvgg import SRVGGConfig
 from cfrestore.train.config import (
     LARGE,
+    MILD,
     PAPER,
     SMALL,
     Adversary,
+    Appearance,
     Augmentation,
     AutoencoderRecipe,
     Codebook,
@@ -49,9 +51,11 @@ _VARIED = Augmentation(
     gray=0.15,
     repeats=((r"[bc]\d{5}\.", 4), (r"d\d{5}\.", 2)),
 )
+_BENT = replace(_VARIED, warp=0.04)
 _HEALTHY_CODES = Codebook(
     update="ema", beta_on="commitment", spherical=True, kmeans_after=200, revive_below=0.05
 )
+_LIKENESS = Identity(descriptor=0.05, features=0.2)
 _FACE_FEATURES = Perceptual("retinaface", weight=1.0)
 
 AUTOENCODER: dict[str, AutoencoderRecipe] = {
@@ -99,6 +103,17 @@ AUTOENCODER: dict[str, AutoencoderRecipe] = {
         adversary=Adversary(start=6_000, scale=0.25, learning_rate=2e-4, lead=500, layers=3),
         augmentation=_VARIED,
     ),
+    # From weights of `compact`, like those of this name below; see docs/training-log.md.
+    "further": AutoencoderRecipe(
+        _COMPACT,
+        Optimisation(
+            2_000, 64, 4e-4, 2e-5, warm_up=100, betas=(0.9, 0.95), ema_decay=0.995, ema_warm_up=True
+        ),
+        codebook=replace(_HEALTHY_CODES, kmeans_after=0),
+        perceptual=_FACE_FEATURES,
+        identity=_LIKENESS,
+        augmentation=_BENT,
+    ),
     "tiny": AutoencoderRecipe(
         _TINY,
         Optimisation(
@@ -123,6 +138,13 @@ CODES: dict[str, CodesRecipe] = {
         Optimisation(8_000, 32, 5e-4, 1e-5, warm_up=300, ema_decay=0.998, ema_warm_up=True),
         degradations=((LARGE, 0.6), (SMALL, 0.4)),
         augmentation=_VARIED,
+    ),
+    "further": CodesRecipe(
+        _COMPACT,
+        Optimisation(2_500, 64, 4e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True),
+        degradations=((LARGE, 0.55), (SMALL, 0.35), (MILD, 0.1)),
+        appearance=Appearance(2.0, 10.0, _FACE_FEATURES, _LIKENESS),
+        augmentation=_BENT,
     ),
     "tiny": CodesRecipe(
         _TINY,
@@ -185,11 +207,21 @@ _POLISHED = PolishRecipe(
 
 POLISH: dict[str, PolishRecipe] = {
     "compact": _POLISHED,
+    "further": replace(
+        _POLISHED,
+        optimisation=Optimisation(
+            3_000, 64, 4e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True
+        ),
+        degradations=((SMALL, 0.5), (MILD, 0.25), (LARGE, 0.25)),
+        sharpening=Sharpening(0.8, 6.0),
+        identity=_LIKENESS,
+        augmentation=_BENT,
+    ),
     # From polished weights, for likeness; results in docs/training-log.md.
     "identity": replace(
         _POLISHED,
         optimisation=replace(_POLISHED.optimisation, iterations=100, learning_rate=8e-5),
-        identity=Identity(descriptor=0.05, features=0.2),
+        identity=_LIKENESS,
     ),
     # From polished weights, for sharpness; results in docs/training-log.md.
     "judged": PolishRecipe(

@@ -19,6 +19,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE
 from cfrestore.checkpoint import load_strictly
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
@@ -29,6 +30,7 @@ from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.config import (
     LARGE,
     SMALL,
+    Appearance,
     AutoencoderRecipe,
     CodesRecipe,
     Degradation,
@@ -39,7 +41,11 @@ from cfrestore.train.data import to_network, to_picture
 from cfrestore.train.degrade import degrade
 from cfrestore.train.distributed import Part, all_sum, place, whole
 from cfrestore.train.learner import Learner, Network, Report
+from cfrestore.train.perceptual import IdentityDistance
 from cfrestore.train.teacher import Teacher
+
+EYE = 20
+"""Size of an eye in an aligned face of 512 px: sigma of its bump in `eye_map`, px."""
 
 KMEANS_LATENTS = 50
 """Latents collected per code before k-means."""
@@ -121,6 +127,9 @@ class Autoencoder(ImageStage[VQGAN]):
         perceptual: frozen network of the perceptual term, called with (x', x); None for no term.
         device: where to train.
         mixed: bfloat16 where the device supports it.
+        identity: a recogniser's distances; None: they are not used.
+        start: path of a whole network's weights or checkpoint, whose encoder, codebook and
+            generator are trained further; None: random weights.
     """
 
     name = "autoencoder"
@@ -131,10 +140,18 @@ class Autoencoder(ImageStage[VQGAN]):
         perceptual: nn.Module | None,
         device: torch.device,
         mixed: bool = False,
+        identity: IdentityDistance | None = None,
+        start: Path | None = None,
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.perceptual = perceptual and perceptual.to(device)
-        self.network = VQGAN(recipe.model.autoencoder).to(device)
+        self.identity = identity and identity.to(device)
+        self.network = VQGAN(recipe.model.autoencoder)
+        if start:
+            weights = checkpoint.averaged(start)
+            own = {k: weights[k] for k in self.network.state_dict() if k in weights}
+            load_strictly(self.network, own, start, "autoencoder")
+        self.network.to(device)
         moving = recipe.codebook.update == "ema"
         self.network.quantize.requires_grad_(not moving)
         self.learner = Learner(self.network, recipe.optimisation)
@@ -159,6 +176,10 @@ class Autoencoder(ImageStage[VQGAN]):
             fake = self.network.decode(quantised_latent)
         rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
         total = rec
+        if self.identity:
+            distance, found = self.identity(fake.float(), x)
+            total = total + distance
+            terms |= found
         if quantised:
             how = self.recipe.codebook
             book = losses.codebook_loss(latent, vectors, how.beta, how.beta_on)
@@ -218,8 +239,10 @@ class CodePrediction(RestoringStage):
         autoencoder: path of stage I's checkpoint; its averaged weights initialise the network and
             give the target codes.
         device, mixed: as in stage I.
-        start: path of a later stage's checkpoint, whose averaged weights initialise the network
-            instead, to train it further.
+        start: path of a whole network's weights or checkpoint, which initialise the network
+            instead, to train it further. If its codes are not the autoencoder's, codebook and
+            generator, which belong together, are the autoencoder's nevertheless.
+        perceptual, identity: as in stage I, for the appearance of the painted codes.
     """
 
     name = "codes"
@@ -232,16 +255,27 @@ class CodePrediction(RestoringStage):
         device: torch.device,
         mixed: bool = False,
         start: Path | None = None,
+        perceptual: nn.Module | None = None,
+        identity: IdentityDistance | None = None,
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
+        self.perceptual = perceptual and perceptual.to(device)
+        self.identity = identity and identity.to(device)
+        self.eyes = eye_map(recipe.model.image_size).to(device)
         self.network = CodeFormer(recipe.model)
         self.teacher = Teacher(autoencoder, recipe.model).to(device)
+        parts: tuple[str, ...] = ("encoder", "quantize", "generator")
         if start:
             load_strictly(self.network, checkpoint.averaged(start), start, "CodeFormer")
-        else:
-            for part in ("encoder", "quantize", "generator"):
-                source = self.teacher.autoencoder.get_submodule(part).state_dict()
-                self.network.get_submodule(part).load_state_dict(source)
+            codes, taught = (
+                network.quantize.embedding.weight.half()  # exported weights are rounded
+                for network in (self.network, self.teacher.autoencoder)
+            )
+            same = torch.equal(codes, taught)
+            parts = () if same else ("quantize", "generator")
+        for part in parts:
+            source = self.teacher.autoencoder.get_submodule(part).state_dict()
+            self.network.get_submodule(part).load_state_dict(source)
         _freeze(self.network)
         self.network.fuse_convs_dict.requires_grad_(False)
         self.learner = Learner(self.network.to(device), recipe.optimisation)
@@ -251,15 +285,39 @@ class CodePrediction(RestoringStage):
         parts = shared_out([share for _, share in self.recipe.degradations], len(clean))
         damages = [damage for damage, _ in self.recipe.degradations]
         damaged = degrade_parts(clean, parts, damages, generator)
-        targets = self.teacher.codes(to_network(clean))
+        x = to_network(clean)
+        targets = self.teacher.codes(x)
         with autocast(self.device, self.mixed):
             latent, _ = self.network.encode(to_network(damaged))
             total, report = predict(
                 self.network, latent, targets, self.recipe.feature_weight, self.recipe.code_weight
             )
+        if self.recipe.appearance:
+            difference, terms = self._appearance(self.recipe.appearance, report["logits"], x)
+            total = total + self.recipe.appearance.weight * difference
+            report |= terms
         self.learner.update(total, t)
         self.learner.follow(t)
         return detached(report)
+
+    def _appearance(self, how: Appearance, logits: Tensor, x: Tensor) -> tuple[Tensor, Report]:
+        """How the painted codes of largest logits (B,T,K) differ from clean faces x (B,3,S,S).
+
+        The gradient passes by the choice of a code as if the expected vectors were painted (the
+        straight-through estimator, Bengio et al. 2013).
+        """
+        network = self.network
+        with autocast(self.device, self.mixed):
+            expected = network.expected(logits, network.config.consensus or 1.0)
+            chosen = network.lookup(network.choose(logits.detach()))
+            fake = network.decode(expected + (chosen - expected).detach(), {}, 0).float()
+        total, terms = image_losses(fake, x, self.perceptual, how.perceptual.weight)
+        terms["eyes"] = (self.eyes * (fake - x).abs()).mean()
+        total = total + how.eyes * terms["eyes"]
+        if self.identity:
+            distance, found = self.identity(fake, x)
+            total, terms = total + distance, terms | found
+        return total, terms
 
 
 class Fusion(RestoringStage):
@@ -342,6 +400,16 @@ class Fusion(RestoringStage):
         self.update(t, total, report, painted)
         self.learner.follow(t)
         return detached(report)
+
+
+def eye_map(side: int) -> Tensor:
+    """A map (side, side) of an aligned face: 1 in the middle of an eye, falling to 0 around it."""
+    at = (torch.arange(side) + 0.5) * PUBLISHED_SIZE / side  # px at 512
+    bumps = [
+        torch.exp(-((at[:, None] - y) ** 2 + (at - x) ** 2) / (2 * EYE**2))
+        for x, y in FFHQ_TEMPLATE[:2].tolist()
+    ]
+    return torch.stack(bumps).amax(0)
 
 
 def image_losses(
