@@ -141,7 +141,7 @@ CODES: dict[str, CodesRecipe] = {
     ),
     "further": CodesRecipe(
         _COMPACT,
-        Optimisation(2_500, 64, 4e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True),
+        Optimisation(2_500, 64, 3e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True),
         degradations=((LARGE, 0.55), (SMALL, 0.35), (MILD, 0.1)),
         appearance=Appearance(2.0, 10.0, _FACE_FEATURES, _LIKENESS),
         augmentation=_BENT,
@@ -210,7 +210,7 @@ POLISH: dict[str, PolishRecipe] = {
     "further": replace(
         _POLISHED,
         optimisation=Optimisation(
-            3_000, 64, 4e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True
+            3_000, 64, 3e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True
         ),
         degradations=((SMALL, 0.5), (MILD, 0.25), (LARGE, 0.25)),
         sharpening=Sharpening(0.8, 6.0),
