@@ -268,7 +268,7 @@ class CodePrediction(RestoringStage):
         if start:
             load_strictly(self.network, checkpoint.averaged(start), start, "CodeFormer")
             codes, taught = (
-                network.quantize.embedding.weight.half()  # exported weights are rounded
+                network.quantize.embedding.weight.half().cpu()  # exported weights are rounded
                 for network in (self.network, self.teacher.autoencoder)
             )
             same = torch.equal(codes, taught)
