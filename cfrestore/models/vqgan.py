@@ -185,6 +185,7 @@ class ResidualBlock(nn.Module):
         residual = self.norm2.fused(residual, silu=True, offset=self.conv1.bias)
         residual = _convolved(self.conv2, residual)
         shortcut = x if self.conv_out is None else self.conv_out(x)
+        assert self.conv2.bias is not None
         return add(residual, shortcut, self.conv2.bias)
 
 
