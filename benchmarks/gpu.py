@@ -1,6 +1,7 @@
 """How fast faces are painted on a GPU, compared with the shortest time that is possible there.
 
     python benchmarks/gpu.py [--minutes 8] [--json FILE]
+    python benchmarks/gpu.py --hasty                          # fills the compiler's caches
     python benchmarks/gpu.py --floors --card "NVIDIA H200"    # counts only, needs no card
     python benchmarks/gpu.py --device cpu --small             # tries the script itself
 
@@ -27,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,6 @@ SHAPES = {
     "tiny": CodeFormerConfig.tiny(),
 }
 EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
-COMPILING = 75
-"""Seconds that must be left before something is compiled."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,12 @@ class Setting:
 
 
 PLAIN, MIXED, FAST = Setting(FP32, FP32), Setting(FP32, BF16), Setting(TF32, BF16)
-FIRST = (FAST, MIXED, PLAIN, Setting(TF32, TF32), Setting(TF32, FP16))
-COMPILED = tuple(Setting(TF32, BF16, batch, compile=True) for batch in (16, 32))
-BATCHES = tuple(Setting(TF32, BF16, batch) for batch in (1, 4, 8, 32))
+COMPILED = Setting(TF32, BF16, compile=True)
+BATCHES = {"published": (32, 16), "compact": (64, 32), "tiny": (64, 32)}
+"""What to paint at once; the last is also measured without compiling."""
+
+OTHERS = (MIXED, PLAIN, Setting(TF32, TF32), Setting(TF32, FP16))
+NATIVE, BY_ROWS, TRIED = "torch's group norm", "group norm by rows", "algorithms tried"
 
 
 # Counting
@@ -206,11 +208,25 @@ def precision_of(part: str, setting: Setting) -> Precision:
 
 @dataclass
 class Bench:
-    """Where, until when and how thoroughly to measure, and the results."""
+    """Where, until when and how thoroughly to measure, and the results.
+
+    Attributes:
+        device, deadline: where, and when to stop, by the monotonic clock.
+        small: whether this only tries the script, with tiny sizes.
+        compiling: seconds that must be left before something is compiled.
+        least: seconds of a round.
+        hasty: whether everything is called as seldom as possible.
+        target: file for the results.
+        record, left_out: the results, and what there was no time for.
+    """
 
     device: torch.device
     deadline: float
     small: bool
+    compiling: float = 75
+    least: float = 0.3
+    hasty: bool = False
+    target: Path | None = None
     record: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
@@ -225,13 +241,14 @@ class Bench:
         """Reports an error of one measurement and lets the others go on."""
         try:
             yield
-        except (ConfigError, MemoryError, RuntimeError) as error:
-            print(f"\n({what} failed: {str(error).splitlines()[0]})\n", flush=True)
-            self.note("failures", what=what, error=str(error))
+        except Exception as error:  # noqa: BLE001 - those of Triton and of the compiler vary
+            said = f"{type(error).__name__}: {error}"
+            print(f"\n({what} failed: {said.splitlines()[0]})\n", flush=True)
+            self.note("failures", what=what, error=said)
 
     def measure(self, call: Callable[[], object]) -> tuple[float, float]:
         """Median seconds of a call, and the slowest round divided by the fastest."""
-        warmups, rounds, least = (1, 1, 0.0) if self.small else (3, 5, 0.3)
+        warmups, rounds, least = (1, 1, 0.0) if self.hasty else (3, 5, self.least)
         for _ in range(warmups):
             synchronize(self.device)
             start = time.perf_counter()
@@ -247,18 +264,21 @@ class Bench:
             times.append((time.perf_counter() - start) / repeats)
         return statistics.median(times), max(times) / min(times)
 
-    def save(self, target: Path | None) -> None:
-        if target is not None:
-            target.write_text(json.dumps(self.record, indent=1) + "\n")
+    def save(self) -> None:
+        if self.target is not None:
+            self.target.write_text(json.dumps(self.record, indent=1) + "\n")
 
     def note(self, table: str, **values: object) -> None:
         self.record.setdefault(table, []).append(values)
 
 
 def make(config: CodeFormerConfig, device: torch.device) -> CodeFormer:
-    """A random network whose output fills the range, as a trained one's does."""
+    """A random network whose output fills the range, as a trained one's does.
+
+    Random logits are unsure of every face, so the second look, for the few unsure ones, is off.
+    """
     torch.manual_seed(0)
-    network = CodeFormer(config).eval().requires_grad_(False)
+    network = CodeFormer(replace(config, second_look=0.0)).eval().requires_grad_(False)
     network.generator.last_weight.mul_(4)
     settle(network, device)
     return network
@@ -272,6 +292,29 @@ def random_faces(side: int, count: int) -> list[AlignedFace]:
 
 def enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+@contextmanager
+def coding(network: CodeFormer, device: torch.device, precision: Precision) -> Iterator[Precision]:
+    """The precision of codes to ask the program for.
+
+    It offers no fp16. Within this context the encoder then computes in it, the rest in float32.
+    """
+    if precision is not FP16:
+        yield precision
+        return
+    encode = network.encode
+
+    def halved(x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        with torch.autocast(device.type, torch.float16):
+            latent, skips = encode(x)
+        return latent.float(), skips
+
+    network.encode = halved  # type: ignore[method-assign]
+    try:
+        yield FP32
+    finally:
+        del network.encode
 
 
 def step_of(network: CodeFormer, x: Tensor, setting: Setting) -> Callable[[], Tensor]:
@@ -306,17 +349,19 @@ def measure_setting(
     bench: Bench, name: str, network: CodeFormer, setting: Setting, remark: str = ""
 ) -> None:
     """Prints a row of the first table, if there is time."""
+    remark = f", {remark}" if remark else ""
     label = f"{name} | {setting}{remark}"
-    if bench.has_time(label, COMPILING if setting.compile else 0):
-        with bench.surviving(label):
-            show_setting(bench, name, network, setting, remark)
+    if bench.has_time(label, bench.compiling if setting.compile else 0):
+        with bench.surviving(label), coding(network, bench.device, setting.codes) as codes:
+            show_setting(bench, name, network, setting, codes, remark)
+        bench.save()
 
 
 def show_setting(
-    bench: Bench, name: str, network: CodeFormer, setting: Setting, remark: str
+    bench: Bench, name: str, network: CodeFormer, setting: Setting, codes: Precision, remark: str
 ) -> None:
     device, batch, side = bench.device, setting.batch, network.config.image_size
-    faces = random_faces(side, (1 if bench.small else 4) * batch)
+    faces = random_faces(side, (1 if bench.hasty else 2) * batch)
     if setting.compile:
         torch._dynamo.reset()  # otherwise a second batch size is compiled for any size
     if device.type == "cuda":
@@ -326,7 +371,7 @@ def show_setting(
         fidelity=W,
         match_statistics=network.config.match_statistics,
         batch_size=batch,
-        execution=Execution(device, setting.painting, setting.codes, setting.compile),
+        execution=Execution(device, setting.painting, codes, setting.compile),
     )
     start = time.perf_counter()
     results = paint(faces[:batch])
@@ -334,9 +379,9 @@ def show_setting(
     failed = sum(not isinstance(result, RestoredFace) for result in results)
     whole, whole_spread = bench.measure(lambda: paint(faces))
     memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0
-    x = to_tensor(np.stack([face.crop for face in faces[:batch]])).to(device)
-    with inference():
-        step = step_of(network, x, setting)
+    with inference():  # where Painter makes its batches too; others would be compiled again
+        x = to_tensor(np.stack([face.crop for face in faces[:batch]])).to(device)
+        step = step_of(network, x, replace(setting, codes=codes))
         alone, spread = bench.measure(step)
         replayed = measure_replayed(bench, step)
     rates = [batch / alone, batch / replayed if replayed else 0, len(faces) / whole]
@@ -373,14 +418,21 @@ RATES = (
 
 
 @contextmanager
-def native_normalisation() -> Iterator[None]:
-    """torch's own group normalisation, in place of ours."""
-    own = GroupNorm.forward
-    GroupNorm.forward = nn.GroupNorm.forward  # type: ignore[method-assign, assignment]
+def varied(remark: str) -> Iterator[None]:
+    """The context of a remark: without our kernels for group normalisation, or with a switch."""
+    own = GroupNorm.forward, GroupNorm.is_fused
+    if remark in (NATIVE, BY_ROWS):
+        GroupNorm.is_fused = staticmethod(lambda x: False)  # type: ignore[method-assign]
+    if remark == NATIVE:
+        GroupNorm.forward = nn.GroupNorm.forward  # type: ignore[method-assign, assignment]
+    if remark == TRIED:
+        autotune()
     try:
         yield
     finally:
-        GroupNorm.forward = own  # type: ignore[method-assign]
+        GroupNorm.forward = own[0]  # type: ignore[method-assign]
+        GroupNorm.is_fused = staticmethod(own[1])  # type: ignore[method-assign]
+        torch.backends.cudnn.benchmark = False
 
 
 def measure_parts(
@@ -388,7 +440,7 @@ def measure_parts(
 ) -> None:
     """Prints the roofline table of a setting: each part's floor, its time, and their ratio."""
     label = f"parts of {name} | {setting}"
-    if bench.has_time(label, COMPILING if setting.compile else 0):
+    if bench.has_time(label, bench.compiling if setting.compile else 0):
         with bench.surviving(label):
             times = times_of_parts(bench, network, setting)
             show_parts(bench, name, setting, peaks, count(network.config, setting.batch), times)
@@ -491,13 +543,20 @@ def measure_equality(bench: Bench) -> None:
     x = to_tensor(np.stack([face.crop for face in faces])).to(bench.device)
 
     def codes(precision: Precision) -> Tensor:
-        with inference(), reduced(bench.device, precision):
+        with (
+            coding(network, bench.device, precision) as own,
+            inference(),
+            reduced(bench.device, own),
+        ):
             return network.choose(network.predict_codes(network.encode(x)[0]))
 
-    share = float((codes(FP32) == codes(TF32)).double().mean())
-    print(f"\nEqual codes in fp32 and tf32, shipped weights, {len(faces)} faces: {share:.4%}\n")
-    print("| codes | painting | mean, levels | largest, levels |\n|---|---|---|---|")
-    bench.note("codes", equal_tf32=share)
+    exact, shares = codes(FP32), {}
+    print(f"\nCodes equal to those in fp32, shipped weights, {len(faces)} faces:")
+    for precision in (TF32, FP16):
+        shares[precision.value] = share = float((exact == codes(precision)).double().mean())
+        print(f"- {precision.value}: {share:.4%}")
+    print("\n| codes | painting | mean, levels | largest, levels |\n|---|---|---|---|")
+    bench.note("codes", **shares)
 
     def painted(setting: Setting) -> np.ndarray:
         paint = Painter(
@@ -571,7 +630,7 @@ def measure_surroundings(bench: Bench) -> None:
 # In order
 
 
-def measure_all(bench: Bench, peaks: Peaks, names: list[str], target: Path | None) -> None:
+def measure_all(bench: Bench, peaks: Peaks, names: list[str]) -> None:
     """Measures everything, the most important first, and writes intermediate results."""
     try:
         check_compiling(bench.device)
@@ -579,36 +638,60 @@ def measure_all(bench: Bench, peaks: Peaks, names: list[str], target: Path | Non
     except ConfigError as error:
         compiles = False
         print(f"\nNothing is compiled: {error}.")
-    sizes = {name: SHAPES[name] for name in names}
-    networks = {name: make(config, bench.device) for name, config in sizes.items()}
-    fast, first, batches = FAST, list(FIRST), BATCHES
-    if bench.small:
-        fast, first, batches = Setting(TF32, TF32, 1), [Setting(TF32, TF32, 2)], ()
+    networks = {name: make(SHAPES[name], bench.device) for name in names}
     print(RATES)
-    for settings in (first[:2], COMPILED[:1] if compiles else (), first[2:]):
-        for name, network in networks.items():
-            for setting in settings:
-                measure_setting(bench, name, network, setting)
-    bench.save(target)
+    for name, setting, remark in first_rates(names, compiles, bench.small):
+        with varied(remark):
+            measure_setting(bench, name, networks[name], setting, remark)
     for name, network in networks.items():
-        measure_parts(bench, name, network, fast, peaks)
-        if compiles:
-            measure_parts(bench, name, network, COMPILED[0], peaks)
+        setting = Setting(TF32, TF32, 1) if bench.small else replace(FAST, compile=compiles)
+        measure_parts(bench, name, network, setting, peaks)
+        bench.save()
     with bench.surviving("equality of results"):
         measure_equality(bench)
-    measure_surroundings(bench)
-    bench.save(target)
-    print(RATES)
-    for name, network in networks.items():
-        for setting in (*(COMPILED[1:] if compiles else ()), *batches):
-            measure_setting(bench, name, network, setting)
-        with native_normalisation():
-            measure_setting(bench, name, network, fast, ", torch's group norm")
-            if compiles:
-                measure_setting(bench, name, network, COMPILED[0], ", torch's group norm")
-    autotune()
-    for name, network in networks.items():
-        measure_setting(bench, name, network, fast, ", algorithms tried")
+    bench.save()
+    if not bench.small:
+        print(RATES)
+        for name, setting, remark in more_rates(names, compiles):
+            with varied(remark):
+                measure_setting(bench, name, networks[name], setting, remark)
+    with bench.surviving("surroundings"):
+        measure_surroundings(bench)
+
+
+Row = tuple[str, Setting, str]
+"""Name of a network, setting, remark."""
+
+
+def first_rates(names: list[str], compiles: bool, small: bool) -> Iterator[Row]:
+    """What the goals are about: fast settings, compiled in two ways, and eager."""
+    if small:
+        yield from ((name, Setting(TF32, TF32, 2), "") for name in names)
+        return
+    for name in names:
+        many, few = BATCHES[name]
+        if compiles:
+            yield name, replace(COMPILED, batch=many), ""
+            yield name, replace(COMPILED, batch=few), ""
+        yield name, replace(FAST, batch=few), ""
+    for name in names if compiles else ():
+        yield name, replace(COMPILED, batch=BATCHES[name][0]), NATIVE
+
+
+def more_rates(names: list[str], compiles: bool) -> Iterator[Row]:
+    """Codes in fp16, other precisions, other batches, and what is known to be slower."""
+    for name in names:
+        many, few = BATCHES[name]
+        yield name, Setting(FP16, BF16, few), ""
+        yield name, replace(FAST, batch=few), TRIED
+        if compiles:
+            yield name, Setting(FP16, BF16, many, compile=True), ""
+    for name in names:
+        for setting in (*OTHERS, *(replace(FAST, batch=batch) for batch in (1, 4, 8, 32))):
+            yield name, setting, ""
+        yield name, FAST, NATIVE
+        if compiles:
+            yield name, COMPILED, BY_ROWS
 
 
 def peaks_of(name: str, given: list[float] | None) -> Peaks | None:
@@ -637,11 +720,32 @@ def main() -> int:
         metavar=("FP32", "TF32", "BF16", "BANDWIDTH"),
         help="of a card, in TFLOP/s and TB/s",
     )
+    parser.add_argument(
+        "--compiling",
+        type=float,
+        default=75,
+        metavar="SECONDS",
+        help="left before something is compiled; less is enough with full caches",
+    )
+    parser.add_argument(
+        "--round", type=float, default=0.3, metavar="SECONDS", help="length of each of five rounds"
+    )
+    parser.add_argument(
+        "--hasty", action="store_true", help="call everything once or twice, to fill caches"
+    )
     parser.add_argument("--json", type=Path, help="file for all numbers")
     options = parser.parse_args()
     names = ["tiny"] if options.small else options.only
     deadline = time.monotonic() + 60 * options.minutes
-    bench = Bench(torch.device("cpu"), deadline, options.small)
+    bench = Bench(
+        torch.device("cpu"),
+        deadline,
+        options.small,
+        options.compiling,
+        options.round,
+        hasty=options.small or options.hasty,
+        target=options.json,
+    )
     if options.floors:
         peaks = peaks_of(options.card, options.peaks)
         if peaks is None:
@@ -663,10 +767,10 @@ def main() -> int:
         peaks = peaks_of(options.card or card, options.peaks)
         if peaks is None:
             print("The peaks of this device are not known; floors are of what was reached.")
-        measure_all(bench, peaks or ceilings, names, options.json)
+        measure_all(bench, peaks or ceilings, names)
     for what in bench.left_out:
         print(f"left out for want of time: {what}")
-    bench.save(options.json)
+    bench.save()
     return 0
 
 

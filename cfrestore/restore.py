@@ -194,7 +194,7 @@ class Painter:
                     quantized = self._requantized(codes, features)
                     drawn = features._replace(quantized=quantized)
                     painted.append(self._decoded(drawn, certainty))
-        return np.stack(painted)
+        return np.stack(painted) if self._samples else painted[0][np.newaxis]
 
     def _assured(self, features: Features, certainty: Tensor | None) -> Features:
         """The features after a second look at faces of which the network was too unsure."""

@@ -1,5 +1,6 @@
 """The CUDA kernels against torch's group norm: on a GPU, else in Triton's interpreter."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -9,6 +10,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from cfrestore.device import inference
+from cfrestore.models.vqgan import ResidualBlock
 
 SHAPES = [(2, 32, 8, 24, 32), (3, 64, 40, 36, 32), (1, 24, 5, 7, 8), (2, 16, 70, 66, 4)]
 """B, C, H, W, G; among them channels and groups that are no powers of two, and more rows than one
@@ -45,6 +50,35 @@ def compare(device: str, silu: bool, kind: torch.dtype) -> None:
             assert (one - other).abs().max() < bound * other.abs().max()
 
 
+def compare_blocks(device: str, backend: str, kind: torch.dtype) -> None:
+    """Compares residual blocks with plain ones, eager and compiled, in units of the largest."""
+    torch._dynamo.reset()
+    for channels in ((16, 16), (16, 24)):
+        torch.manual_seed(0)
+        plain = ResidualBlock(*channels, 8).requires_grad_(False)
+        for parameter in plain.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        x = torch.randn(2, channels[0], 40, 24).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            expected = plain(x)
+        block = copy.deepcopy(plain).to(device, memory_format=torch.channels_last)
+        if device == "cpu":  # in the interpreter
+            for norm in (block.norm1, block.norm2):
+                norm.is_fused = lambda _: True
+        on_device = x.to(device)
+        compiled = torch.compile(block.forward, fullgraph=True, backend=backend)
+        with inference(), torch.autocast(device, kind, enabled=kind != torch.float32):
+            compiled(on_device)
+            with profile(activities=[ProfilerActivity.CPU]) as watched:
+                both = block(on_device), compiled(on_device)
+        assert sum(event.name == "cfrestore::group_norm" for event in watched.events()) == 2
+        for found in both:
+            assert found.dtype == kind
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            error = (found.cpu() - expected).abs().max() / expected.abs().max()
+            assert error < (1e-5 if kind == torch.float32 else 2e-2)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("silu", [False, True])
@@ -53,11 +87,28 @@ def test_values_and_gradients_on_a_card(silu: bool, kind: torch.dtype) -> None:
     compare("cuda", silu, kind)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_blocks_on_a_card(kind: torch.dtype) -> None:
+    compare_blocks("cuda", "inductor", kind)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("silu", [False, True])
 def test_values_and_gradients_in_the_interpreter(silu: bool) -> None:
     """In a separate process: Triton reads the variable when it is imported."""
-    code = f"import torch, test_fused; test_fused.compare('cpu', {silu}, torch.float32)"
+    interpret(f"compare('cpu', {silu}, torch.float32)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_blocks_in_the_interpreter(kind: torch.dtype) -> None:
+    interpret(f"compare_blocks('cpu', 'aot_eager', {kind})")
+
+
+def interpret(call: str) -> None:
+    code = f"import torch, test_fused; test_fused.{call}"
     paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])  # noqa: PTH120
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
     done = subprocess.run(

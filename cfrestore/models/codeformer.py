@@ -229,6 +229,8 @@ class ControllableFeatureTransform(nn.Module):
         self, encoder_feature: Tensor, decoder_feature: Tensor, w: float | Tensor
     ) -> Tensor:
         """Both features (B,C,side,side); returns the decoder feature, transformed."""
+        # Two types would become the wider one, in which nothing else is computed here.
+        encoder_feature = encoder_feature.to(decoder_feature.dtype)
         fused = self.encode_enc(torch.cat((encoder_feature, decoder_feature), dim=1))
         # F_d <- F_d + w (F_d * alpha + beta)
         change = torch.addcmul(self.shift(fused), decoder_feature, self.scale(fused))

@@ -1,7 +1,9 @@
 """Group normalisation followed by SiLU, as CUDA kernels for maps in channels-last order.
 
 torch's own kernel reorders such maps and back, in float32, and applies SiLU in another pass: it
-moves 46 bytes per 16-bit number. These kernels move 6 bytes, and 10 for the gradient.
+moves 46 bytes per 16-bit number. These kernels move 6 bytes, and 10 for the gradient. Outside
+training, the bias of the convolution before a normalisation or before a sum can be added in the
+same pass, which torch adds in its own.
 Written in Triton, which comes with torch for CUDA on Linux; imported only where it is used.
 
 The statistics of image b and group g, over the n numbers of its channels:
@@ -96,17 +98,27 @@ def _added(partial, b, g, parts, C: tl.constexpr, K: tl.constexpr, KS: tl.conste
 
 @triton.jit
 def _coefficients(
-    partial, weight, bias, scale, shift, mean, rstd, parts, n, eps,
-    C: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KS: tl.constexpr,
+    partial, weight, bias, offset, scale, shift, mean, rstd, parts, n, eps,
+    C: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KS: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """For each group: scale and shift (B,C) of its channels, mean and 1/std (B,G)."""
+    """For each group: scale and shift (B,C) of its channels, mean and 1/std (B,G).
+
+    With OFFSET (C,) those of x + offset, from the sums of x.
+    """
     b, g = tl.program_id(0), tl.program_id(1)
     one, two, channel, exists = _added(partial, b, g, parts, C, K, KS)
+    o = tl.zeros([KS], tl.float32)
+    if OFFSET:
+        o = tl.load(offset + channel, mask=exists, other=0.0).to(tl.float32)
+        rows = n / K
+        two += o * (2 * one + rows * o)
+        one += rows * o
     m = tl.sum(one, 0) / n
     r = 1 / tl.sqrt(tl.maximum(tl.sum(two, 0) / n - m * m, 0.0) + eps)
     a = tl.load(weight + channel, mask=exists, other=0.0) * r
+    c = tl.load(bias + channel, mask=exists, other=0.0) + (o - m) * a
     tl.store(scale + b * C + channel, a, mask=exists)
-    tl.store(shift + b * C + channel, tl.load(bias + channel, mask=exists) - m * a, mask=exists)
+    tl.store(shift + b * C + channel, c, mask=exists)
     tl.store(mean + b * G + g, m)
     tl.store(rstd + b * G + g, r)
 
@@ -123,6 +135,16 @@ def _apply(
     if SILU:
         u = u * tl.sigmoid(u)
     tl.store(y + place, u.to(y.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def _add(x, other, offset, rows, C: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr):
+    """x += other + offset (C,)."""
+    place, exists = _tile(tl.program_id(1), tl.program_id(0) * HEIGHT, rows, C, WIDTH, HEIGHT)
+    value = tl.load(x + place, mask=exists, other=0.0).to(tl.float32)
+    value += tl.load(other + place, mask=exists, other=0.0).to(tl.float32)
+    value += _channels(offset, 0, C, WIDTH).to(tl.float32)
+    tl.store(x + place, value.to(x.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -185,26 +207,39 @@ class _Plan:
         self.partial = x.new_empty(batch, self.parts, 2, channels, dtype=torch.float32)
 
 
+def _normalised(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    silu: bool,
+    offset: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """The result; scale and shift (B,C); mean and 1/std (B,G)."""
+    plan = _Plan(x, groups)
+    batch, channels = x.shape[:2]
+    scale, shift = x.new_empty(2, batch, channels, dtype=torch.float32)
+    mean, rstd = x.new_empty(2, batch, groups, dtype=torch.float32)
+    _sums[plan.over_parts](
+        x, x, x, x, plan.partial, plan.rows, plan.each, **plan.by_rows, GRADIENT=False, SILU=False
+    )
+    _coefficients[plan.over_groups](
+        plan.partial, weight, bias, bias if offset is None else offset, scale, shift, mean, rstd,
+        plan.parts, plan.n, eps, **plan.by_groups, OFFSET=offset is not None,
+    )  # fmt: skip
+    y = torch.empty_like(x)
+    _apply[plan.over_rows](x, y, scale, shift, plan.rows, **plan.by_rows, SILU=silu)
+    return y, scale, shift, mean, rstd
+
+
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool
     ) -> Tensor:
-        plan = _Plan(x, groups)
-        batch, channels = x.shape[:2]
-        scale, shift = x.new_empty(2, batch, channels, dtype=torch.float32)
-        mean, rstd = x.new_empty(2, batch, groups, dtype=torch.float32)
-        _sums[plan.over_parts](
-            x, x, x, x, plan.partial, plan.rows, plan.each, **plan.by_rows,
-            GRADIENT=False, SILU=False,
-        )  # fmt: skip
-        _coefficients[plan.over_groups](
-            plan.partial, weight, bias, scale, shift, mean, rstd, plan.parts, plan.n, eps,
-            **plan.by_groups,
-        )  # fmt: skip
-        y = torch.empty_like(x)
-        _apply[plan.over_rows](x, y, scale, shift, plan.rows, **plan.by_rows, SILU=silu)
-        ctx.save_for_backward(x, weight, scale, shift, mean, rstd)
+        y, *statistics = _normalised(x, groups, weight, bias, eps, silu, None)
+        ctx.save_for_backward(x, weight, *statistics)
         ctx.groups, ctx.silu = groups, silu
         return y
 
@@ -229,8 +264,40 @@ class _GroupNorm(torch.autograd.Function):
         return dx, None, to_weight.sum(0), to_bias.sum(0), None, None
 
 
+@torch.library.custom_op(
+    "cfrestore::group_norm",
+    mutates_args=(),
+    schema="(Tensor x, int groups, Tensor weight, Tensor bias, float eps, bool silu, "
+    "Tensor? offset) -> Tensor",
+)
+def _operator(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    silu: bool,
+    offset: Tensor | None,
+) -> Tensor:
+    """`group_norm` as a step of compiled networks, which torch does not look into."""
+    last = x.contiguous(memory_format=torch.channels_last)
+    return _normalised(last, groups, weight, bias, eps, silu, offset)[0]
+
+
+@_operator.register_fake
+def _(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
 def group_norm(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    silu: bool,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Group normalisation, optionally followed by SiLU; can be differentiated once.
 
@@ -238,7 +305,32 @@ def group_norm(
         x: (B,C,H,W) in channels-last order, float32 or a 16-bit type, on a CUDA device.
         groups: G; must divide C.
         weight, bias: (C,) float32.
+        offset: (C,), added to x before; only without gradients, like compiled networks.
     Returns:
         a tensor of the shape, memory order and type of x; computed in float32.
     """
-    return _GroupNorm.apply(x, groups, weight, bias, eps, silu)
+    if torch.compiler.is_compiling():
+        values = (x, groups, weight, bias, eps, silu, offset)
+        return torch.ops.cfrestore.group_norm.default(*values)
+    if torch.is_grad_enabled():
+        assert offset is None
+        return _GroupNorm.apply(x, groups, weight, bias, eps, silu)
+    return _normalised(x, groups, weight, bias, eps, silu, offset)[0]
+
+
+def add(x: Tensor, other: Tensor, offset: Tensor) -> Tensor:
+    """x + other + offset, in the memory of x unless compiled; without gradients.
+
+    Args:
+        x: (B,C,H,W) in channels-last order, on a CUDA device.
+        other: of the same shape and order.
+        offset: (C,).
+    Returns:
+        a tensor of the shape, memory order and type of x; computed in float32.
+    """
+    if torch.compiler.is_compiling():
+        return (x.float() + other + offset[:, None, None]).to(x.dtype)
+    plan = _Plan(x, 1)
+    other = other.contiguous(memory_format=torch.channels_last)
+    _add[plan.over_rows](x, other, offset, plan.rows, **plan.by_rows)
+    return x

@@ -111,14 +111,22 @@ class GroupNorm(nn.GroupNorm):
 
     @staticmethod
     def is_fused(x: Tensor) -> bool:
-        """Whether the device and memory order of x suit the kernels of `fused`."""
-        last = x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
-        return last and not torch.compiler.is_compiling() and has_triton()
+        """Whether the device and memory order of x suit the kernels of `fused`.
 
-    def fused(self, x: Tensor, *, silu: bool) -> Tensor:
+        Compiled networks use them as well, so that only the steps around them are torch's, but
+        not in training.
+        """
+        if not (x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)):
+            return False
+        if torch.compiler.is_compiling():
+            return not torch.is_grad_enabled()
+        return has_triton()
+
+    def fused(self, x: Tensor, *, silu: bool, offset: Tensor | None = None) -> Tensor:
         from cfrestore.models.fused import group_norm
 
-        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, silu=silu)
+        norm = self.num_groups, self.weight, self.bias, self.eps
+        return group_norm(x, *norm, silu=silu, offset=offset)
 
     def _over_groups(self, of_rows: Tensor) -> Tensor:
         """Averages (B, H, C) over rows and over the channels of each group, to (B, C)."""
@@ -161,10 +169,30 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        exported = not isinstance(self.norm1, GroupNorm)
+        if not exported and not torch.is_grad_enabled() and self.norm1.is_fused(x):
+            return self._fused(x)
         residual = self.conv1(activated(self.norm1, x))
         residual = self.conv2(activated(self.norm2, residual))
         residual += x if self.conv_out is None else self.conv_out(x)
         return residual
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """The same on CUDA, with each bias added in the step after its convolution."""
+        from cfrestore.models.fused import add
+
+        residual = _convolved(self.conv1, self.norm1.fused(x, silu=True))
+        residual = self.norm2.fused(residual, silu=True, offset=self.conv1.bias)
+        residual = _convolved(self.conv2, residual)
+        shortcut = x if self.conv_out is None else self.conv_out(x)
+        assert self.conv2.bias is not None
+        return add(residual, shortcut, self.conv2.bias)
+
+
+def _convolved(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution without its bias, in channels-last order."""
+    y = F.conv2d(x, layer.weight, stride=layer.stride, padding=layer.padding)
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 class AttentionBlock(nn.Module):
