@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cfrestore import recognise
-from cfrestore.checkpoint import write_tensors
+from cfrestore.checkpoint import read_checkpoint, write_tensors
 from cfrestore.errors import (
     CFRestoreError,
     CheckpointError,
@@ -1022,6 +1022,28 @@ def test_stages_one_by_one_give_weights_that_load(tmp_path: Path, small: list[st
     assert changed(polished, further) >= {"encoder", "ft_layers"}
     assert not changed(polished, further) & {"generator", "fuse_convs_dict"}
     assert main(["export", f"{four}/last.pt", str(tmp_path / "nowhere/no.safetensors")]) == 2
+
+
+def test_weights_are_averaged_by_shares(
+    stage_one: Path, stage_two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = fusion(stage_one, stage_two, (Phase(6),))
+    save_state(tmp_path / "last.pt", done, 1)
+    target = tmp_path / "out.safetensors"
+    words = ["export", str(tmp_path / "last.pt"), str(target), "--mean", str(stage_two)]
+    assert main([*words, "0.75"]) == 0
+    own, other = (read_state(p)["params_ema"] for p in (tmp_path / "last.pt", stage_two))
+    found, metadata = read_checkpoint(target)
+    for key, value in found.items():
+        expected = 0.25 * own[key] + 0.75 * other[key]
+        torch.testing.assert_close(value.float(), expected, rtol=1e-3, atol=1e-3)
+    assert changed(own, other)
+    assert json.loads(metadata["recipe"])["mean"] == [["last.pt", "0.75"]]
+    assert main([*words, "1.5"]) == 2
+    assert main([*words, "x"]) == 2
+    assert "must be numbers of sum at most 1" in capsys.readouterr().err
+    assert main([*words[:-1], str(stage_one), "0.5"]) == 4
+    assert "holds another network" in capsys.readouterr().err
 
 
 def test_the_exit_code_says_whether_time_or_a_signal_ended_a_run(

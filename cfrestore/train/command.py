@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from cfrestore.train.codes import CodeSampler
     from cfrestore.train.config import ImageRecipe, PriorRecipe, Recipe, UpsamplerRecipe
@@ -143,6 +144,14 @@ def _add_upsampler(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path, metavar="OUT.safetensors")
+    parser.add_argument(
+        "--mean",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("WEIGHTS", "SHARE"),
+        help="average with this share of other weights; repeatable",
+    )
     _add_licence(parser)
 
 
@@ -452,7 +461,8 @@ def course(arguments: argparse.Namespace) -> int:
         if code:
             return code
     target = whole / f"{arguments.preset}.safetensors"
-    words = {"checkpoint": files[names[-1]], "output": target, "licence": arguments.licence}
+    words = {"checkpoint": files[names[-1]], "output": target, "mean": []}
+    words["licence"] = arguments.licence
     return export(argparse.Namespace(**words))
 
 
@@ -519,6 +529,30 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> 
     return stage
 
 
+def _mean(own: dict[str, Tensor], others: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """The mean of weights and of others, given by file and share; own weights have the rest.
+
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (2022).
+    """
+    from cfrestore.errors import CheckpointError, ConfigError
+    from cfrestore.train import checkpoint
+
+    try:
+        shares = [float(share) for _, share in others]
+    except ValueError:
+        shares = [math.nan]
+    rest = 1 - sum(shares)
+    if not all(share >= 0 for share in (*shares, rest)):
+        raise ConfigError(f"the shares of --mean must be numbers of sum at most 1, found {others}")
+    total = {key: rest * value.float() for key, value in own.items()}
+    for (path, _), share in zip(others, shares, strict=True):
+        weights = checkpoint.averaged(Path(path))
+        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
+            raise CheckpointError(f"{path} holds another network")
+        total = {key: value + share * weights[key].float() for key, value in total.items()}
+    return total
+
+
 def export(arguments: argparse.Namespace) -> int:
     """Writes weights for cfrestore: fp16 safetensors that describe themselves."""
     import torch
@@ -533,12 +567,17 @@ def export(arguments: argparse.Namespace) -> int:
             f"{arguments.checkpoint} is of stage {content['stage']}; only fusion and polish have a "
             "whole network; priors and upsamplers are exported too"
         )
-    weights = {k: v.to(torch.float16).contiguous() for k, v in content["params_ema"].items()}
+    averaged = _mean(content["params_ema"], arguments.mean)
+    weights = {k: v.to(torch.float16).contiguous() for k, v in averaged.items()}
     metadata = {
         "format": "pt",
         "config": content["config"],
         "recipe": json.dumps(
-            {"stage": content["stage"], "iteration": content["iteration"]}
+            {
+                "stage": content["stage"],
+                "iteration": content["iteration"],
+                "mean": [(Path(path).name, share) for path, share in arguments.mean],
+            }
             | json.loads(content["recipe"])
         ),
         "licence": arguments.licence,
