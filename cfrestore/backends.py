@@ -28,6 +28,7 @@ from cfrestore.weights.environment import cache_folder
 
 if TYPE_CHECKING:
     import onnx
+    import onnxruntime
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -150,17 +151,29 @@ class ExportedNetwork:
 def _compile_onnx(
     model: Path | bytes, batch: int, threads: int | None
 ) -> Callable[[Mapping[str, Any]], ExportedOutputs]:
-    onnxruntime = load_package("onnxruntime")
-    options = onnxruntime.SessionOptions()
+    session = onnx_session(model, threads)
+    return lambda inputs: ExportedOutputs(*session.run([RESTORED, CODES], dict(inputs)))
+
+
+def onnx_session(model: Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A session of ONNX Runtime on the CPU.
+
+    Args:
+        model: path or content of an ONNX file.
+        threads: None: as many as the processor has cores.
+    Raises:
+        RuntimeError: a subclass of it, if the file is not a graph that can be run.
+    """
+    runtime = load_package("onnxruntime")
+    options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.use_deterministic_compute = True
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
+    return runtime.InferenceSession(
         model if isinstance(model, bytes) else str(model),
         options,
         providers=["CPUExecutionProvider"],
     )
-    return lambda inputs: ExportedOutputs(*session.run([RESTORED, CODES], dict(inputs)))
 
 
 def _compile_openvino(

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 from stubs import StubDetector, picture, small_network
 
 from cfrestore import recognise
-from cfrestore.align import align_face, face_ellipse
+from cfrestore.align import (
+    FFHQ_TEMPLATE,
+    align_face,
+    cut_crop,
+    estimate_similarity,
+    face_ellipse,
+)
 from cfrestore.cli import degrade as degrade_command
 from cfrestore.cli import eval as eval_command
 from cfrestore.detect import load_detector
@@ -41,6 +47,7 @@ from cfrestore.evaluate import (
 )
 from cfrestore.evaluate.figures import gradient, load_ssim, mean_colour, psnr
 from cfrestore.evaluate.networks import (
+    ARCFACE_TEMPLATE,
     DROPPED,
     Landmarks,
     load_arcface,
@@ -286,6 +293,46 @@ def test_arcface_looks_where_its_template_says(
     assert not np.allclose(embed(inside), vector)
     with pytest.raises(CheckpointError, match="not the ArcFace ResNet-50"):
         load_arcface(vgg(tmp_path)[1], CPU)
+
+
+def insightface(path: Path, side: int = 112) -> NDArray[np.float32]:
+    """Writes a recogniser of InsightFace's layout, one linear map; returns its matrix."""
+    onnx = pytest.importorskip("onnx")
+    make = onnx.helper
+    matrix = np.random.default_rng(0).normal(size=(3 * side * side, 8)).astype(np.float32)
+    graph = make.make_graph(
+        [
+            make.make_node("Flatten", ["input.1"], ["flat"]),
+            make.make_node("MatMul", ["flat", "matrix"], ["516"]),
+        ],
+        "recogniser",
+        [make.make_tensor_value_info("input.1", onnx.TensorProto.FLOAT, [None, 3, side, side])],
+        [make.make_tensor_value_info("516", onnx.TensorProto.FLOAT, [None, 8])],
+        [onnx.numpy_helper.from_array(matrix, "matrix")],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    return matrix
+
+
+def test_arcface_may_be_an_onnx_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "gesichter ä.onnx"
+    matrix = insightface(path)
+    face = picture(128, 128)
+    vector = load_arcface(path, CPU)(face)
+    to_crop = estimate_similarity(FFHQ_TEMPLATE / 4, ARCFACE_TEMPLATE)
+    crop = (cut_crop(face, to_crop, 112).astype(np.float32) - 127.5) / 127.5
+    expected = crop.transpose(2, 0, 1).reshape(-1) @ matrix
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-4)
+    insightface(path, side=224)
+    with pytest.raises(CheckpointError, match="not a recogniser of faces of 112 px"):
+        load_arcface(path, CPU)
+    path.write_bytes(b"no graph")
+    with pytest.raises(CheckpointError, match="gesichter"):
+        load_arcface(path, CPU)
+    with pytest.raises(WeightsError, match="absent"):
+        load_arcface(tmp_path / "absent.onnx", CPU)
 
 
 def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

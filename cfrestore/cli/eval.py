@@ -135,7 +135,12 @@ def evaluate(
         Path | None, _file("lpips", WEIGHTS, "LPIPS: the calibration 0.1 for VGG.")
     ] = None,
     arcface: Annotated[
-        Path | None, _file("arcface", WEIGHTS, "Identity: facexlib's recognition_arcface_ir_se50.")
+        Path | None,
+        _file(
+            "arcface",
+            WEIGHTS,
+            "Identity: facexlib's recognition_arcface_ir_se50, or InsightFace's .onnx.",
+        ),
     ] = None,
     inception: Annotated[
         Path | None, _file("inception", WEIGHTS, "FID: pt_inception-2015-12-05-6726825d.")

@@ -67,9 +67,9 @@ METRICS = (
         "IDS",
         3,
         "pair",
-        "cosine of ArcFace embeddings, ResNet-50; both faces cut to 112 px by one template, RGB, "
+        "cosine of ArcFace embeddings; both faces cut to 112 px by one template, RGB, "
         "(x - 127.5) / 127.5",
-        ("facexlib",),
+        ("facexlib", "onnxruntime"),
     ),
     Metric(
         "descriptor",
@@ -148,7 +148,7 @@ class MetricFiles:
 
     Attributes:
         vgg, lpips: torchvision's VGG-16, and the calibration of LPIPS 0.1 for it.
-        arcface: facexlib's ResNet-50.
+        arcface: facexlib's ResNet-50, or a recogniser of InsightFace, .onnx.
         inception: the Inception V3 used for Frechet distances.
         statistics: of its features of clean faces, see `read_statistics`, or a folder of faces.
     """

@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cfrestore import export
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, cut_crop, estimate_similarity
+from cfrestore.backends import check_backend, onnx_session
 from cfrestore.cascade import Cascade
 from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
 from cfrestore.detect import load_detector
@@ -104,16 +106,32 @@ def load_distance(vgg: Path, linear: Path, device: torch.device) -> Callable[[Fa
 
 
 def load_arcface(path: Path, device: torch.device) -> Callable[[Face], Floats]:
-    """Loads ArcFace's embedding of an aligned face: a vector (512,) of length 1.
+    """Loads ArcFace's embedding of an aligned face: a vector of length 1.
 
     Faces are cut by the template, not by their own landmarks, so that a bad restoration cannot
     influence which part is compared. Channels are RGB, values (x - 127.5) / 127.5.
 
     Args:
-        path: weights of facexlib's ResNet-50, IR or IR-SE.
+        path: weights of facexlib's ResNet-50, IR or IR-SE, or a recogniser of InsightFace, whose
+            name ends in .onnx.
+        device: of the ResNet-50; ONNX Runtime uses the CPU.
     Raises:
         WeightsError, CheckpointError: the file cannot be read, or is the wrong one.
+        ConfigError: it is an ONNX file, and onnx or onnxruntime is not installed.
     """
+    network = _insightface(path) if path.suffix.lower() == ".onnx" else _resnet(path, device)
+
+    def embed(face: Face) -> Floats:
+        landmarks = FFHQ_TEMPLATE * (len(face) / PUBLISHED_SIZE)
+        to_crop = estimate_similarity(landmarks, ARCFACE_TEMPLATE)
+        crop = cut_crop(face, to_crop, ARCFACE_SIDE)
+        with inference():
+            return network(to_tensor(crop[None]).contiguous())
+
+    return embed
+
+
+def _resnet(path: Path, device: torch.device) -> Callable[[Tensor], Floats]:
     from facexlib.recognition.arcface_arch import Backbone
 
     state = read_checkpoint(path)[0]
@@ -122,15 +140,24 @@ def load_arcface(path: Path, device: torch.device) -> Callable[[Face], Floats]:
         network = Backbone(50, 0.6, "ir_se" if squeezes else "ir")
     load_strictly(network, state, path, "ArcFace ResNet-50")
     network.to(device).eval()
+    return lambda crops: np.asarray(network(crops.to(device))[0].cpu().numpy())
 
-    def embed(face: Face) -> Floats:
-        landmarks = FFHQ_TEMPLATE * (len(face) / PUBLISHED_SIZE)
-        to_crop = estimate_similarity(landmarks, ARCFACE_TEMPLATE)
-        crop = cut_crop(face, to_crop, ARCFACE_SIDE)
-        with inference():
-            return np.asarray(
-                network(to_tensor(crop[None]).contiguous().to(device))[0].cpu().numpy()
-            )
+
+def _insightface(path: Path) -> Callable[[Tensor], Floats]:
+    check_backend("onnx")
+    graph = export.read(path)
+    try:
+        session = onnx_session(graph.SerializeToString())
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} cannot be compiled: {error}") from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shapes = [list(value.shape[1:]) for value in (*inputs, *outputs)]
+    if len(shapes) != 2 or shapes[0] != [3, ARCFACE_SIDE, ARCFACE_SIDE] or len(shapes[1]) != 1:
+        raise CheckpointError(f"{path} is not a recogniser of faces of {ARCFACE_SIDE} px")
+
+    def embed(crops: Tensor) -> Floats:
+        vector = np.asarray(session.run(None, {inputs[0].name: crops.numpy()})[0][0], np.float32)
+        return vector / np.float32(np.linalg.norm(vector))
 
     return embed
 
