@@ -132,6 +132,17 @@ def test_colours_are_those_of_scikit_image() -> None:
     np.testing.assert_allclose(mean_colour(face), theirs, atol=0.15)  # OpenCV approximates
 
 
+def test_regularity_tells_a_weave_from_a_face(judge: Judge, person: NDArray[np.uint8]) -> None:
+    def share(face: NDArray[np.uint8]) -> Any:
+        return judge.measure(face, None)["regularity"]
+
+    weave = 6 * np.sin(np.arange(128) * 1.4) * np.sin(np.arange(128)[:, None] * 1.2)
+    woven = (person + weave[..., None]).round().clip(0, 255).astype(np.uint8)
+    assert share(person) < 0.05
+    assert share(woven) > 2 * share(person) + 0.02
+    assert share(np.full_like(person, 128)) < 1e-9
+
+
 def test_sharpness_falls_with_blur(judge: Judge) -> None:
     clean = picture(64, 64)
     look = judge.look(clean)

@@ -324,6 +324,27 @@ def test_hinge_losses() -> None:
     assert losses.hinge_generator(fake) == 1.0
 
 
+def test_a_wave_is_regular_and_noise_and_edges_are_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(2, 3, 128, 128, generator=generator) - 0.5
+    at = torch.arange(128.0)
+    wave = (torch.sin(2 * math.pi * at / 4.6) / 10).expand_as(noise).clone().requires_grad_()
+    edge = (at > 60).float().expand_as(noise)
+    slow = torch.sin(2 * math.pi * at / 20).expand_as(noise)
+    assert losses.regularity(noise) < 0.03
+    assert losses.regularity(edge) < 0.01
+    assert losses.regularity(slow) < 0.02
+    assert losses.regularity(torch.zeros(1, 3, 64, 64)) == 0
+    share = losses.regularity(wave)
+    assert share > 0.3
+    assert losses.regularity(wave + noise / 10) > 0.25
+    green = torch.stack((noise[:, 0], wave[:, 1], noise[:, 2]), 1)
+    assert losses.regularity(green) > 0.1
+    share.backward()
+    assert wave.grad is not None
+    assert (wave * wave.grad).sum() > 0  # a fainter wave has a smaller share
+
+
 def test_adaptive_weight_is_the_clamped_ratio_of_gradients() -> None:
     weight = torch.tensor([3.0, 4.0], requires_grad=True)
     rec, adv = weight.sum(), 10 * weight.sum()
@@ -1180,19 +1201,27 @@ def test_the_polish_damages_half_of_its_faces_in_several_ways(
 
 
 def test_the_polish_aims_at_sharpened_faces(stage_one: Path, stage_two: Path) -> None:
-    """Its target is OpenCV's unsharp masking, and its losses compare with that target."""
+    """Its target is OpenCV's unsharp masking of the brightness; its losses compare with that."""
     plain = polish(stage_one, stage_two)
     sharp = polish(stage_one, stage_two, sharpening=Sharpening(0.6, 24.0))
     x = to_network(sampler().batch(1, CPU))
     picture = x[0].permute(1, 2, 0).numpy()
     sigma = 24.0 * len(picture) / 512  # it is given in pixels at 512
     side = 2 * math.ceil(3 * sigma) + 1
-    blurred = cv2.GaussianBlur(picture, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
-    expected = (picture + 0.6 * (picture - blurred)).clip(-1, 1)
+    gray = picture.mean(2)
+    blurred = cv2.GaussianBlur(gray, (side, side), sigma, borderType=cv2.BORDER_REFLECT_101)
+    expected = (picture + 0.6 * (gray - blurred)[..., None]).clip(-1, 1)
     np.testing.assert_allclose(sharp.goal(x)[0].permute(1, 2, 0), expected, atol=1e-5)
     assert (sharp.goal(x) - x).abs().max() > 0.01
     torch.testing.assert_close(plain.goal(x), x, rtol=0, atol=0)
     assert step(sharp, 1)["pixel"] > step(plain, 1)["pixel"]
+
+
+def test_the_polish_hears_of_regular_patterns(stage_one: Path, stage_two: Path) -> None:
+    plain, warned = polish(stage_one, stage_two), polish(stage_one, stage_two, regularity=5.0)
+    assert "regularity" not in step(plain, 1)
+    assert step(warned, 1)["regularity"] > 0
+    assert "generator" in changed(plain.network.state_dict(), warned.network.state_dict())
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfrestore.align import face_ellipse
+from cfrestore.device import inference
 from cfrestore.extras import require
+from cfrestore.image import to_tensor
+from cfrestore.train.losses import regularity
 
 Face: TypeAlias = NDArray[np.uint8]
 """(S,S,3) RGB."""
@@ -31,6 +34,12 @@ def psnr(face: Face, clean: Face) -> float:
     a, b = (_within(x).astype(np.float64) for x in (face, clean))
     error = np.square(a - b).mean()
     return 20 * math.log10(255 / math.sqrt(error)) if error else math.inf
+
+
+def regular_share(face: Face) -> float:
+    """The share of fine detail that is a regular pattern, such as a weave; see `regularity`."""
+    with inference():
+        return float(regularity(to_tensor(face[None])))
 
 
 def load_ssim() -> Callable[[Face, Face], float]:

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from cfrestore.errors import ConfigError
 from cfrestore.evaluate import networks
-from cfrestore.evaluate.figures import BORDER, Face, gradient, load_ssim, mean_colour, psnr
+from cfrestore.evaluate.figures import (
+    BORDER,
+    Face,
+    gradient,
+    load_ssim,
+    mean_colour,
+    psnr,
+    regular_share,
+)
 from cfrestore.evaluate.frechet import Statistics, read_statistics
 from cfrestore.evaluate.pairs import find_faces, read_face
 from cfrestore.files import is_folder
@@ -94,6 +102,14 @@ METRICS = (
         2,
         "pair",
         "mean gradient magnitude (Sobel, luma) in the face's ellipse, over the clean face's",
+    ),
+    Metric(
+        "regularity",
+        "regularity",
+        3,
+        "face",
+        "share of the energy of detail finer than 8 px that is a regular pattern: what exceeds "
+        "three times the mean of the 5x5 frequencies around it, in regions of 32 px",
     ),
     Metric(
         "features",
@@ -212,7 +228,7 @@ class Judge:
         self.statistics: Statistics | None = None
         self._landmarks = networks.Landmarks()
         self._pairs: dict[str, Callable[[Face, Face], float]] = {"psnr": psnr}
-        self._faces: dict[str, Callable[[Face], float | None]] = {}
+        self._faces: dict[str, Callable[[Face], float | None]] = {"regularity": regular_share}
         self._embed: Callable[[Face], NDArray[np.float32]] | None = None
         self._describe: Callable[[Face], NDArray[np.float32]] | None = None
         with self._if_installed("ssim"):

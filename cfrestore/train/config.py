@@ -297,7 +297,7 @@ class FusionRecipe:
 
 @dataclass(frozen=True)
 class Sharpening:
-    """Unsharp masking: adds `amount` times the difference between a picture and its blurred copy.
+    """Unsharp masking: adds `amount` times the difference of the brightness from its blurred copy.
 
     Attributes:
         sigma: of the Gaussian blur, pixels at 512 px.
@@ -319,6 +319,7 @@ class PolishRecipe:
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
         sharpening: of the clean target faces, since the network learns to paint softer ones; None:
             no sharpening.
+        regularity: weight of the share of regular patterns in fine detail.
         identity: weights of a recogniser's distances; None: they are not used.
     """
 
@@ -327,6 +328,7 @@ class PolishRecipe:
     degradations: tuple[tuple[Degradation, float], ...] = ((SMALL, 1.0),)
     eyes: float = 0.0
     sharpening: Sharpening | None = None
+    regularity: float = 0.0
     identity: Identity | None = None
     perceptual: Perceptual = field(default_factory=Perceptual)
     adversary: Adversary | None = None

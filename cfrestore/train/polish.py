@@ -18,6 +18,7 @@ from cfrestore.train.critic import Critic, CriticInput
 from cfrestore.train.data import to_network
 from cfrestore.train.degrade import blur
 from cfrestore.train.learner import Learner, Report
+from cfrestore.train.losses import regularity
 from cfrestore.train.perceptual import IdentityDistance
 from cfrestore.train.stages import (
     RestoringStage,
@@ -88,6 +89,9 @@ class Polish(RestoringStage):
         rec, report = image_losses(fake, goal, self.perceptual, self.recipe.perceptual.weight)
         report["eyes"] = (self.eyes * (fake - goal).abs()).mean()
         total = rec + self.recipe.eyes * report["eyes"]
+        if self.recipe.regularity:
+            report["regularity"] = regularity(fake)
+            total = total + self.recipe.regularity * report["regularity"]
         if self.identity:
             distance, terms = self.identity(fake, x)
             total = total + distance
@@ -104,10 +108,10 @@ class Polish(RestoringStage):
 
 
 def unsharp_mask(x: Tensor, amount: float, sigma: float) -> Tensor:
-    """Sharpens pictures (B,3,S,S) in [-1, 1].
+    """Sharpens the brightness of pictures (B,3,S,S) in [-1, 1]; the colour differences stay.
 
     Args:
-        amount: factor on the difference from the blurred picture, which is added.
+        amount: factor on the difference from the blurred brightness, which is added.
         sigma: of the Gaussian blur, pixels.
     Source: the sharpened targets of Wang et al. (2021), "Real-ESRGAN".
     """
@@ -115,4 +119,5 @@ def unsharp_mask(x: Tensor, amount: float, sigma: float) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, device=x.device)
     bump = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = torch.outer(bump, bump) / bump.sum() ** 2
-    return (x + amount * (x - blur(x, kernel.expand(len(x), -1, -1)))).clamp(-1, 1)
+    gray = x.mean(1, keepdim=True)
+    return (x + amount * (gray - blur(gray, kernel.expand(len(x), -1, -1)))).clamp(-1, 1)

@@ -213,7 +213,8 @@ POLISH: dict[str, PolishRecipe] = {
             3_000, 64, 3e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True
         ),
         degradations=((SMALL, 0.5), (MILD, 0.25), (LARGE, 0.25)),
-        sharpening=Sharpening(0.8, 6.0),
+        sharpening=Sharpening(1.6, 6.0),
+        regularity=1.0,
         identity=_LIKENESS,
         augmentation=_BENT,
     ),
