@@ -37,6 +37,7 @@ from cfrestore.recognise import look_at
 from cfrestore.train import losses
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.command import _parser, _recipe, main
+from cfrestore.train.comparison import Comparison, eye_map
 from cfrestore.train.config import (
     LARGE,
     SMALL,
@@ -80,7 +81,7 @@ from cfrestore.train.loop import (
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, IdentityDistance, build_perceptual
 from cfrestore.train.polish import Polish
 from cfrestore.train.presets import AUTOENCODER, CODES, FUSION, PRESETS, recipe
-from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, eye_map, predict
+from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
 
 CPU = torch.device("cpu")
 MODEL = CodeFormerConfig(
@@ -1177,7 +1178,7 @@ def test_as_many_iterations_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_polish_teaches_generator_and_fusion_alone(stage_one: Path, stage_two: Path) -> None:
-    stage = polish(stage_one, stage_two)
+    stage = polish(stage_one, stage_two, eyes=10.0)
     before = parameters(stage)
     report = step(stage, 1)
     moved = changed(before, parameters(stage))
@@ -1233,6 +1234,22 @@ def recogniser() -> Recogniser:
     return network
 
 
+def test_a_comparison_is_the_weighted_sum_of_what_is_wanted(recogniser: Recogniser) -> None:
+    fake, goal, clean = (to_network(sampler(8).batch(t, CPU)) for t in (1, 2, 3))
+    identity = IdentityDistance(recogniser, Identity(descriptor=2, features=3))
+    plain = Comparison(32, None, 0.0)(fake, goal)
+    assert plain.report.keys() == {"pixel"}
+    torch.testing.assert_close(plain.total, (fake - goal).abs().mean())
+    total, reconstruction, terms = Comparison(32, Features(), 0.5, 10, 4, identity)(
+        fake, goal, clean
+    )
+    assert terms.keys() == {"pixel", "perceptual", "eyes", "regularity", "identity", "face"}
+    torch.testing.assert_close(reconstruction, terms["pixel"] + 0.5 * terms["perceptual"])
+    others = 10 * terms["eyes"] + 4 * terms["regularity"] + identity(fake, clean)[0]
+    torch.testing.assert_close(total, reconstruction + others)
+    torch.testing.assert_close(terms["eyes"], (eye_map(32) * (fake - goal).abs()).mean())
+
+
 def test_what_a_recogniser_says_is_weighed(recogniser: Recogniser) -> None:
     distance = IdentityDistance(recogniser, Identity(descriptor=2, features=3))
     fake, clean = (to_network(sampler(8).batch(t, CPU)) for t in (1, 2))
@@ -1254,7 +1271,7 @@ def test_the_polish_learns_from_a_recogniser(
 ) -> None:
     how = Identity(descriptor=1, features=1)
     deaf, taught = polish(stage_one, stage_two), polish(stage_one, stage_two)
-    taught.identity = IdentityDistance(recogniser, how)
+    taught.compare.identity = IdentityDistance(recogniser, how)
     known = [value.clone() for value in recogniser.parameters()]
     reports = [step(stage, 1) for stage in (deaf, taught)]
     assert "identity" not in reports[0]

@@ -13,19 +13,17 @@ from cfrestore.checkpoint import load_strictly
 from cfrestore.device import autocast
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.train import checkpoint
+from cfrestore.train.comparison import Comparison
 from cfrestore.train.config import PolishRecipe
 from cfrestore.train.critic import Critic, CriticInput
 from cfrestore.train.data import to_network
 from cfrestore.train.degrade import blur
 from cfrestore.train.learner import Learner, Report
-from cfrestore.train.losses import regularity
 from cfrestore.train.perceptual import IdentityDistance
 from cfrestore.train.stages import (
     RestoringStage,
     degrade_parts,
     detached,
-    eye_map,
-    image_losses,
     shared_out,
 )
 from cfrestore.train.teacher import Teacher
@@ -55,8 +53,10 @@ class Polish(RestoringStage):
         identity: IdentityDistance | None = None,
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
-        self.perceptual = perceptual and perceptual.to(device)
-        self.identity = identity and identity.to(device)
+        size, weight = recipe.model.image_size, recipe.perceptual.weight
+        self.compare = Comparison(
+            size, perceptual, weight, recipe.eyes, recipe.regularity, identity
+        ).to(device)
         self.network = CodeFormer(recipe.model)
         load_strictly(self.network, checkpoint.averaged(fusion), fusion, "CodeFormer")
         self.network.requires_grad_(False)
@@ -65,7 +65,6 @@ class Polish(RestoringStage):
         self.teacher = Teacher(autoencoder, recipe.model).to(device)
         self.learner = Learner(self.network.to(device), recipe.optimisation)
         self.critic = Critic(recipe.adversary).to(device) if recipe.adversary else None
-        self.eyes = eye_map(recipe.model.image_size).to(device)
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
         """Runs iteration t on clean faces; returns its losses."""
@@ -86,16 +85,7 @@ class Polish(RestoringStage):
                 self.network.decode(self.network.lookup(predicted), kept, 1),
             )
         fake, goal = torch.cat(fakes).float(), self.goal(x)
-        rec, report = image_losses(fake, goal, self.perceptual, self.recipe.perceptual.weight)
-        report["eyes"] = (self.eyes * (fake - goal).abs()).mean()
-        total = rec + self.recipe.eyes * report["eyes"]
-        if self.recipe.regularity:
-            report["regularity"] = regularity(fake)
-            total = total + self.recipe.regularity * report["regularity"]
-        if self.identity:
-            distance, terms = self.identity(fake, x)
-            total = total + distance
-            report |= terms
+        total, rec, report = self.compare(fake, goal, x)
         last = self.network.generator.last_weight
         self.update(t, total, report, CriticInput(fake, goal, rec, last))
         self.learner.follow(t)

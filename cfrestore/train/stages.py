@@ -19,7 +19,6 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
-from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE
 from cfrestore.checkpoint import load_strictly
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
@@ -27,10 +26,10 @@ from cfrestore.models.codeformer import CodeFormer
 from cfrestore.models.vqgan import VQGAN, histogram, perplexity
 from cfrestore.train import checkpoint, losses
 from cfrestore.train.codebook import MovingCodebook
+from cfrestore.train.comparison import Comparison
 from cfrestore.train.config import (
     LARGE,
     SMALL,
-    Appearance,
     AutoencoderRecipe,
     CodesRecipe,
     Degradation,
@@ -43,9 +42,6 @@ from cfrestore.train.distributed import Part, all_sum, place, whole
 from cfrestore.train.learner import Learner, Network, Report
 from cfrestore.train.perceptual import IdentityDistance
 from cfrestore.train.teacher import Teacher
-
-EYE = 20
-"""Size of an eye in an aligned face of 512 px: sigma of its bump in `eye_map`, px."""
 
 KMEANS_LATENTS = 50
 """Latents collected per code before k-means."""
@@ -144,8 +140,8 @@ class Autoencoder(ImageStage[VQGAN]):
         start: Path | None = None,
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
-        self.perceptual = perceptual and perceptual.to(device)
-        self.identity = identity and identity.to(device)
+        size, weight = recipe.model.image_size, recipe.perceptual.weight
+        self.compare = Comparison(size, perceptual, weight, identity=identity).to(device)
         self.network = VQGAN(recipe.model.autoencoder)
         if start:
             weights = checkpoint.averaged(start)
@@ -174,12 +170,7 @@ class Autoencoder(ImageStage[VQGAN]):
             quantised_latent = latent + (vectors - latent).detach()
         with autocast(self.device, self.mixed):
             fake = self.network.decode(quantised_latent)
-        rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
-        total = rec
-        if self.identity:
-            distance, found = self.identity(fake.float(), x)
-            total = total + distance
-            terms |= found
+        total, rec, terms = self.compare(fake, x)
         if quantised:
             how = self.recipe.codebook
             book = losses.codebook_loss(latent, vectors, how.beta, how.beta_on)
@@ -259,9 +250,11 @@ class CodePrediction(RestoringStage):
         identity: IdentityDistance | None = None,
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
-        self.perceptual = perceptual and perceptual.to(device)
-        self.identity = identity and identity.to(device)
-        self.eyes = eye_map(recipe.model.image_size).to(device)
+        self.compare: Comparison | None = None
+        if how := recipe.appearance:
+            size, weight = recipe.model.image_size, how.perceptual.weight
+            self.compare = Comparison(size, perceptual, weight, how.eyes, identity=identity)
+            self.compare.to(device)
         self.network = CodeFormer(recipe.model)
         self.teacher = Teacher(autoencoder, recipe.model).to(device)
         parts: tuple[str, ...] = ("encoder", "quantize", "generator")
@@ -292,16 +285,16 @@ class CodePrediction(RestoringStage):
             total, report = predict(
                 self.network, latent, targets, self.recipe.feature_weight, self.recipe.code_weight
             )
-        if self.recipe.appearance:
-            difference, terms = self._appearance(self.recipe.appearance, report["logits"], x)
-            total = total + self.recipe.appearance.weight * difference
-            report |= terms
+        if self.recipe.appearance and self.compare:
+            difference = self.compare(self._painted(report["logits"]), x)
+            total = total + self.recipe.appearance.weight * difference.total
+            report |= difference.report
         self.learner.update(total, t)
         self.learner.follow(t)
         return detached(report)
 
-    def _appearance(self, how: Appearance, logits: Tensor, x: Tensor) -> tuple[Tensor, Report]:
-        """How the painted codes of largest logits (B,T,K) differ from clean faces x (B,3,S,S).
+    def _painted(self, logits: Tensor) -> Tensor:
+        """The faces (B,3,S,S) painted from the codes of largest logits (B,T,K).
 
         The gradient passes by the choice of a code as if the expected vectors were painted (the
         straight-through estimator, Bengio et al. 2013).
@@ -310,14 +303,7 @@ class CodePrediction(RestoringStage):
         with autocast(self.device, self.mixed):
             expected = network.expected(logits, network.config.consensus or 1.0)
             chosen = network.lookup(network.choose(logits.detach()))
-            fake = network.decode(expected + (chosen - expected).detach(), {}, 0).float()
-        total, terms = image_losses(fake, x, self.perceptual, how.perceptual.weight)
-        terms["eyes"] = (self.eyes * (fake - x).abs()).mean()
-        total = total + how.eyes * terms["eyes"]
-        if self.identity:
-            distance, found = self.identity(fake, x)
-            total, terms = total + distance, terms | found
-        return total, terms
+            return network.decode(expected + (chosen - expected).detach(), {}, 0)
 
 
 class Fusion(RestoringStage):
@@ -343,7 +329,8 @@ class Fusion(RestoringStage):
         mixed: bool = False,
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
-        self.perceptual = perceptual and perceptual.to(device)
+        size, weight = recipe.model.image_size, recipe.perceptual.weight
+        self.compare = Comparison(size, perceptual, weight).to(device)
         self.network = CodeFormer(recipe.model)
         load_strictly(self.network, checkpoint.averaged(codes), codes, "CodeFormer")
         if recipe.zero_start:
@@ -393,35 +380,13 @@ class Fusion(RestoringStage):
                 fake = self.network.decode(self.network.lookup(codes), kept, w)
         painted = None
         if w is not None:
-            rec, terms = image_losses(fake, x, self.perceptual, self.recipe.perceptual.weight)
-            total = total + rec
+            difference, rec, terms = self.compare(fake, x)
+            total = total + difference
             report |= terms
             painted = CriticInput(fake, x, rec, self.balance_at)
         self.update(t, total, report, painted)
         self.learner.follow(t)
         return detached(report)
-
-
-def eye_map(side: int) -> Tensor:
-    """A map (side, side) of an aligned face: 1 in the middle of an eye, falling to 0 around it."""
-    at = (torch.arange(side) + 0.5) * PUBLISHED_SIZE / side  # px at 512
-    bumps = [
-        torch.exp(-((at[:, None] - y) ** 2 + (at - x) ** 2) / (2 * EYE**2))
-        for x, y in FFHQ_TEMPLATE[:2].tolist()
-    ]
-    return torch.stack(bumps).amax(0)
-
-
-def image_losses(
-    fake: Tensor, real: Tensor, perceptual: nn.Module | None, weight: float
-) -> tuple[Tensor, Report]:
-    """Mean absolute difference plus weighted perceptual distance; returns the sum and the terms."""
-    fake = fake.float()
-    pixel = (fake - real).abs().mean()
-    if perceptual is None:
-        return pixel, {"pixel": pixel}
-    distance = perceptual(fake, real)
-    return pixel + weight * distance, {"pixel": pixel, "perceptual": distance}
 
 
 def predict(

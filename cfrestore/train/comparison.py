@@ -1,0 +1,101 @@
+"""How painted faces are compared with the clean ones in all stages on images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE
+from cfrestore.train.learner import Report
+from cfrestore.train.losses import regularity
+from cfrestore.train.perceptual import IdentityDistance
+
+EYE = 20
+"""Size of an eye in an aligned face of 512 px: sigma of its bump in `eye_map`, px."""
+
+
+class Difference(NamedTuple):
+    """How painted faces differ from the clean ones.
+
+    Attributes:
+        total: the weighted sum of all terms.
+        reconstruction: that of the pixels and the perceptual distance alone, with which an
+            adversarial loss is balanced.
+        report: the terms.
+    """
+
+    total: Tensor
+    reconstruction: Tensor
+    report: Report
+
+
+class Comparison(nn.Module):
+    """Compares painted faces (B,3,S,S) in [-1, 1] with their goals.
+
+    The terms are the mean absolute difference of the pixels and, as far as they are wanted, the
+    following. A term that is not wanted is not computed.
+
+    Args:
+        size: S.
+        perceptual: a frozen network, called with painted faces and goals; None: not wanted.
+        weight: of its distance.
+        eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
+        regularity: weight of the share of regular patterns in fine detail.
+        identity: a recogniser's distances; None: not wanted.
+    """
+
+    eye_map: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        perceptual: nn.Module | None,
+        weight: float,
+        eyes: float = 0.0,
+        regularity: float = 0.0,
+        identity: IdentityDistance | None = None,
+    ) -> None:
+        super().__init__()
+        self.perceptual, self.weight = perceptual, weight
+        self.eyes, self.regularity, self.identity = eyes, regularity, identity
+        self.register_buffer("eye_map", eye_map(size), persistent=False)
+
+    def forward(self, fake: Tensor, goal: Tensor, clean: Tensor | None = None) -> Difference:
+        """Compares painted faces with goals.
+
+        Args:
+            fake: the painted faces.
+            goal: what they should look like.
+            clean: the clean faces, for the recogniser, if they are not the goals.
+        """
+        fake = fake.float()
+        apart = (fake - goal).abs()
+        total = apart.mean()
+        report: Report = {"pixel": total}
+        if self.perceptual:
+            report["perceptual"] = self.perceptual(fake, goal)
+            total = total + self.weight * report["perceptual"]
+        reconstruction = total
+        if self.eyes:
+            report["eyes"] = (self.eye_map * apart).mean()
+            total = total + self.eyes * report["eyes"]
+        if self.regularity:
+            report["regularity"] = regularity(fake)
+            total = total + self.regularity * report["regularity"]
+        if self.identity:
+            distance, terms = self.identity(fake, goal if clean is None else clean)
+            total = total + distance
+            report |= terms
+        return Difference(total, reconstruction, report)
+
+
+def eye_map(side: int) -> Tensor:
+    """A map (side, side) of an aligned face: 1 in the middle of an eye, falling to 0 around it."""
+    at = (torch.arange(side) + 0.5) * PUBLISHED_SIZE / side  # px at 512
+    bumps = [
+        torch.exp(-((at[:, None] - y) ** 2 + (at - x) ** 2) / (2 * EYE**2))
+        for x, y in FFHQ_TEMPLATE[:2].tolist()
+    ]
+    return torch.stack(bumps).amax(0)
