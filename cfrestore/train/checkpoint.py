@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from cfrestore import files
 from cfrestore.checkpoint import DAMAGE, read_checkpoint
-from cfrestore.errors import CheckpointError, OutputError
+from cfrestore.errors import CheckpointError, ConfigError, OutputError
 
 
 def exists(path: Path) -> bool:
@@ -79,6 +81,33 @@ def averaged(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds no averaged weights (params_ema)")
     weights: dict[str, Tensor] = content["params_ema"]
     return weights
+
+
+def mean(own: dict[str, Tensor], others: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """The mean of weights and of others.
+
+    Args:
+        own: their share is what the others leave.
+        others: files, see `averaged`, with their shares as typed.
+    Raises:
+        ConfigError: the shares are not numbers of sum at most 1.
+        CheckpointError: a file cannot be read, or holds another network.
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (2022).
+    """
+    try:
+        shares = [float(share) for _, share in others]
+    except ValueError:
+        shares = [math.nan]
+    rest = 1 - sum(shares)
+    if not all(share >= 0 for share in (*shares, rest)):
+        raise ConfigError(f"the shares of --mean must be numbers of sum at most 1, found {others}")
+    total = {key: rest * value.float() for key, value in own.items()}
+    for (path, _), share in zip(others, shares, strict=True):
+        weights = averaged(Path(path))
+        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
+            raise CheckpointError(f"{path} holds another network")
+        total = {key: value + share * weights[key].float() for key, value in total.items()}
+    return total
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from cfrestore.train.codes import CodeSampler
     from cfrestore.train.config import ImageRecipe, PriorRecipe, Recipe, UpsamplerRecipe
@@ -529,36 +528,13 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> 
     return stage
 
 
-def _mean(own: dict[str, Tensor], others: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """The mean of weights and of others, given by file and share; own weights have the rest.
-
-    Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (2022).
-    """
-    from cfrestore.errors import CheckpointError, ConfigError
-    from cfrestore.train import checkpoint
-
-    try:
-        shares = [float(share) for _, share in others]
-    except ValueError:
-        shares = [math.nan]
-    rest = 1 - sum(shares)
-    if not all(share >= 0 for share in (*shares, rest)):
-        raise ConfigError(f"the shares of --mean must be numbers of sum at most 1, found {others}")
-    total = {key: rest * value.float() for key, value in own.items()}
-    for (path, _), share in zip(others, shares, strict=True):
-        weights = checkpoint.averaged(Path(path))
-        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in own.items()}:
-            raise CheckpointError(f"{path} holds another network")
-        total = {key: value + share * weights[key].float() for key, value in total.items()}
-    return total
-
-
 def export(arguments: argparse.Namespace) -> int:
     """Writes weights for cfrestore: fp16 safetensors that describe themselves."""
     import torch
 
     from cfrestore.checkpoint import write_tensors
     from cfrestore.errors import CheckpointError
+    from cfrestore.train.checkpoint import mean
     from cfrestore.train.loop import read_state
 
     content = read_state(arguments.checkpoint)
@@ -567,7 +543,7 @@ def export(arguments: argparse.Namespace) -> int:
             f"{arguments.checkpoint} is of stage {content['stage']}; only fusion and polish have a "
             "whole network; priors and upsamplers are exported too"
         )
-    averaged = _mean(content["params_ema"], arguments.mean)
+    averaged = mean(content["params_ema"], arguments.mean)
     weights = {k: v.to(torch.float16).contiguous() for k, v in averaged.items()}
     metadata = {
         "format": "pt",
