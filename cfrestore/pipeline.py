@@ -432,6 +432,8 @@ def load_pipeline(
         enlarge = load_upsampler(
             upsampling.network, execution.device, upsampling.tile, execution.precision
         )
+        if upsampling.faces and enlarge.network.scale == 1:
+            raise ConfigError(f"{enlarge.path} enlarges nothing, so --face-upsample cannot use it")
     return Pipeline(
         network,
         finder,

@@ -461,6 +461,9 @@ def test_loading_names_the_network_in_files_and_identity(
     assert behind.face_upsampler is None
     identities = [plain.identity, both.identity, behind.identity]
     assert all(identities.count(identity) == 1 for identity in identities)
+    same = saved(tmp_path / "same.pth", random_rrdbnet(1))
+    with pytest.raises(ConfigError, match=r"same\.pth enlarges nothing"):
+        load_pipeline("compact", "mtcnn", "cpu", upsampling=Upsampling(str(same), True))
     for wrong in ({"aligned": True}, {"task": "colorization"}):
         with pytest.raises(ConfigError, match="only the restoration of whole photographs"):
             load_pipeline("compact", device="cpu", upsampling=Upsampling(str(path)), **wrong)
