@@ -16,7 +16,10 @@ from pathlib import Path
 
 from matplotlib import pyplot
 
-LOSSES = ("pixel", "perceptual", "codebook", "feature", "code", "critic", "lambda")
+LOSSES = (
+    *("pixel", "perceptual", "eyes", "regularity", "identity", "face"),
+    *("codebook", "feature", "code", "critic", "lambda"),
+)
 OTHERS = ("perplexity", "accuracy", "images_per_second")
 
 

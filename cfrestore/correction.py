@@ -27,6 +27,7 @@ _OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: sigmas that remove the finest
 _BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: sigmas that are tried
 _SHARP = 2 / 256  # of a crop's side: blur up to which the original is mixed in with full strength
 _SMOOTH = 1.5 / 256  # of a crop's side: sigma that colours which are mixed in are blurred by
+_REGAIN = 1.2  # exponent; the ratio of contrasts itself regains four fifths of what was lost
 _LEAST = 1e-6  # levels, prevents division by 0
 
 
@@ -145,7 +146,7 @@ def mix_in(
     mixed = painted + share * _denoised(missed)
     wanted, found = painted - _blur(painted, blur), mixed - _blur(mixed, blur)
     spread = [max(_LEAST, float(within_face(each).std())) for each in (wanted, found)]
-    mixed += max(0.0, spread[0] / spread[1] - 1) * found
+    mixed += max(0.0, (spread[0] / spread[1]) ** _REGAIN - 1) * found
     return _to_levels(crop + (mixed - painted)[..., None] + share**2 * _blur(colour, _SMOOTH))
 
 
