@@ -82,6 +82,8 @@ def main() -> None:
     assert not run("autoencoder", alone, folder / "begun", rank=rank, world=world, minutes=0)
     assert run("autoencoder", alone, folder / "taken", rank=rank, world=world, resume=True)
     distributed.stop()
+    tasks = Path("/proc/self/task").glob("*/comm")  # none where there is no such folder
+    assert not [name for task in tasks if "gloo" in (name := task.read_text())]
 
 
 if __name__ == "__main__":

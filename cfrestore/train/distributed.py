@@ -9,6 +9,7 @@ statistics of its BatchNorm, which each process computes from its own part.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,10 @@ def start(device: torch.device) -> tuple[torch.device, int, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return device, 0, 1
+    # Functions in there take the group as the default of an argument. Imported later (optimizers
+    # do so), they hold it beyond stop(), and its threads can abort a process that ends.
+    importlib.import_module("torch.distributed.nn.functional")
+
     if device.type == "cpu":
         dist.init_process_group("gloo")
     else:
