@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cfrestore.models.codeformer import CodeFormerConfig
 
 _LOW = 1 / 10  # of a crop's side: sigma of the Gaussian that leaves colours and light
+_RIM = 1 / 64  # of a crop's side: width in which the original fades in
 _KEPT = 0.9  # share of the original's low frequencies in a restored crop
 _TONED = 2.0  # levels: least deviation from a tone that counts as colour; scans have 1, photos 10
 _OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: sigmas that remove the finest, the two finest
@@ -50,6 +51,7 @@ def correct(
     """
     if config.keep_colours:
         crop = keep_colours(crop, original)
+        crop = keep_rim(crop, original)
     if strength := config.back_projection * fidelity:
         crop = back_project(crop, original, strength)
         crop = mix_in(crop, original, config.back_projection * math.sqrt(fidelity))
@@ -94,6 +96,20 @@ def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArra
     """
     low = _blur(original.astype(np.float32) - crop, _LOW)
     return _to_levels(crop + _KEPT * low)
+
+
+def keep_rim(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Fades into the original at the border.
+
+    There, where convolutions are padded, and most of all in the corners, networks paint spots.
+
+    Args:
+        crop, original: (S, S, 3) uint8.
+    """
+    place = np.arange(len(crop), dtype=np.float32) + 0.5
+    ramp = (np.minimum(place, place[::-1]) / (_RIM * len(crop))).clip(0, 1)
+    opacity = np.multiply.outer(ramp, ramp)[..., None]
+    return _to_levels(original + opacity * (crop.astype(np.float32) - original))
 
 
 def back_project(

@@ -8,11 +8,18 @@ import torch
 from numpy.typing import NDArray
 from stubs import SMALL, StubDetector, StubNetwork, face_at, picture
 
-from cfrestore.correction import back_project, correct, keep_colours, mix_in, tone_of
+from cfrestore.correction import (
+    back_project,
+    correct,
+    keep_colours,
+    keep_rim,
+    mix_in,
+    tone_of,
+)
 from cfrestore.detail import within_face
 from cfrestore.image import Photo, is_gray, read_photo, to_gray
 from cfrestore.options import Options
-from cfrestore.pipeline import Pipeline
+from cfrestore.pipeline import Pipeline, load_pipeline
 
 Levels = NDArray[np.uint8]
 
@@ -28,6 +35,23 @@ def test_colours_are_kept_where_the_model_asks_for_it() -> None:
     assert np.abs(left - shift / 10).max() < 1  # a tenth comes from the network
     assert np.corrcoef(kept[..., 1].ravel(), detail.ravel())[0, 1] > 0.95
     assert (keep_colours(original, original) == original).all()
+
+
+def test_a_crop_fades_into_the_original_at_its_border(repository: Path) -> None:
+    original, crop = np.full((128, 128, 3), 200, np.uint8), np.full((128, 128, 3), 40, np.uint8)
+    found = keep_rim(crop, original)
+    assert found[0, 0, 0] > 180 and found[0, 64, 0] > 150
+    assert found[1, 64, 0] < found[0, 64, 0]
+    assert (found[2:-2, 2:-2] == crop[2:-2, 2:-2]).all()
+    assert (found == found[::-1]).all() and (found == found.transpose(1, 0, 2)).all()
+
+    # The shipped network paints corners that are up to 200 levels off.
+    collins = read_photo(repository / "examples/collins.jpg").pixels
+    face = np.asarray(cv2.resize(collins, (256, 256)), np.uint8)
+    pipeline = load_pipeline(model=repository / "weights/compact.safetensors", aligned=True)
+    restored = pipeline(Photo(face), Options(fidelity=0, aligned=True)).photo.pixels
+    corners = [each[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int) for each in (restored, face)]
+    assert np.abs(corners[0] - corners[1]).max() < 40
 
 
 def sepia(side: int = 128, noise: float = 6) -> Levels:

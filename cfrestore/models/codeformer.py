@@ -47,8 +47,9 @@ class CodeFormerConfig:
         connect: feature sides at which encoder features may be fused into the generator.
         match_statistics: whether restoration uses latent AdaIN, as the published model does; the
             models trained here do not, see NOTES.md.
-        keep_colours: whether the pipeline gives each result the low frequencies of its input,
-            which the models trained here, with fewer codes and pictures, do not reproduce well.
+        keep_colours: whether the pipeline gives each result the low frequencies and the border of
+            its input, which the models trained here, with fewer codes and pictures, do not
+            reproduce well.
         back_projection: share, in [0, 1], of the input's structure missing from a result that the
             pipeline restores at w = 1, in proportion to w; 0 for none, as in the published
             pipeline. See `correction.back_project`. Also the share of an input without blur
