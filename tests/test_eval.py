@@ -18,6 +18,7 @@ import torch
 import typer
 from command import Command
 from numpy.typing import NDArray
+from rich.console import Console
 from stubs import StubDetector, picture, small_network
 
 from cfrestore import recognise
@@ -30,14 +31,19 @@ from cfrestore.align import (
 )
 from cfrestore.cli import degrade as degrade_command
 from cfrestore.cli import eval as eval_command
+from cfrestore.cli.measured import show
 from cfrestore.detect import load_detector
 from cfrestore.errors import CheckpointError, ConfigError, ImageError, OutputError, WeightsError
 from cfrestore.evaluate import (
     METRICS,
     PROTOCOLS,
+    Evaluation,
     Judge,
+    Kind,
     MetricFiles,
+    Row,
     Statistics,
+    as_record,
     check_protocol,
     find_faces,
     frechet_distance,
@@ -532,6 +538,29 @@ def pairs() -> None:
         clean = np.rot90(picture(64, 64, seed=n), n)
         save(clean, f"clean/{n}.png")
         save(noisy(clean, 8), f"restored/{n}.png")
+
+
+def test_figures_of_other_faces_than_the_input_s_are_compared_on_those_of_both(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nothing = dict.fromkeys(metric.name for metric in METRICS)
+    lmds = {"input": [4.0, None, 8.0], "w = 0": [2.0, 90.0, 4.0], "w = 1": [3.0, None, 3.0]}
+    evaluation = Evaluation()
+    for name, values in lmds.items():
+        kind = Kind(name, "large", None)
+        files = [{**nothing, "file": str(n), "lmd": lmd} for n, lmd in enumerate(values)]
+        evaluation.rows[kind] = Row(kind, files)
+    facts = {name: {"computed": name == "lmd", "reason": "no weights"} for name in nothing}
+    protocol = {"faces": 3, "side": 64, "seed": 0, "device": "cpu"}
+    record = as_record(evaluation, protocol, facts)
+    damaged, restored, faithful = record["rows"]
+    assert restored["totals"]["lmd"] == 32
+    assert restored["beside_input"] == {"lmd": {"value": 3, "input": 6, "faces": 2}}
+    assert damaged["beside_input"] == faithful["beside_input"] == {}
+    show(record, Console(width=200))
+    said = capsys.readouterr().out
+    assert "LMD px, large: w = 0: 3.00 for the input's 6.00 on the 2 faces that have both" in said
+    assert "large: w = 1:" not in said
 
 
 @pytest.mark.usefixtures("blind")

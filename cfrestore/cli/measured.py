@@ -127,9 +127,8 @@ def show(record: Mapping[str, Any], console: Console) -> None:
         table.add_column(heading, no_wrap=True)
     for row in record["rows"]:
         values = [row["totals"][metric.name] for metric in shown]
-        name = f"{row['degradation']}: {row['name']}" if row["degradation"] else row["name"]
         table.add_row(
-            name,
+            _title(row),
             *(
                 "" if value is None else f"{value:.{metric.digits}f}"
                 for metric, value in zip(shown, values, strict=True)
@@ -142,8 +141,20 @@ def show(record: Mapping[str, Any], console: Console) -> None:
     console.width = TABLE_WIDTH  # no line is wrapped
     console.print(table)
     for metric in METRICS:
+        for row in record["rows"]:
+            if means := row["beside_input"].get(metric.name):
+                console.print(
+                    f"{metric.heading}, {_title(row)}: {means['value']:.{metric.digits}f} for the "
+                    f"input's {means['input']:.{metric.digits}f} on the {means['faces']} faces "
+                    "that have both"
+                )
+    for metric in METRICS:
         if not facts[metric.name]["computed"]:
             console.print(f"{metric.heading} not computed: {facts[metric.name]['reason']}")
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return f"{row['degradation']}: {row['name']}" if row["degradation"] else str(row["name"])
 
 
 def write_faces(file: Path, faces: Sequence[Sequence[NDArray[np.uint8]]]) -> None:

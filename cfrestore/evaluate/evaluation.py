@@ -79,17 +79,19 @@ class Row:
     @property
     def totals(self) -> dict[str, float | None]:
         """The mean of each figure over the faces that have it; for booleans, the share of true."""
-        return {name: float(np.mean(v)) if v else None for name, v in self._values().items()} | {
+        return {name: float(np.mean(v)) if v else None for name, v in self.values.items()} | {
             "fid": self.distance
         }
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of faces in each total."""
-        counts = {name: len(values) for name, values in self._values().items()}
+        counts = {name: len(values) for name, values in self.values.items()}
         return counts | {"fid": len(self.features) if self.distance is not None else 0}
 
-    def _values(self) -> dict[str, list[float]]:
+    @property
+    def values(self) -> dict[str, list[float]]:
+        """The figures of the faces that have them."""
         return {
             metric.name: [f[metric.name] for f in self.files if f[metric.name] is not None]
             for metric in METRICS
@@ -108,6 +110,27 @@ class Evaluation:
 
     rows: dict[Kind, Row] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def beside_input(self, row: Row) -> dict[str, dict[str, float]]:
+        """Means of a row and of its damaged input over the faces that have the figure in both.
+
+        Given by metric, for those that other faces have in the row than in the input, such as
+        landmarks that only restoring makes visible: their totals cannot be compared.
+        """
+        damaged = self.rows.get(Kind("input", row.kind.degradation))
+        if damaged is None:
+            return {}
+        compared = {}
+        for name in damaged.values:
+            pairs = [
+                (own[name], other[name])
+                for own, other in zip(row.files, damaged.files, strict=True)
+            ]
+            both = [pair for pair in pairs if None not in pair]
+            if both and any((own is None) != (other is None) for own, other in pairs):
+                value, other = np.mean(both, 0).tolist()
+                compared[name] = {"value": value, "input": other, "faces": len(both)}
+        return compared
 
 
 def evaluate(
@@ -281,6 +304,10 @@ def as_record(
                 "w": row.kind.fidelity,
                 "totals": {name: _rounded(value) for name, value in row.totals.items()},
                 "counts": row.counts,
+                "beside_input": {
+                    name: {key: _rounded(value) for key, value in means.items()}
+                    for name, means in evaluation.beside_input(row).items()
+                },
                 "files": [
                     {name: _rounded(value) for name, value in file.items()} for file in row.files
                 ],
