@@ -64,8 +64,15 @@ _TRIMMING = list[Callable[[int], int]]()
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # in malloc.h
 
-# Messages of torch, by device and library, where it has no exception type for this.
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+# Messages of torch, by device and library, where it has no exception type for this. The last is
+# oneDNN's, where the code or the scratch space of a convolution finds no place.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "ALLOC_FAILED",
+    "could not create a primitive",
+)
 
 
 class Precision(Enum):

@@ -136,6 +136,7 @@ def test_a_batch_too_large_is_halved_and_no_face_is_lost() -> None:
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("could not create a primitive"),
         MemoryError(),
     ],
     ids=str,
