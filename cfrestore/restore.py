@@ -26,6 +26,7 @@ from cfrestore.device import (
     upload,
 )
 from cfrestore.errors import ConfigError
+from cfrestore.exposure import Exposure
 from cfrestore.image import from_levels, to_levels
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.models.prior import draw
@@ -165,7 +166,9 @@ class Painter:
         while len(results) < len(aligned):
             batch = aligned[len(results) :][: self.batch_size]
             size = self.batch_size if self._execution.compile else len(batch)
-            crops = [face.crop for face in batch]
+            least = self._network.config.least_brightness
+            exposures = [Exposure.of(face.crop, least) for face in batch]
+            crops = [e.shown(face.crop) for e, face in zip(exposures, batch, strict=True)]
             try:
                 painted = self._paint(crops + crops[-1:] * (size - len(batch)))
             except MemoryError:
@@ -173,9 +176,10 @@ class Painter:
                     raise
                 self.batch_size = size // 2
                 continue
+            rows = painted[:, : len(batch)].swapaxes(0, 1)
             results += (
-                _judge(values, face, self._fidelity)
-                for values, face in zip(painted[:, : len(batch)].swapaxes(0, 1), batch, strict=True)
+                _judge(values, face, exposure, self._fidelity)
+                for values, face, exposure in zip(rows, batch, exposures, strict=True)
             )
         return tuple(results)
 
@@ -305,13 +309,13 @@ def _certainty(logits: Tensor) -> Tensor:
 
 
 def _judge(
-    values: NDArray[np.uint8], aligned: AlignedFace, fidelity: float
+    values: NDArray[np.uint8], aligned: AlignedFace, exposure: Exposure, fidelity: float
 ) -> RestoredFace | FailedFace:
     """Converts a face's rows of `_pack` to a result with its own memory, if none has a flaw."""
     if reason := FLAWS[values[:, -1].max()]:
         return FailedFace(aligned.face, reason)
     shape, size = aligned.crop.shape, aligned.crop.size
-    crop, *samples = (row[:size].reshape(shape).copy() for row in values)
+    crop, *samples = (exposure.undone(row[:size].reshape(shape)).copy() for row in values)
     levels = values[0, size:-1]
     side = math.isqrt(len(levels))
     certainty = levels.reshape(side, side) / np.float32(255) if side else None

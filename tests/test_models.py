@@ -350,7 +350,8 @@ def test_config_survives_json_and_names_unknown_keys() -> None:
     config = CodeFormerConfig.tiny()
     assert CodeFormerConfig.from_json(config.to_json()) == config
     plain = CodeFormerConfig.from_json("{}")  # as in files written before these settings existed
-    assert (plain.recycles, plain.consensus, plain.second_look, plain.back_projection) == (0,) * 4
+    later = ("recycles", "consensus", "second_look", "back_projection", "least_brightness")
+    assert [getattr(plain, name) for name in later] == [0] * 5
     with pytest.raises(ConfigError, match="did you mean 'layers'"):
         CodeFormerConfig.from_json('{"layer": 3}')
     with pytest.raises(ConfigError, match="not JSON"):
@@ -374,5 +375,7 @@ def test_config_refuses_what_does_not_fit() -> None:
             CodeFormerConfig(second_look=wrong)
         with pytest.raises(ConfigError, match="back_projection"):
             CodeFormerConfig(back_projection=wrong)
+        with pytest.raises(ConfigError, match="least_brightness"):
+            CodeFormerConfig(least_brightness=wrong)
     with pytest.raises(ConfigError, match="recycles"):
         CodeFormerConfig(recycles=-1)

@@ -59,6 +59,8 @@ class CodeFormerConfig:
             it; 0: the likeliest code, as in the published model. See `CodeFormer.choose`.
         second_look: mean certainty of its codes, in [0, 1], below which the pipeline looks at a
             face again, see `CodeFormer.reconsider`; 0: never, as with the published model.
+        least_brightness: mean level of a face, in [0, 255), to which the pipeline brightens darker
+            ones before they are painted, see `exposure`; 0: never, as with the published model.
 
     Raises:
         ConfigError: the values are inconsistent.
@@ -76,6 +78,7 @@ class CodeFormerConfig:
     recycles: int = 0
     consensus: float = 0.0
     second_look: float = 0.0
+    least_brightness: float = 0.0
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -83,6 +86,10 @@ class CodeFormerConfig:
         for name in ("back_projection", "second_look"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], found {getattr(self, name)}")
+        if not 0 <= self.least_brightness < 255:
+            raise ConfigError(
+                f"least_brightness must be in [0, 255), found {self.least_brightness}"
+            )
         if self.recycles < 0 or not 0 <= self.consensus < math.inf:
             raise ConfigError(
                 "recycles and consensus must be 0 or more, "
@@ -126,6 +133,7 @@ class CodeFormerConfig:
             recycles=1,
             consensus=0.3,
             second_look=0.35,
+            least_brightness=110.0,
         )
 
     @classmethod

@@ -1,0 +1,79 @@
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from stubs import SMALL, StubNetwork, face_at, picture
+
+from cfrestore.align import AlignedFace
+from cfrestore.detail import within_face
+from cfrestore.exposure import Exposure
+from cfrestore.image import Photo, from_tensor, read_photo, to_gray
+from cfrestore.options import Options
+from cfrestore.pipeline import Pipeline, load_pipeline
+from cfrestore.restore import RestoredFace, restore_faces
+
+
+def brightness(crop: NDArray[np.uint8]) -> float:
+    return float(within_face(to_gray(crop)[..., 0].astype(np.float32)).mean())
+
+
+def dark(level: float, side: int = 64) -> NDArray[np.uint8]:
+    """A picture with colours, white at the top, whose middle has about that mean level."""
+    pixels = picture(side, side)
+    pixels[:4] = 255
+    return np.rint((pixels * (level / brightness(pixels))).clip(0, 255)).astype(np.uint8)
+
+
+def test_dark_faces_become_as_bright_as_wanted_and_others_stay() -> None:
+    for level in (30, 60, 90):
+        crop = dark(level)
+        shown = Exposure.of(crop, 110).shown(crop)
+        assert brightness(shown) == pytest.approx(110, abs=12)
+    bright = dark(125)
+    assert Exposure.of(bright, 110).shown(bright) is bright
+    assert Exposure.of(crop, 0).shown(crop) is crop
+    black = np.zeros((64, 64, 3), np.uint8)
+    assert 0.2 < Exposure.of(black, 110).exponent < 0.5
+
+
+@pytest.mark.parametrize("level", [30, 60, 90])
+def test_brightening_is_undone(level: float) -> None:
+    crop = dark(level)
+    exposure = Exposure.of(crop, 110)
+    back = exposure.undone(exposure.shown(crop))
+    assert np.abs(back.astype(int) - crop).max() <= 1
+
+
+def test_the_network_sees_bright_faces_and_results_are_as_dark_as_they_were() -> None:
+    crops = [dark(50, 32), dark(140, 32)]
+    faces = [AlignedFace(crop, np.eye(2, 3), face_at(0, 0, 32)) for crop in crops]
+    network = StubNetwork()
+    network.config = replace(SMALL, least_brightness=110)
+    results = restore_faces(network, faces, fidelity=0.5)
+    seen = np.concatenate([from_tensor(x) for x, _, _ in network.calls])
+    assert brightness(seen[0]) == pytest.approx(110, abs=12)
+    assert (seen[1] == crops[1]).all()
+    for result, crop in zip(results, crops, strict=True):
+        assert isinstance(result, RestoredFace)
+        assert np.abs(result.crop.astype(int) - crop).max() <= 1
+
+
+def test_an_underexposed_face_is_restored_like_a_bright_one(repository: Path) -> None:
+    collins = read_photo(repository / "examples/collins.jpg").pixels
+    bright = np.asarray(cv2.resize(collins, (256, 256)), np.uint8)
+    dim = np.rint(bright * 0.25).astype(np.uint8)
+    pipeline = load_pipeline(model=repository / "weights/compact.safetensors", aligned=True)
+
+    def restored(crop: NDArray[np.uint8], pipeline: Pipeline) -> NDArray[np.float64]:
+        return pipeline(Photo(crop), Options(fidelity=0, aligned=True)).photo.pixels.astype(float)
+
+    wanted = restored(bright, pipeline) * 0.25
+    found = restored(dim, pipeline)
+    network = pipeline.network
+    network.config = replace(network.config, least_brightness=0)
+    before = restored(dim, pipeline)
+    errors = [np.square(each - wanted).mean() for each in (found, before)]
+    assert errors[0] < 0.7 * errors[1]
