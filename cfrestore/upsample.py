@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
+from cfrestore.checkpoint import load_network
 from cfrestore.device import Precision, inference, reduced
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
 from cfrestore.files import exists
@@ -69,7 +70,7 @@ class Upsampler:
         if tile < SMALLEST_TILE:
             raise ConfigError(f"tiles have at least {SMALLEST_TILE} pixels a side, found {tile}")
         self.path = Path(path)
-        self.network = _load(path)
+        self.network = load_network(path, partial(_deduced, path=path))
         self.device = torch.device(device)
         self.network.to(self.device).to(memory_format=torch.channels_last)
         self.tile = tile
@@ -176,15 +177,6 @@ def with_more_pixels(face: RestoredFace, upsampler: Upsampler, scale: int) -> Re
     to_larger = np.array([[factor, 0, shift], [0, factor, shift]]) @ [*to_crop, [0, 0, 1]]
     aligned = replace(face.aligned, to_crop=to_larger)
     return replace(face, crop=to_uint8(upsampler(face.crop, factor)), aligned=aligned)
-
-
-def _load(path: str | Path) -> _Network:
-    """The network in evaluation mode, on the CPU."""
-    state, _ = read_checkpoint(path)
-    with unfilled():
-        network = _deduced(state, path)
-    load_strictly(network, state, path, type(network).__name__)
-    return network.eval().requires_grad_(False)
 
 
 def _deduced(state: Mapping[str, Tensor], path: str | Path) -> _Network:
