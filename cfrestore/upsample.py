@@ -15,12 +15,12 @@ from torch.nn.functional import pad
 
 from cfrestore.checkpoint import load_network
 from cfrestore.device import Precision, inference, reduced
-from cfrestore.errors import CheckpointError, ConfigError, WeightsError
+from cfrestore.errors import CheckpointError, WeightsError
 from cfrestore.files import exists
 from cfrestore.image import resize, to_uint8
 from cfrestore.models.rrdbnet import RRDBNet, RRDBNetConfig
 from cfrestore.models.srvgg import SRVGGConfig, SRVGGNetCompact
-from cfrestore.options import SMALLEST_TILE, TILE
+from cfrestore.options import SMALLEST_TILE, TILE, check_tile
 from cfrestore.stopping import check_wanted
 from cfrestore.weights import locate, missing
 
@@ -57,7 +57,7 @@ class Upsampler:
     Raises:
         WeightsError: the file cannot be read.
         CheckpointError: the file holds something else.
-        ConfigError: the tiles are too small.
+        ConfigError: as `check_tile`.
     """
 
     def __init__(
@@ -67,8 +67,7 @@ class Upsampler:
         tile: int = TILE,
         precision: Precision = Precision.FP32,
     ) -> None:
-        if tile < SMALLEST_TILE:
-            raise ConfigError(f"tiles have at least {SMALLEST_TILE} pixels a side, found {tile}")
+        check_tile(tile)
         self.path = Path(path)
         self.network = load_network(path, partial(_deduced, path=path))
         self.device = torch.device(device)
