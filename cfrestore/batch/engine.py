@@ -191,11 +191,7 @@ class PictureIO:
 
     def open(self, job: Job) -> Opened | Outcome:
         """Reads a picture."""
-        try:
-            with failing(job, "unreadable"):
-                return self._open(job)
-        except FailureError as failure:
-            return self.ledger.failed(job, failure)
+        return self.ledger.tried(job, "unreadable", lambda: self._open(job))
 
     def _open(self, job: Job) -> Opened | Outcome:
         self.ledger.check_free(job.singles, job)
@@ -220,11 +216,7 @@ class PictureIO:
         """Writes a result and records it."""
         if isinstance(picture, Outcome):
             return picture
-        try:
-            with failing(picture.job, "unwritable"):
-                return self._close(picture)
-        except FailureError as failure:
-            return self.ledger.failed(picture.job, failure)
+        return self.ledger.tried(picture.job, "unwritable", lambda: self._close(picture))
 
     def _close(self, picture: Pasted) -> Outcome:
         job, start = picture.job, time.perf_counter()
@@ -273,11 +265,7 @@ class FaceProcessor:
         """Cuts out the faces of a picture."""
         if isinstance(picture, Outcome):
             return picture
-        try:
-            with failing(picture.job, "unsuitable"):
-                return self._find(picture)
-        except FailureError as failure:
-            return self.io.ledger.failed(picture.job, failure)
+        return self.io.ledger.tried(picture.job, "unsuitable", lambda: self._find(picture))
 
     def _find(self, picture: Opened) -> _Begun:
         job, photo = picture.job, picture.holder.pop()
@@ -322,11 +310,8 @@ class FaceProcessor:
         """Pastes the faces of a picture."""
         if isinstance(picture, Outcome):
             return picture
-        try:
-            with failing(picture.begun.job, "unwritable"):
-                return self._paste(picture.begun, picture.faces)
-        except FailureError as failure:
-            return self.io.ledger.failed(picture.begun.job, failure)
+        begun, faces = picture.begun, picture.faces
+        return self.io.ledger.tried(begun.job, "unwritable", lambda: self._paste(begun, faces))
 
     def _paste(self, begun: _Begun, faces: Sequence[PaintedFace]) -> Pasted:
         job, seconds = begun.job, begun.seconds
