@@ -99,9 +99,7 @@ def run(
             for _ in ("read", "write")
         )
         begun = ahead(readers, processor.begin, jobs, _pixels_of, count=count, weight=weight)
-        groups = gathered(begun, procedure.batch_size)
-        painted = chain.from_iterable(map(processor.paint, groups))
-        size = processor.pixels_to_write
+        painted, size = processor.painted(begun), processor.pixels_to_write
         yield from ahead(
             writers, processor.finish, painted, size, count=count, weight=weight, prompt=True
         )
@@ -278,6 +276,18 @@ class FaceProcessor:
         holder, pixels = [(photo, prepared)], math.prod(photo.size)
         return _Begun(job, picture.fingerprint, holder, prepared.faces, pixels, picture.seconds)
 
+    def painted(self, pictures: Iterable[_Begun | Outcome]) -> Iterator[_PaintedPicture | Outcome]:
+        """Paints pictures in order, in groups with enough faces for a batch where possible."""
+        groups = grouped(
+            pictures,
+            lambda picture: len(picture.faces) if isinstance(picture, _Begun) else 0,
+            lambda picture: picture.pixels if isinstance(picture, _Begun) else 0,
+            enough=self.procedure.batch_size,
+            count=PICTURES_AHEAD,
+            weight=PIXELS_AHEAD,
+        )
+        return chain.from_iterable(map(self.paint, groups))
+
     def paint(self, pictures: Sequence[_Begun | Outcome]) -> Iterator[_PaintedPicture | Outcome]:
         """Paints the faces of several pictures together; if that fails, one picture at a time."""
         try:
@@ -347,20 +357,6 @@ def _fingerprint(source: Path) -> Fingerprint | None:
         if source.is_file():
             return Fingerprint.of(source)
     return None
-
-
-def gathered(
-    pictures: Iterable[_Begun | Outcome], batch_size: int
-) -> Iterator[list[_Begun | Outcome]]:
-    """Pictures in order, in groups that have enough faces for a batch where possible."""
-    return grouped(
-        pictures,
-        lambda picture: len(picture.faces) if isinstance(picture, _Begun) else 0,
-        lambda picture: picture.pixels if isinstance(picture, _Begun) else 0,
-        enough=batch_size,
-        count=PICTURES_AHEAD,
-        weight=PIXELS_AHEAD,
-    )
 
 
 def _pixels_of(job: Job) -> int:
