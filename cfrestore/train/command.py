@@ -98,9 +98,9 @@ def _add_codes(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     _add_limit(parser)
     _add_preset(parser)
+    _add_perceptual(parser)
     _add_checkpoint(parser, "--autoencoder")
     _add_start(parser)
-    _add_retinaface(parser)
     _add_recogniser(parser)
 
 
@@ -203,7 +203,7 @@ def _add_perceptual(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--perceptual", choices=("lpips", "retinaface", "none"), help="instead of the recipe's"
     )
-    _add_retinaface(parser)
+    parser.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
     parser.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
     parser.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
 
@@ -216,10 +216,6 @@ def _add_codebook(parser: argparse.ArgumentParser) -> None:
 
 def _add_checkpoint(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(name, type=Path, required=True, metavar="CHECKPOINT")
-
-
-def _add_retinaface(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
 
 
 def _add_recogniser(parser: argparse.ArgumentParser) -> None:
@@ -483,11 +479,13 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
     recipe = replace(recipe, optimisation=optimisation)
     if isinstance(recipe, config.AutoencoderRecipe) and arguments.codebook:
         recipe = replace(recipe, codebook=replace(recipe.codebook, update=arguments.codebook))
-    if isinstance(recipe, config.CodesRecipe | config.PriorRecipe | config.UpsamplerRecipe):
+    if isinstance(recipe, config.PriorRecipe | config.UpsamplerRecipe) or not arguments.perceptual:
         return recipe
-    if arguments.perceptual:
-        recipe = replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
-    return recipe
+    if not isinstance(recipe, config.CodesRecipe):
+        return replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
+    if how := recipe.appearance:
+        how = replace(how, perceptual=replace(how.perceptual, kind=arguments.perceptual))
+    return replace(recipe, appearance=how)
 
 
 def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> Stage:
@@ -500,19 +498,16 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> 
 
     stage: Stage
     how = place.device, place.mixed
+    frozen = arguments.retinaface, arguments.vgg, arguments.lpips
     if isinstance(recipe, CodesRecipe):
         perceptual = identity = None
         if recipe.appearance:
-            perceptual = build_perceptual(
-                recipe.appearance.perceptual, arguments.retinaface, None, None
-            )
+            perceptual = build_perceptual(recipe.appearance.perceptual, *frozen)
             identity = build_identity(recipe.appearance.identity, arguments.recogniser)
         begun = arguments.autoencoder, *how, arguments.start
         stage = CodePrediction(recipe, *begun, perceptual, identity)
     else:
-        perceptual = build_perceptual(
-            recipe.perceptual, arguments.retinaface, arguments.vgg, arguments.lpips
-        )
+        perceptual = build_perceptual(recipe.perceptual, *frozen)
         if isinstance(recipe, AutoencoderRecipe):
             identity = build_identity(recipe.identity, arguments.recogniser)
             stage = Autoencoder(recipe, perceptual, *how, identity, arguments.start)
