@@ -304,7 +304,6 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
     from cfrestore.device import describe
     from cfrestore.train import distributed
     from cfrestore.train.config import PriorRecipe, UpsamplerRecipe, with_iterations
-    from cfrestore.train.data import Sampler
     from cfrestore.train.loop import Schedule, fitting
     from cfrestore.train.loop import train as loop
 
@@ -319,15 +318,13 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
     elif isinstance(recipe, UpsamplerRecipe):
         build, sampler = _upsampler(arguments, recipe, place, share)
     else:
+        build, sampler = _images(arguments, recipe, place, share)
 
-        def build(recipe: Recipe) -> Stage:
-            torch.manual_seed(arguments.seed)
-            assert not isinstance(recipe, PriorRecipe | UpsamplerRecipe)
-            return _stage(arguments, recipe, place)
+    def begin(recipe: Recipe) -> Stage:
+        torch.manual_seed(arguments.seed)
+        return build(recipe)
 
-        faces = _faces(tuple(arguments.data), recipe.model.image_size, place.device)
-        sampler = Sampler(faces, recipe.augmentation, *share)
-    stage = build(recipe)
+    stage = begin(recipe)
     shape = stage.recipe if isinstance(stage.recipe, UpsamplerRecipe) else stage.recipe.model
     say(
         f"stage {stage.name}, preset {arguments.preset}: {len(sampler.shown.names)} pictures of "
@@ -337,7 +334,7 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
         deadline = began + 60 * arguments.minutes
         fit = torch.tensor(fitting(stage, sampler, lambda: deadline - time.monotonic()))
         iterations = int(distributed.from_first(fit.to(place.device)))
-        stage = build(with_iterations(recipe, iterations))
+        stage = begin(with_iterations(recipe, iterations))
         say(f"{iterations} iterations fit into {arguments.minutes:.1f} minutes")
     schedule = Schedule(
         arguments.log_every,
@@ -347,6 +344,25 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
         arguments.shard_mb,
     )
     return loop(stage, sampler, arguments.output, schedule, say, arguments.resume)
+
+
+def _images(
+    arguments: argparse.Namespace,
+    recipe: ImageRecipe,
+    place: Place,
+    share: tuple[int, int, int, int],
+) -> tuple[Callable[[Recipe], Stage], Sampler]:
+    """A function that builds a stage on images, and its batches."""
+    from cfrestore.train.config import PriorRecipe, UpsamplerRecipe
+    from cfrestore.train.data import Sampler
+
+    faces = _faces(tuple(arguments.data), recipe.model.image_size, place.device)
+
+    def build(recipe: Recipe) -> Stage:
+        assert not isinstance(recipe, PriorRecipe | UpsamplerRecipe)
+        return _stage(arguments, recipe, place)
+
+    return build, Sampler(faces, recipe.augmentation, *share)
 
 
 def _prior(
@@ -361,8 +377,6 @@ def _prior(
     The autoencoder's checkpoint holds its configuration; one without is taken to be the published
     network.
     """
-    import torch
-
     from cfrestore.models.codeformer import CodeFormerConfig
     from cfrestore.train import checkpoint
     from cfrestore.train.codes import CodeSampler, load_codes
@@ -380,7 +394,6 @@ def _prior(
     seen, held_out = codes.split(recipe.held_out)
 
     def build(recipe: Recipe) -> Stage:
-        torch.manual_seed(arguments.seed)
         assert isinstance(recipe, PriorRecipe)
         own = replace(recipe, model=model)
         return CodePrior(own, teacher, seen, held_out, place.device, place.mixed)
@@ -395,8 +408,6 @@ def _upsampler(
     share: tuple[int, int, int, int],
 ) -> tuple[Callable[[Recipe], Stage], Sampler]:
     """A function that builds an upsampler's stage, and its batches: of pictures read and drawn."""
-    import torch
-
     from cfrestore.train.config import UpsamplerRecipe
     from cfrestore.train.data import Sampler, load_faces
     from cfrestore.train.scenes import draw_scenes
@@ -406,7 +417,6 @@ def _upsampler(
     pictures += draw_scenes(recipe.scenes, recipe.image_size, arguments.seed)
 
     def build(recipe: Recipe) -> Stage:
-        torch.manual_seed(arguments.seed)
         assert isinstance(recipe, UpsamplerRecipe)
         return SuperResolution(recipe, place.device, place.mixed)
 
