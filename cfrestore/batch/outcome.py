@@ -1,14 +1,13 @@
-"""The outcome of a job, as a value and as JSON, and the summary of many."""
+"""The outcome of a job, as a value and as JSON."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from cfrestore.batch.job import Job, Place, named
+from cfrestore.batch.job import Job, named
 
 if TYPE_CHECKING:
     from cfrestore.procedure import Restoration, Result
@@ -224,51 +223,4 @@ def outcome_of(
         remarks=restoration.remarks,
         notes=tuple(notes),
         seconds=seconds,
-    )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A picture that was not written, and why: a code of REASONS and a sentence."""
-
-    source: Place
-    code: str
-    error: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of many jobs.
-
-    Attributes:
-        done, unchanged: how many pictures were written, and how many need not be.
-        failed: the others, in the order of the jobs.
-        incomplete: pictures that were written, now or earlier, with less done than was asked for.
-        restored, left_alone: how many faces were restored, and how many should have been.
-    """
-
-    done: int
-    unchanged: int
-    failed: tuple[Failure, ...]
-    incomplete: tuple[Place, ...]
-    restored: int
-    left_alone: int
-
-
-def summarize(outcomes: Iterable[Outcome]) -> Summary:
-    """What became of all these jobs."""
-    outcomes = tuple(outcomes)
-    times = Counter(outcome.status for outcome in outcomes)
-    written = [outcome for outcome in outcomes if outcome.status != "failed"]
-    return Summary(
-        times["done"],
-        times["unchanged"],
-        tuple(
-            Failure(outcome.job.source, str(outcome.code), str(outcome.error))
-            for outcome in outcomes
-            if outcome.status == "failed"
-        ),
-        tuple(outcome.job.source for outcome in written if not outcome.complete),
-        sum(outcome.restored for outcome in written),
-        sum(len(outcome.left_alone) for outcome in written),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -173,18 +173,19 @@ def _faces(outcome: Outcome, done: str) -> str:
     return line
 
 
-def conclude(outcomes: Iterable[Outcome], total: int, console: Console, noun: str) -> None:
+def conclude(outcomes: Sequence[Outcome], total: int, console: Console, noun: str) -> None:
     """Prints a summary of many jobs, and the reason of each failure; noun as in `show_plan`."""
-    from cfrestore.batch import summarize
     from cfrestore.image.photo import printable
 
-    summary = summarize(outcomes)
-    for failure in summary.failed:
-        console.print(printable(f"failed: {failure.error}"))
-    line = f"{summary.done} of {total} {noun} written"
-    for count, what in ((summary.unchanged, "unchanged"), (len(summary.failed), "failed")):
-        if count:
-            line += f", {count} {what}"
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            console.print(printable(f"failed: {outcome.error}"))
+    times = Counter(outcome.status for outcome in outcomes)
+    line = f"{times['done']} of {total} {noun} written"
+    if times["unchanged"]:
+        line += f", {times['unchanged']} unchanged"
+    if times["failed"]:
+        line += f", {times['failed']} failed"
     console.print(line)
 
 
