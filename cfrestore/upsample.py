@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from cfrestore.align import rescale
 from cfrestore.checkpoint import load_network
 from cfrestore.device import Precision, inference, reduced
 from cfrestore.errors import CheckpointError, WeightsError
@@ -165,16 +166,13 @@ def with_more_pixels(face: RestoredFace, upsampler: Upsampler, scale: int) -> Re
     Args:
         scale: size of the result divided by that of the picture.
     """
-    to_crop = face.aligned.to_crop
-    wanted = scale / math.hypot(to_crop[0, 0], to_crop[1, 0])  # result px per crop px
+    wanted = scale * face.aligned.shrink  # result px per crop px
     factor = 1
     while factor < min(wanted, upsampler.network.scale):
         factor *= 2
     if factor == 1 or face.aligned.kept is not None:
         return face
-    shift = (factor - 1) / 2  # pixel areas coincide
-    to_larger = np.array([[factor, 0, shift], [0, factor, shift]]) @ [*to_crop, [0, 0, 1]]
-    aligned = replace(face.aligned, to_crop=to_larger)
+    aligned = replace(face.aligned, to_crop=rescale(face.aligned.to_crop, factor))
     return replace(face, crop=to_uint8(upsampler(face.crop, factor)), aligned=aligned)
 
 
