@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cfrestore.device import CPU
 from cfrestore.errors import ConfigError
 from cfrestore.evaluate import networks
 from cfrestore.evaluate.figures import (
@@ -33,8 +34,6 @@ from cfrestore.weights.digests import sha256_of
 
 Value: TypeAlias = float | bool | None
 """None: the metric has no value for this face."""
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
