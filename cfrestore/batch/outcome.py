@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from cfrestore.batch.job import Job, named
 
 if TYPE_CHECKING:
+    from cfrestore.detect import Face
     from cfrestore.procedure import Restoration, Result
     from cfrestore.restore import RestoredFace
 
@@ -101,9 +102,7 @@ def report(result: Result) -> FaceReport:
     kept = painted.aligned.kept if painted else None
     return FaceReport(
         "restored" if painted else "skipped" if isinstance(result, SkippedFace) else "failed",
-        round(float(face.score), 4),
-        rounded(face.box),
-        tuple(map(rounded, face.landmarks)),
+        *located(face),
         painted.fidelity if painted else None,
         painted is not None and painted.softened,
         None if kept is None else round(float(kept.mean()), 3),
@@ -121,9 +120,12 @@ def _confidence(painted: RestoredFace | None) -> Mapping[str, float | None] | No
     }
 
 
-def rounded(values: Iterable[float]) -> tuple[float, ...]:
-    """The values as they are reported."""
-    return tuple(round(float(value), 2) for value in values)
+def located(face: Face) -> tuple[float, tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Score, box and landmarks of a face, rounded as they are reported."""
+    box, *points = (
+        tuple(round(float(value), 2) for value in values) for values in (face.box, *face.landmarks)
+    )
+    return round(float(face.score), 4), box, tuple(points)
 
 
 @dataclass(frozen=True)

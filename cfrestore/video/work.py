@@ -11,7 +11,7 @@ from cfrestore.batch import FaceReport, Outcome
 from cfrestore.batch.ledger import FailureError, Ledger, manifests_of
 from cfrestore.batch.manifest import Fingerprint
 from cfrestore.batch.naming import Kind
-from cfrestore.batch.outcome import rounded
+from cfrestore.batch.outcome import located
 from cfrestore.errors import OutputError
 from cfrestore.select import SkippedFace
 from cfrestore.video.container import CONTAINERS
@@ -113,9 +113,7 @@ def _report(
     face = track.typical
     report = FaceReport(
         "restored",
-        round(face.score, 4),
-        rounded(face.box),
-        tuple(map(rounded, face.landmarks)),
+        *located(face),
         fidelity,
         frames=(track.first, track.last),
     )
