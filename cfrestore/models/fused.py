@@ -17,7 +17,7 @@ and with v = dL/du, and A and B the group's sums of weight v and weight v (x - m
 Shapes: B images, R = H*W rows of C channels each, G groups of K = C/G channels.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-any-return"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
 from __future__ import annotations
 
