@@ -8,6 +8,7 @@ checks that the faces are the same.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
+from cfrestore.checkpoint import load_network
 from cfrestore.errors import WeightsError
 from cfrestore.extras import package_folder
 from cfrestore.models.mtcnn import ONet, PNet, RNet
@@ -49,6 +50,14 @@ def _nothing() -> Detected:
     return Detected(*(np.zeros((0, *shape), np.float32) for shape in ((4,), (), (5, 2))))
 
 
+def weight_files() -> dict[str, Path]:
+    """The weights of the three networks; raises WeightsError if their package is not installed."""
+    package = package_folder("facenet_pytorch")
+    if package is None:
+        raise WeightsError("MTCNN's weights come with facenet-pytorch, which is not installed")
+    return {name: package / "data" / f"{name}.pt" for name in ("pnet", "rnet", "onet")}
+
+
 class Cascade:
     """The three networks with their weights, on the CPU."""
 
@@ -59,16 +68,10 @@ class Cascade:
             WeightsError: the package that contains them is not installed.
             CheckpointError: they are damaged.
         """
-        package = package_folder("facenet_pytorch")
-        if package is None:
-            raise WeightsError("MTCNN's weights come with facenet-pytorch, which is not installed")
-        with unfilled():
-            self.propose, self.refine, self.decide = PNet(), RNet(), ONet()
-        for network in (self.propose, self.refine, self.decide):
-            name = type(network).__name__
-            path = package / "data" / f"{name.lower()}.pt"
-            load_strictly(network, read_checkpoint(path)[0], path, name)
-            network.eval().requires_grad_(False)
+        files = weight_files()
+        self.propose = load_network(files["pnet"], lambda _: PNet())
+        self.refine = load_network(files["rnet"], lambda _: RNet())
+        self.decide = load_network(files["onet"], lambda _: ONet())
 
     def __call__(self, pixels: NDArray[np.uint8], least: int, threshold: float) -> Detected:
         """Finds faces.

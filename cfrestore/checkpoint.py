@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import pickle
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cfrestore.errors import CheckpointError, OutputError, WeightsError
 from cfrestore.files import drafted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+Network = TypeVar("Network", bound="nn.Module")
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -129,6 +131,21 @@ def load_strictly(
     network.load_state_dict(
         {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, assign=True
     )
+
+
+def load_network(path: str | Path, build: Callable[[Mapping[str, Tensor]], Network]) -> Network:
+    """The network of a file of tensors, in evaluation mode, on the CPU.
+
+    Args:
+        build: makes a network of the shape that the tensors have; its own are not used.
+    Raises:
+        WeightsError, CheckpointError: as `read_checkpoint` and `load_strictly`.
+    """
+    state, _ = read_checkpoint(path)
+    with unfilled():
+        network = build(state)
+    load_strictly(network, state, path, type(network).__name__)
+    return network.eval().requires_grad_(False)
 
 
 def digest_of(tensors: Iterable[Tensor]) -> str:

@@ -129,15 +129,18 @@ class Upsampling:
     def __post_init__(self) -> None:
         if self.background == "":
             raise ConfigError("the up-sampler has an empty name, as an unset variable gives it")
-        if not _is_count(self.tile, SMALLEST_TILE):
-            raise ConfigError(
-                f"tile must be a whole number from {SMALLEST_TILE}, found {self.tile!r}"
-            )
+        check_tile(self.tile)
 
     @property
     def network(self) -> str | None:
         """Name or file of the network; None: none is needed."""
         return self.background or ("realesrgan" if self.faces else None)
+
+
+def check_tile(tile: object) -> None:
+    """Raises ConfigError if an upsampler's tiles cannot have that side."""
+    if not _is_count(tile, SMALLEST_TILE):
+        raise ConfigError(f"tile must be a whole number from {SMALLEST_TILE}, found {tile!r}")
 
 
 def parse_batch_size(text: str) -> BatchSize:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
+from cfrestore.checkpoint import load_network
 from cfrestore.device import Precision, download, inference, reduced, upload
 from cfrestore.image import from_levels
+from cfrestore.models.parsenet import ParseNet
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import nn
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -56,7 +56,7 @@ class FaceParser:
         side: int = PARSE_SIZE,
         precision: Precision = Precision.FP32,
     ) -> None:
-        self.network = _load(path).to(device)
+        self.network: torch.nn.Module = load_network(path, lambda _: ParseNet()).to(device)
         self.device = torch.device(device)
         self.side = side
         self.precision = precision
@@ -97,17 +97,6 @@ def mask_from_classes(classes: NDArray[np.integer]) -> NDArray[np.float32]:
     framed = np.zeros_like(mask)
     framed[inner, inner] = mask[inner, inner].clip(0, 1)
     return framed
-
-
-def _load(path: str | Path) -> nn.Module:
-    """The network in evaluation mode, on the CPU."""
-    from cfrestore.models.parsenet import ParseNet
-
-    state, _ = read_checkpoint(path)
-    with unfilled():
-        network = ParseNet()
-    load_strictly(network, state, path, "ParseNet")
-    return network.eval().requires_grad_(False)
 
 
 def _resize(image: NDArray[_Scalar], side: int) -> NDArray[_Scalar]:

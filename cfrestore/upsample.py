@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -12,14 +13,15 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
+from cfrestore.align import rescale
+from cfrestore.checkpoint import load_network
 from cfrestore.device import Precision, inference, reduced
-from cfrestore.errors import CheckpointError, ConfigError, WeightsError
+from cfrestore.errors import CheckpointError, WeightsError
 from cfrestore.files import exists
 from cfrestore.image import resize, to_uint8
 from cfrestore.models.rrdbnet import RRDBNet, RRDBNetConfig
 from cfrestore.models.srvgg import SRVGGConfig, SRVGGNetCompact
-from cfrestore.options import SMALLEST_TILE, TILE
+from cfrestore.options import SMALLEST_TILE, TILE, check_tile
 from cfrestore.stopping import check_wanted
 from cfrestore.weights import locate, missing
 
@@ -56,7 +58,7 @@ class Upsampler:
     Raises:
         WeightsError: the file cannot be read.
         CheckpointError: the file holds something else.
-        ConfigError: the tiles are too small.
+        ConfigError: as `check_tile`.
     """
 
     def __init__(
@@ -66,10 +68,9 @@ class Upsampler:
         tile: int = TILE,
         precision: Precision = Precision.FP32,
     ) -> None:
-        if tile < SMALLEST_TILE:
-            raise ConfigError(f"tiles have at least {SMALLEST_TILE} pixels a side, found {tile}")
+        check_tile(tile)
         self.path = Path(path)
-        self.network = _load(path)
+        self.network = load_network(path, partial(_deduced, path=path))
         self.device = torch.device(device)
         self.network.to(self.device).to(memory_format=torch.channels_last)
         self.tile = tile
@@ -165,26 +166,14 @@ def with_more_pixels(face: RestoredFace, upsampler: Upsampler, scale: int) -> Re
     Args:
         scale: size of the result divided by that of the picture.
     """
-    to_crop = face.aligned.to_crop
-    wanted = scale / math.hypot(to_crop[0, 0], to_crop[1, 0])  # result px per crop px
+    wanted = scale * face.aligned.shrink  # result px per crop px
     factor = 1
     while factor < min(wanted, upsampler.network.scale):
         factor *= 2
     if factor == 1 or face.aligned.kept is not None:
         return face
-    shift = (factor - 1) / 2  # pixel areas coincide
-    to_larger = np.array([[factor, 0, shift], [0, factor, shift]]) @ [*to_crop, [0, 0, 1]]
-    aligned = replace(face.aligned, to_crop=to_larger)
+    aligned = replace(face.aligned, to_crop=rescale(face.aligned.to_crop, factor))
     return replace(face, crop=to_uint8(upsampler(face.crop, factor)), aligned=aligned)
-
-
-def _load(path: str | Path) -> _Network:
-    """The network in evaluation mode, on the CPU."""
-    state, _ = read_checkpoint(path)
-    with unfilled():
-        network = _deduced(state, path)
-    load_strictly(network, state, path, type(network).__name__)
-    return network.eval().requires_grad_(False)
 
 
 def _deduced(state: Mapping[str, Tensor], path: str | Path) -> _Network:

@@ -431,7 +431,7 @@ def test_every_code_is_explained() -> None:
     folder = Path(engine.__file__).parent
     files = [folder / f"{name}.py" for name in ("engine", "ledger", "cluster")]
     source = "".join(file.read_text(encoding="utf-8") for file in files)
-    codes = set(re.findall(r'(?:FailureError\(|failing\([\w.\[\]]+, )"(\w+)"', source))
+    codes = set(re.findall(r'(?:FailureError\(|(?:failing|tried)\([\w.\[\]]+, )"(\w+)"', source))
     assert codes == set(REASONS)
 
 

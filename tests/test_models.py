@@ -294,7 +294,7 @@ def test_quantiser_takes_the_nearest_code_and_passes_the_gradient_through() -> N
     quantizer = VectorQuantizer(8, 4)
     torch.nn.init.normal_(quantizer.embedding.weight)
     latent = torch.randn(2, 4, 3, 3, requires_grad=True)
-    values, codes = quantizer(latent)
+    values, codes, vectors = quantizer(latent)
     rows = latent.detach().permute(0, 2, 3, 1).reshape(2, 9, 1, 4)
     brute = (rows - quantizer.embedding.weight.detach()).square().sum(-1).argmin(-1)
     assert (codes == brute).all()
@@ -303,6 +303,8 @@ def test_quantiser_takes_the_nearest_code_and_passes_the_gradient_through() -> N
     values.backward(gradient)
     torch.testing.assert_close(latent.grad, gradient)
     assert quantizer.embedding.weight.grad is None
+    vectors.backward(gradient)
+    assert quantizer.embedding.weight.grad is not None
 
 
 def test_quantiser_ties_go_to_the_lowest_index() -> None:

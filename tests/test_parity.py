@@ -239,7 +239,7 @@ PLACES = {
 
 @pytest.fixture
 def bands(monkeypatch: pytest.MonkeyPatch) -> FaceParser:
-    monkeypatch.setattr(parse, "_load", lambda path: Bands())
+    monkeypatch.setattr(parse, "load_network", lambda path, build: Bands())
     return FaceParser("any.pth")
 
 

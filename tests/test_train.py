@@ -759,6 +759,28 @@ def test_the_codebook_follows_as_the_words_say() -> None:
         assert found.codebook == replace(AUTOENCODER["vqvae"].codebook, update=update)
 
 
+@pytest.mark.parametrize(
+    ("stage", "preset", "words"),
+    [
+        ("autoencoder", "further", ""),
+        ("codes", "further", "--autoencoder a"),
+        ("fusion", "compact", "--autoencoder a --codes b"),
+        ("polish", "further", "--autoencoder a --fusion b"),
+    ],
+)
+def test_the_perceptual_distance_is_as_the_words_say(stage: str, preset: str, words: str) -> None:
+    words = f"{stage} --preset {preset} --data a --output b {words}"
+    for said, kind in (("--perceptual none", "none"), ("", "retinaface")):
+        found = _recipe(_parser().parse_args(f"{words} {said}".split()), 1)
+        own = found.appearance if isinstance(found, CodesRecipe) else found
+        assert own.perceptual.kind == kind
+
+
+def test_codes_that_are_not_compared_have_no_perceptual_distance() -> None:
+    words = "codes --data a --output b --autoencoder a --perceptual none"
+    assert _recipe(_parser().parse_args(words.split()), 1) == CODES["compact"]
+
+
 def test_mixed_precision_chooses_the_same_codes(
     stage_one: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -330,7 +330,7 @@ def test_what_is_not_finite_is_painted_again_in_full_precision_or_is_an_error(
 
 
 def test_small_tiles_are_refused(upsampler: Callable[..., Upsampler]) -> None:
-    with pytest.raises(ConfigError, match="at least 64 pixels a side, found 63"):
+    with pytest.raises(ConfigError, match="whole number from 64, found 63"):
         upsampler(plain_srvgg(), CPU, 63)
 
 

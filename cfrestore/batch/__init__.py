@@ -4,15 +4,7 @@ from cfrestore.batch.engine import PIXELS_AHEAD, WORKERS, run
 from cfrestore.batch.inputs import find_pictures, read_list
 from cfrestore.batch.job import COMPARED, CROPS, MARK, MARKS, RESTORED, SAMPLES, Job, Stream
 from cfrestore.batch.manifest import Manifest
-from cfrestore.batch.outcome import (
-    REASONS,
-    SCHEMA,
-    FaceReport,
-    Failure,
-    Outcome,
-    Summary,
-    summarize,
-)
+from cfrestore.batch.outcome import REASONS, SCHEMA, FaceReport, Outcome
 from cfrestore.batch.planning import parse_shard, plan
 from cfrestore.batch.watching import watch
 
@@ -28,17 +20,14 @@ __all__ = [
     "SCHEMA",
     "WORKERS",
     "FaceReport",
-    "Failure",
     "Job",
     "Manifest",
     "Outcome",
     "Stream",
-    "Summary",
     "find_pictures",
     "parse_shard",
     "plan",
     "read_list",
     "run",
-    "summarize",
     "watch",
 ]

@@ -20,7 +20,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,7 +33,6 @@ from cfrestore.batch.engine import (
     Pasted,
     PictureIO,
     Reader,
-    gathered,
 )
 from cfrestore.batch.job import Job, named
 from cfrestore.batch.ledger import FailureError, Ledger, manifests_of
@@ -408,9 +406,7 @@ class _Painting:
             opened.append(self.place.item(item))
         count, weight = 2 * self.threads, PIXELS_AHEAD
         begun = ahead(self.pool, processor.find, opened, lambda _: 0, count=count, weight=weight)
-        groups = gathered(begun, processor.procedure.batch_size)
-        painted = chain.from_iterable(map(processor.paint, groups))
-        size = processor.pixels_to_write
+        painted, size = processor.painted(begun), processor.pixels_to_write
         return ahead(self.pool, processor.paste, painted, size, count=count, weight=weight)
 
 

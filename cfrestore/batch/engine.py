@@ -99,9 +99,7 @@ def run(
             for _ in ("read", "write")
         )
         begun = ahead(readers, processor.begin, jobs, _pixels_of, count=count, weight=weight)
-        groups = gathered(begun, procedure.batch_size)
-        painted = chain.from_iterable(map(processor.paint, groups))
-        size = processor.pixels_to_write
+        painted, size = processor.painted(begun), processor.pixels_to_write
         yield from ahead(
             writers, processor.finish, painted, size, count=count, weight=weight, prompt=True
         )
@@ -191,11 +189,7 @@ class PictureIO:
 
     def open(self, job: Job) -> Opened | Outcome:
         """Reads a picture."""
-        try:
-            with failing(job, "unreadable"):
-                return self._open(job)
-        except FailureError as failure:
-            return self.ledger.failed(job, failure)
+        return self.ledger.tried(job, "unreadable", lambda: self._open(job))
 
     def _open(self, job: Job) -> Opened | Outcome:
         self.ledger.check_free(job.singles, job)
@@ -220,11 +214,7 @@ class PictureIO:
         """Writes a result and records it."""
         if isinstance(picture, Outcome):
             return picture
-        try:
-            with failing(picture.job, "unwritable"):
-                return self._close(picture)
-        except FailureError as failure:
-            return self.ledger.failed(picture.job, failure)
+        return self.ledger.tried(picture.job, "unwritable", lambda: self._close(picture))
 
     def _close(self, picture: Pasted) -> Outcome:
         job, start = picture.job, time.perf_counter()
@@ -273,11 +263,7 @@ class FaceProcessor:
         """Cuts out the faces of a picture."""
         if isinstance(picture, Outcome):
             return picture
-        try:
-            with failing(picture.job, "unsuitable"):
-                return self._find(picture)
-        except FailureError as failure:
-            return self.io.ledger.failed(picture.job, failure)
+        return self.io.ledger.tried(picture.job, "unsuitable", lambda: self._find(picture))
 
     def _find(self, picture: Opened) -> _Begun:
         job, photo = picture.job, picture.holder.pop()
@@ -289,6 +275,18 @@ class FaceProcessor:
                 raise ImageError(text) from error
         holder, pixels = [(photo, prepared)], math.prod(photo.size)
         return _Begun(job, picture.fingerprint, holder, prepared.faces, pixels, picture.seconds)
+
+    def painted(self, pictures: Iterable[_Begun | Outcome]) -> Iterator[_PaintedPicture | Outcome]:
+        """Paints pictures in order, in groups with enough faces for a batch where possible."""
+        groups = grouped(
+            pictures,
+            lambda picture: len(picture.faces) if isinstance(picture, _Begun) else 0,
+            lambda picture: picture.pixels if isinstance(picture, _Begun) else 0,
+            enough=self.procedure.batch_size,
+            count=PICTURES_AHEAD,
+            weight=PIXELS_AHEAD,
+        )
+        return chain.from_iterable(map(self.paint, groups))
 
     def paint(self, pictures: Sequence[_Begun | Outcome]) -> Iterator[_PaintedPicture | Outcome]:
         """Paints the faces of several pictures together; if that fails, one picture at a time."""
@@ -322,11 +320,8 @@ class FaceProcessor:
         """Pastes the faces of a picture."""
         if isinstance(picture, Outcome):
             return picture
-        try:
-            with failing(picture.begun.job, "unwritable"):
-                return self._paste(picture.begun, picture.faces)
-        except FailureError as failure:
-            return self.io.ledger.failed(picture.begun.job, failure)
+        begun, faces = picture.begun, picture.faces
+        return self.io.ledger.tried(begun.job, "unwritable", lambda: self._paste(begun, faces))
 
     def _paste(self, begun: _Begun, faces: Sequence[PaintedFace]) -> Pasted:
         job, seconds = begun.job, begun.seconds
@@ -362,20 +357,6 @@ def _fingerprint(source: Path) -> Fingerprint | None:
         if source.is_file():
             return Fingerprint.of(source)
     return None
-
-
-def gathered(
-    pictures: Iterable[_Begun | Outcome], batch_size: int
-) -> Iterator[list[_Begun | Outcome]]:
-    """Pictures in order, in groups that have enough faces for a batch where possible."""
-    return grouped(
-        pictures,
-        lambda picture: len(picture.faces) if isinstance(picture, _Begun) else 0,
-        lambda picture: picture.pixels if isinstance(picture, _Begun) else 0,
-        enough=batch_size,
-        count=PICTURES_AHEAD,
-        weight=PIXELS_AHEAD,
-    )
 
 
 def _pixels_of(job: Job) -> int:

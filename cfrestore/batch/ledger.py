@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cfrestore import __version__
 from cfrestore.batch.job import Job
@@ -19,6 +19,8 @@ from cfrestore.image import task_in
 
 if TYPE_CHECKING:
     from cfrestore.image import Photo
+
+Done = TypeVar("Done")
 
 
 class FailureError(Exception):
@@ -69,26 +71,36 @@ class Ledger:
         """The outcome that planning or an earlier run has decided, if it is still valid."""
         if job.refusal:
             return self.failed(job, FailureError("refused", job.refusal))
-        if job.manifest is None or not isinstance(job.target, Path):
+        return self.tried(job, "unreadable", lambda: self._earlier(job))
+
+    def _earlier(self, job: Job) -> Outcome | None:
+        manifest = self.manifest_of(job)
+        if manifest is None or not isinstance(job.target, Path):
             return None
+        record = manifest.finished(job, self.digest(job))
+        if record is None:
+            before = manifest.replaced(job, self.task) if job.once else None
+            return left_as_it_is(job, before.outcome) if before else None
+        notes = record.outcome.notes
+        if not manifest.wrote(job.target, job):
+            notes += (f"{job.target} has been edited since it was written, and is left so.",)
+        return replace(record.outcome, job=job, status="unchanged", notes=notes, seconds={})
+
+    def manifest_of(self, job: Job) -> Manifest | None:
+        """What earlier runs have recorded where the job is recorded; None if it is not."""
+        return self.manifests[job.manifest.parent] if job.manifest else None
+
+    def tried(self, job: Job, code: str, work: Callable[[], Done]) -> Done | Outcome:
+        """What the work returns or, if it meets an error, the outcome of the failed job."""
         try:
-            with failing(job, "unreadable"):
-                manifest = self.manifests[job.manifest.parent]
-                record = manifest.finished(job, self.digest(job))
-                if record is None:
-                    before = manifest.replaced(job, self.task) if job.once else None
-                    return left_as_it_is(job, before.outcome) if before else None
-                notes = record.outcome.notes
-                if not manifest.wrote(job.target, job):
-                    left = f"{job.target} has been edited since it was written, and is left so."
-                    notes += (left,)
-                return replace(record.outcome, job=job, status="unchanged", notes=notes, seconds={})
+            with failing(job, code):
+                return work()
         except FailureError as failure:
             return self.failed(job, failure)
 
     def check_free(self, paths: Iterable[Path], job: Job) -> None:
         """Raises FailureError if a result would replace a file that must be kept."""
-        manifest = self.manifests[job.manifest.parent] if job.manifest else None
+        manifest = self.manifest_of(job)
         for path in paths:
             own = job.in_place and path == job.target
             if exists(path) and not (job.overwrite or own):
@@ -113,7 +125,7 @@ class Ledger:
         numbers = range(1 + max(faces, len(written)))
         places = [job.numbered(first.parent.name, k) for first in job.series for k in numbers]
         found = [path for path in places if path not in written and exists(path)]
-        manifest = self.manifests[job.manifest.parent] if job.manifest else None
+        manifest = self.manifest_of(job)
         if manifest is None:
             return [], found
         known = manifest.outdated(job, written)
@@ -125,7 +137,7 @@ class Ledger:
 
         Only that tells whether there was a face at all.
         """
-        manifest = self.manifests[job.manifest.parent] if job.manifest else None
+        manifest = self.manifest_of(job)
         assert isinstance(job.source, Path)
         known = manifest is not None and manifest.wrote(job.source, job)
         return not known and photo.xmp is not None and task_in(photo.xmp) == self.task is not None

@@ -181,8 +181,7 @@ class Manifest:
 
     def part(self, job: Job) -> Manifest:
         """The part that concerns a job."""
-        source = relative(job.source, self.folder) if isinstance(job.source, Path) else ""
-        names = self._by_source.get(source, ())
+        names = self._by_source.get(self._source_of(job), ())
         return Manifest(self.folder, {name: self.records[name] for name in names})
 
     def knows(self, path: Path, job: Job) -> bool:
@@ -205,10 +204,9 @@ class Manifest:
         Edited ones are among them, see `wrote`.
         """
         now = {relative(path, self.folder) for path in written}
-        source = relative(job.source, self.folder) if isinstance(job.source, Path) else ""
-        names = (name for name in self._by_source.get(source, ()) if name not in now)
-        paths = filter(job.has_numbered, (self.folder / native(name) for name in names))
-        numbered = (job.folder(path.parent.name) / path.name for path in paths)
+        names = self._by_source.get(self._source_of(job), ())
+        old = (self.folder / native(name) for name in names if name not in now)
+        numbered = (job.folder(p.parent.name) / p.name for p in old if job.has_numbered(p))
         return tuple(filter(exists, numbered))
 
     def finished(self, job: Job, settings: str) -> Record | None:
@@ -246,10 +244,14 @@ class Manifest:
         return None
 
     def _records(self, path: Path, job: Job) -> Iterator[Record]:
-        source = relative(job.source, self.folder) if isinstance(job.source, Path) else ""
+        source = self._source_of(job)
         for record in self.records.get(relative(path, self.folder), ()):
             if record.source == source:
                 yield record
+
+    def _source_of(self, job: Job) -> str:
+        """The job's picture, as Record.source says it; empty if it is no file."""
+        return relative(job.source, self.folder) if isinstance(job.source, Path) else ""
 
     def _intact(self, record: Record) -> bool:
         return all(

@@ -1,16 +1,16 @@
-"""The outcome of a job, as a value and as JSON, and the summary of many."""
+"""The outcome of a job, as a value and as JSON."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from cfrestore.batch.job import Job, Place, named
+from cfrestore.batch.job import Job, named
 
 if TYPE_CHECKING:
+    from cfrestore.detect import Face
     from cfrestore.procedure import Restoration, Result
     from cfrestore.restore import RestoredFace
 
@@ -102,9 +102,7 @@ def report(result: Result) -> FaceReport:
     kept = painted.aligned.kept if painted else None
     return FaceReport(
         "restored" if painted else "skipped" if isinstance(result, SkippedFace) else "failed",
-        round(float(face.score), 4),
-        rounded(face.box),
-        tuple(map(rounded, face.landmarks)),
+        *located(face),
         painted.fidelity if painted else None,
         painted is not None and painted.softened,
         None if kept is None else round(float(kept.mean()), 3),
@@ -122,9 +120,12 @@ def _confidence(painted: RestoredFace | None) -> Mapping[str, float | None] | No
     }
 
 
-def rounded(values: Iterable[float]) -> tuple[float, ...]:
-    """The values as they are reported."""
-    return tuple(round(float(value), 2) for value in values)
+def located(face: Face) -> tuple[float, tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Score, box and landmarks of a face, rounded as they are reported."""
+    box, *points = (
+        tuple(round(float(value), 2) for value in values) for values in (face.box, *face.landmarks)
+    )
+    return round(float(face.score), 4), box, tuple(points)
 
 
 @dataclass(frozen=True)
@@ -224,51 +225,4 @@ def outcome_of(
         remarks=restoration.remarks,
         notes=tuple(notes),
         seconds=seconds,
-    )
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A picture that was not written, and why: a code of REASONS and a sentence."""
-
-    source: Place
-    code: str
-    error: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of many jobs.
-
-    Attributes:
-        done, unchanged: how many pictures were written, and how many need not be.
-        failed: the others, in the order of the jobs.
-        incomplete: pictures that were written, now or earlier, with less done than was asked for.
-        restored, left_alone: how many faces were restored, and how many should have been.
-    """
-
-    done: int
-    unchanged: int
-    failed: tuple[Failure, ...]
-    incomplete: tuple[Place, ...]
-    restored: int
-    left_alone: int
-
-
-def summarize(outcomes: Iterable[Outcome]) -> Summary:
-    """What became of all these jobs."""
-    outcomes = tuple(outcomes)
-    times = Counter(outcome.status for outcome in outcomes)
-    written = [outcome for outcome in outcomes if outcome.status != "failed"]
-    return Summary(
-        times["done"],
-        times["unchanged"],
-        tuple(
-            Failure(outcome.job.source, str(outcome.code), str(outcome.error))
-            for outcome in outcomes
-            if outcome.status == "failed"
-        ),
-        tuple(outcome.job.source for outcome in written if not outcome.complete),
-        sum(outcome.restored for outcome in written),
-        sum(len(outcome.left_alone) for outcome in written),
     )

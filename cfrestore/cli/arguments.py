@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -231,6 +231,20 @@ class CommonArguments:
         ),
     ] = False
 
+    def options(self, **own: Any) -> Options:
+        """The options of the pipeline; `own` are those that not all commands have.
+
+        Raises:
+            ConfigError: as Options.
+        """
+        return Options(
+            batch_size=parse_batch_size(self.batch_size),
+            faces=parse_faces(self.faces),
+            min_face=self.min_face,
+            max_face=parse_max_face(self.max_face),
+            **own,
+        )
+
 
 @dataclass(frozen=True)
 class PictureArguments(CommonArguments):
@@ -411,26 +425,13 @@ class PictureArguments(CommonArguments):
         ),
     ] = DEFAULTS.seed
 
-    def options(
-        self, *, fidelity: float = DEFAULTS.fidelity, upscale: int = 1, draw_box: bool = False
-    ) -> Options:
-        """The options of the pipeline, including those that only some commands have.
-
-        Raises:
-            ConfigError: as Options.
-        """
-        return Options(
-            fidelity=fidelity,
-            upscale=upscale,
+    def options(self, **own: Any) -> Options:
+        return super().options(
             aligned=self.aligned,
-            batch_size=parse_batch_size(self.batch_size),
-            faces=parse_faces(self.faces),
-            min_face=self.min_face,
-            max_face=parse_max_face(self.max_face),
-            draw_box=draw_box,
             samples=self.samples,
             temperature=self.temperature,
             seed=self.seed,
+            **own,
         )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from cfrestore.batch import Job, Outcome
     from cfrestore.pipeline import Pipeline
@@ -78,18 +79,8 @@ def progress(
     Yields:
         a function to call after each picture with the number of its restored faces.
     """
-    from rich import progress as rich
-
-    bar = rich.Progress(
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        "pictures, {task.fields[faces]} faces, {task.fields[rate]:.1f} a second,",
-        rich.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (shown and console.is_terminal and not console.is_dumb_terminal),
-    )
-    with bar:
+    counts = "pictures, {task.fields[faces]} faces, {task.fields[rate]:.1f} a second,"
+    with _bar(console, shown, counts) as bar:
         task = bar.add_task("", total=total, faces=0, rate=0.0)
 
         def advance(faces: int) -> None:
@@ -111,19 +102,7 @@ def frame_progress(
         a function to call with a stage, how many frames more it has done, and the number of all
         frames, if known.
     """
-    from rich import progress as rich
-
-    bar = rich.Progress(
-        "{task.description}",
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        "frames,",
-        rich.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (shown and console.is_terminal and not console.is_dumb_terminal),
-    )
-    with bar:
+    with _bar(console, shown, "frames,", "{task.description}") as bar:
         task = bar.add_task("", total=None)
         stage = ""
 
@@ -135,6 +114,22 @@ def frame_progress(
             bar.update(task, advance=more)
 
         yield advance
+
+
+def _bar(console: Console, shown: bool, counts: str, *title: str) -> Progress:
+    """A bar, on terminals only, with a title before it and counts and the remaining time after."""
+    from rich import progress as rich
+
+    return rich.Progress(
+        *title,
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        counts,
+        rich.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not (shown and console.is_terminal and not console.is_dumb_terminal),
+    )
 
 
 def describe(outcome: Outcome, done: str, *, verbose: bool = False) -> str:
@@ -173,18 +168,19 @@ def _faces(outcome: Outcome, done: str) -> str:
     return line
 
 
-def conclude(outcomes: Iterable[Outcome], total: int, console: Console, noun: str) -> None:
+def conclude(outcomes: Sequence[Outcome], total: int, console: Console, noun: str) -> None:
     """Prints a summary of many jobs, and the reason of each failure; noun as in `show_plan`."""
-    from cfrestore.batch import summarize
     from cfrestore.image.photo import printable
 
-    summary = summarize(outcomes)
-    for failure in summary.failed:
-        console.print(printable(f"failed: {failure.error}"))
-    line = f"{summary.done} of {total} {noun} written"
-    for count, what in ((summary.unchanged, "unchanged"), (len(summary.failed), "failed")):
-        if count:
-            line += f", {count} {what}"
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            console.print(printable(f"failed: {outcome.error}"))
+    times = Counter(outcome.status for outcome in outcomes)
+    line = f"{times['done']} of {total} {noun} written"
+    if times["unchanged"]:
+        line += f", {times['unchanged']} unchanged"
+    if times["failed"]:
+        line += f", {times['failed']} failed"
     console.print(line)
 
 

@@ -28,14 +28,7 @@ from cfrestore.cli.record import facts_of
 from cfrestore.cli.work import check_there, load, report_outcomes, set_up, show_jobs
 from cfrestore.errors import ConfigError
 from cfrestore.extras import require
-from cfrestore.options import (
-    Options,
-    Upsampling,
-    parse_batch_size,
-    parse_faces,
-    parse_max_face,
-    parse_upsampling,
-)
+from cfrestore.options import Options, Upsampling, parse_upsampling
 from cfrestore.task import RESTORATION
 
 if TYPE_CHECKING:
@@ -75,17 +68,6 @@ class VideoArguments(CommonArguments):
         ),
     ] = None
 
-    def options(self, fidelity: float, upscale: int) -> Options:
-        """The options of each frame; raises ConfigError as Options."""
-        return Options(
-            fidelity=fidelity,
-            upscale=upscale,
-            batch_size=parse_batch_size(self.batch_size),
-            faces=parse_faces(self.faces),
-            min_face=self.min_face,
-            max_face=parse_max_face(self.max_face),
-        )
-
 
 @app.command(cls=PictureCommand)
 @with_arguments(VideoArguments)
@@ -109,7 +91,7 @@ def video(
     stdout = sys.stdout
     if args.json and stdout is None:
         raise ConfigError("stdout is closed, but --json is to be written there")
-    options = args.options(w, upscale)
+    options = args.options(fidelity=w, upscale=upscale)
     upsampling = parse_upsampling(bg_upsampler, face_upsample, bg_tile)
     try:
         with redirect_stdout(sys.stderr):

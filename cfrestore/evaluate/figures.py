@@ -29,7 +29,7 @@ LEAST_SIDE = 32
 def psnr(face: Face, clean: Face) -> float:
     """Peak signal-to-noise ratio within the border, dB; infinite for equal faces.
 
-    Source: specification 03, section 7: RGB, float64.
+    Source: the published evaluation: RGB, float64.
     """
     a, b = (_within(x).astype(np.float64) for x in (face, clean))
     error = np.square(a - b).mean()
@@ -47,7 +47,7 @@ def load_ssim() -> Callable[[Face, Face], float]:
 
     Raises:
         ConfigError: scikit-image is not installed.
-    Source: specification 03, section 7: Gaussian window of 11x11 with sigma 1.5.
+    Source: the published evaluation: Gaussian window of 11x11 with sigma 1.5.
     """
     require("skimage.metrics", extra="eval")
     from skimage.metrics import structural_similarity

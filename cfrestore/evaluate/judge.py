@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cfrestore import cascade
+from cfrestore.device import CPU
 from cfrestore.errors import ConfigError
 from cfrestore.evaluate import networks
 from cfrestore.evaluate.figures import (
@@ -33,8 +35,6 @@ from cfrestore.weights.digests import sha256_of
 
 Value: TypeAlias = float | bool | None
 """None: the metric has no value for this face."""
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Judge:
             WeightsError, CheckpointError: a given file cannot be read, or is the wrong one.
             ConfigError: a package that a given file needs is not installed.
         """
-        mtcnn = networks.mtcnn_files()
+        mtcnn = cascade.weight_files()
         self.reasons = dict(NEEDS)
         self.files: dict[str, dict[str, Path]] = {
             "lmd": mtcnn,

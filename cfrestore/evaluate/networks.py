@@ -28,7 +28,7 @@ from cfrestore.detect import load_detector
 from cfrestore.device import inference
 from cfrestore.errors import CheckpointError
 from cfrestore.evaluate.figures import Face
-from cfrestore.extras import package_folder, require
+from cfrestore.extras import require
 from cfrestore.image import resize, to_tensor
 from cfrestore.recognise import load_recogniser, look_at
 from cfrestore.train.perceptual import load_lpips
@@ -48,13 +48,6 @@ NIQE_BLOCK = 96
 
 DROPPED = "torchvision.transforms.functional_tensor"
 """A module that torchvision no longer has."""
-
-
-def mtcnn_files() -> dict[str, Path]:
-    """The weights of MTCNN's three networks, which come with facenet-pytorch."""
-    package = package_folder("facenet_pytorch")
-    assert package is not None, "else there is no detector either"
-    return {name: package / "data" / f"{name}.pt" for name in ("pnet", "rnet", "onet")}
 
 
 class Landmarks:

@@ -106,7 +106,7 @@ def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:
     Args:
         pixels: (H, W, 3) uint8 or uint16.
         threshold: largest mean of the three variances, in squared 8-bit steps.
-    Source: specification 02, section 8.1.
+    Source: the published pipeline.
     """
     wide = pixels.dtype == np.uint16
     depth, step = (cv2.CV_32S, 257) if wide else (cv2.CV_16S, 1)
@@ -135,7 +135,7 @@ def to_gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
         pixels: (..., 3), any real dtype.
     Returns:
         (..., 3) float64 in the units of the input.
-    Source: specification 02, section 8.2.
+    Source: the published pipeline.
     """
     brightness = 0.2989 * pixels[..., 0] + 0.5870 * pixels[..., 1] + 0.1140 * pixels[..., 2]
     return np.repeat(np.asarray(brightness, np.float64)[..., None], 3, axis=-1)
@@ -149,7 +149,7 @@ def match_statistics(content: NDArray[Any], style: NDArray[Any]) -> NDArray[np.f
         style: (H', W', C), any real dtype.
     Returns:
         (H, W, C) float64, neither clipped nor rounded.
-    Source: specification 02, section 8.3.
+    Source: the published pipeline.
     """
     content, style = content.astype(np.float64), style.astype(np.float64)
     spread, wanted = (np.sqrt(image.var(axis=(0, 1)) + 1e-5) for image in (content, style))

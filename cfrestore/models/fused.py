@@ -17,7 +17,7 @@ and with v = dL/du, and A and B the group's sums of weight v and weight v (x - m
 Shapes: B images, R = H*W rows of C channels each, G groups of K = C/G channels.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-any-return"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
 from __future__ import annotations
 
@@ -270,18 +270,9 @@ class _GroupNorm(torch.autograd.Function):
     schema="(Tensor x, int groups, Tensor weight, Tensor bias, float eps, bool silu, "
     "Tensor? offset) -> Tensor",
 )
-def _operator(
-    x: Tensor,
-    groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    silu: bool,
-    offset: Tensor | None,
-) -> Tensor:
+def _operator(x: Tensor, *others: Any) -> Tensor:
     """`group_norm` as a step of compiled networks, which torch does not look into."""
-    last = x.contiguous(memory_format=torch.channels_last)
-    return _normalised(last, groups, weight, bias, eps, silu, offset)[0]
+    return _normalised(x.contiguous(memory_format=torch.channels_last), *others)[0]
 
 
 @_operator.register_fake

@@ -76,7 +76,7 @@ class Recogniser(nn.Module):
 
         dlib considers two faces the same person if their Euclidean distance is below 0.6.
         """
-        return torch.as_tensor(self.head(features[-1].mean((2, 3))))
+        return self.head(features[-1].mean((2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B,3,150,150) RGB in [-1, 1] to descriptors (B,128)."""

@@ -95,7 +95,7 @@ class RRDBNet(nn.Module):
         x = x + self.conv_body(self.body(x))
         for conv in (self.conv_up1, self.conv_up2):
             x = F.leaky_relu(enlarge(x, conv.weight, conv.bias), _SLOPE)
-        return torch.as_tensor(self.conv_last(F.leaky_relu(self.conv_hr(x), _SLOPE)))
+        return self.conv_last(F.leaky_relu(self.conv_hr(x), _SLOPE))
 
 
 def _conv(inner: int, outer: int) -> nn.Conv2d:

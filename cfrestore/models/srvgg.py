@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,7 +55,7 @@ class SRVGGNetCompact(nn.Module):
         for layer in self.body:
             painted = layer(painted)  # (B,F,H,W), and at last (B,3*scale*scale,H,W)
         painted = F.pixel_shuffle(painted, self.scale)
-        return torch.as_tensor(painted + F.interpolate(x, scale_factor=self.scale))
+        return painted + F.interpolate(x, scale_factor=self.scale)
 
 
 def _conv(inner: int, outer: int) -> nn.Conv2d:

@@ -302,6 +302,7 @@ class Quantized(NamedTuple):
 
     values: Tensor  # (B,d,s,s), gradients pass straight through to the latent
     codes: Tensor  # (B,s*s) int64, row-major
+    vectors: Tensor  # (B,d,s,s), of the codes, with gradient to the codebook
 
 
 class VectorQuantizer(nn.Module):
@@ -331,9 +332,9 @@ class VectorQuantizer(nn.Module):
         return to_map(self.embedding(codes), side, side)
 
     def forward(self, latent: Tensor) -> Quantized:
-        codes = self.nearest(latent)
+        codes = self.nearest(latent.detach())
         vectors = self.lookup(codes, latent.shape[-1])
-        return Quantized(latent + (vectors - latent).detach(), codes)
+        return Quantized(latent + (vectors - latent).detach(), codes, vectors)
 
 
 class Decoder(nn.Module):

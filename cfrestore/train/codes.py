@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cfrestore.device import CPU
 from cfrestore.train import checkpoint
 from cfrestore.train.data import Order, face_names, load_faces
 
@@ -97,7 +98,7 @@ class CodeSampler(Order[CodeMaps]):
 
     def batch(self, t: int, device: torch.device) -> Tensor:
         """Code maps of iteration t, (B,s,s) int64 on the device."""
-        generator = self.generator(t, 1, torch.device("cpu"))
+        generator = self.generator(t, 1, CPU)
         draws = self._part.of(torch.rand(self._part.whole, generator=generator))
         mirrored = (draws < self.augmentation.mirror).long()
         return self.shown.maps[self.indices(t), mirrored].to(device)

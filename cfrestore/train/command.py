@@ -98,9 +98,9 @@ def _add_codes(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     _add_limit(parser)
     _add_preset(parser)
+    _add_perceptual(parser)
     _add_checkpoint(parser, "--autoencoder")
     _add_start(parser)
-    _add_retinaface(parser)
     _add_recogniser(parser)
 
 
@@ -203,7 +203,7 @@ def _add_perceptual(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--perceptual", choices=("lpips", "retinaface", "none"), help="instead of the recipe's"
     )
-    _add_retinaface(parser)
+    parser.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
     parser.add_argument("--vgg", type=Path, help="torchvision's vgg16 .pth, for LPIPS")
     parser.add_argument("--lpips", type=Path, help="LPIPS 0.1 calibration vgg.pth")
 
@@ -216,10 +216,6 @@ def _add_codebook(parser: argparse.ArgumentParser) -> None:
 
 def _add_checkpoint(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(name, type=Path, required=True, metavar="CHECKPOINT")
-
-
-def _add_retinaface(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--retinaface", type=Path, help="detection_mobilenet0.25_Final.pth")
 
 
 def _add_recogniser(parser: argparse.ArgumentParser) -> None:
@@ -308,7 +304,6 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
     from cfrestore.device import describe
     from cfrestore.train import distributed
     from cfrestore.train.config import PriorRecipe, UpsamplerRecipe, with_iterations
-    from cfrestore.train.data import Sampler
     from cfrestore.train.loop import Schedule, fitting
     from cfrestore.train.loop import train as loop
 
@@ -323,15 +318,13 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
     elif isinstance(recipe, UpsamplerRecipe):
         build, sampler = _upsampler(arguments, recipe, place, share)
     else:
+        build, sampler = _images(arguments, recipe, place, share)
 
-        def build(recipe: Recipe) -> Stage:
-            torch.manual_seed(arguments.seed)
-            assert not isinstance(recipe, PriorRecipe | UpsamplerRecipe)
-            return _stage(arguments, recipe, place)
+    def begin(recipe: Recipe) -> Stage:
+        torch.manual_seed(arguments.seed)
+        return build(recipe)
 
-        faces = _faces(tuple(arguments.data), recipe.model.image_size, place.device)
-        sampler = Sampler(faces, recipe.augmentation, *share)
-    stage = build(recipe)
+    stage = begin(recipe)
     shape = stage.recipe if isinstance(stage.recipe, UpsamplerRecipe) else stage.recipe.model
     say(
         f"stage {stage.name}, preset {arguments.preset}: {len(sampler.shown.names)} pictures of "
@@ -341,7 +334,7 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
         deadline = began + 60 * arguments.minutes
         fit = torch.tensor(fitting(stage, sampler, lambda: deadline - time.monotonic()))
         iterations = int(distributed.from_first(fit.to(place.device)))
-        stage = build(with_iterations(recipe, iterations))
+        stage = begin(with_iterations(recipe, iterations))
         say(f"{iterations} iterations fit into {arguments.minutes:.1f} minutes")
     schedule = Schedule(
         arguments.log_every,
@@ -351,6 +344,25 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
         arguments.shard_mb,
     )
     return loop(stage, sampler, arguments.output, schedule, say, arguments.resume)
+
+
+def _images(
+    arguments: argparse.Namespace,
+    recipe: ImageRecipe,
+    place: Place,
+    share: tuple[int, int, int, int],
+) -> tuple[Callable[[Recipe], Stage], Sampler]:
+    """A function that builds a stage on images, and its batches."""
+    from cfrestore.train.config import PriorRecipe, UpsamplerRecipe
+    from cfrestore.train.data import Sampler
+
+    faces = _faces(tuple(arguments.data), recipe.model.image_size, place.device)
+
+    def build(recipe: Recipe) -> Stage:
+        assert not isinstance(recipe, PriorRecipe | UpsamplerRecipe)
+        return _stage(arguments, recipe, place)
+
+    return build, Sampler(faces, recipe.augmentation, *share)
 
 
 def _prior(
@@ -365,8 +377,6 @@ def _prior(
     The autoencoder's checkpoint holds its configuration; one without is taken to be the published
     network.
     """
-    import torch
-
     from cfrestore.models.codeformer import CodeFormerConfig
     from cfrestore.train import checkpoint
     from cfrestore.train.codes import CodeSampler, load_codes
@@ -384,7 +394,6 @@ def _prior(
     seen, held_out = codes.split(recipe.held_out)
 
     def build(recipe: Recipe) -> Stage:
-        torch.manual_seed(arguments.seed)
         assert isinstance(recipe, PriorRecipe)
         own = replace(recipe, model=model)
         return CodePrior(own, teacher, seen, held_out, place.device, place.mixed)
@@ -399,8 +408,6 @@ def _upsampler(
     share: tuple[int, int, int, int],
 ) -> tuple[Callable[[Recipe], Stage], Sampler]:
     """A function that builds an upsampler's stage, and its batches: of pictures read and drawn."""
-    import torch
-
     from cfrestore.train.config import UpsamplerRecipe
     from cfrestore.train.data import Sampler, load_faces
     from cfrestore.train.scenes import draw_scenes
@@ -410,7 +417,6 @@ def _upsampler(
     pictures += draw_scenes(recipe.scenes, recipe.image_size, arguments.seed)
 
     def build(recipe: Recipe) -> Stage:
-        torch.manual_seed(arguments.seed)
         assert isinstance(recipe, UpsamplerRecipe)
         return SuperResolution(recipe, place.device, place.mixed)
 
@@ -483,11 +489,13 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
     recipe = replace(recipe, optimisation=optimisation)
     if isinstance(recipe, config.AutoencoderRecipe) and arguments.codebook:
         recipe = replace(recipe, codebook=replace(recipe.codebook, update=arguments.codebook))
-    if isinstance(recipe, config.CodesRecipe | config.PriorRecipe | config.UpsamplerRecipe):
+    if isinstance(recipe, config.PriorRecipe | config.UpsamplerRecipe) or not arguments.perceptual:
         return recipe
-    if arguments.perceptual:
-        recipe = replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
-    return recipe
+    if not isinstance(recipe, config.CodesRecipe):
+        return replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
+    if how := recipe.appearance:
+        how = replace(how, perceptual=replace(how.perceptual, kind=arguments.perceptual))
+    return replace(recipe, appearance=how)
 
 
 def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> Stage:
@@ -500,19 +508,16 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> 
 
     stage: Stage
     how = place.device, place.mixed
+    frozen = arguments.retinaface, arguments.vgg, arguments.lpips
     if isinstance(recipe, CodesRecipe):
         perceptual = identity = None
         if recipe.appearance:
-            perceptual = build_perceptual(
-                recipe.appearance.perceptual, arguments.retinaface, None, None
-            )
+            perceptual = build_perceptual(recipe.appearance.perceptual, *frozen)
             identity = build_identity(recipe.appearance.identity, arguments.recogniser)
         begun = arguments.autoencoder, *how, arguments.start
         stage = CodePrediction(recipe, *begun, perceptual, identity)
     else:
-        perceptual = build_perceptual(
-            recipe.perceptual, arguments.retinaface, arguments.vgg, arguments.lpips
-        )
+        perceptual = build_perceptual(recipe.perceptual, *frozen)
         if isinstance(recipe, AutoencoderRecipe):
             identity = build_identity(recipe.identity, arguments.recogniser)
             stage = Autoencoder(recipe, perceptual, *how, identity, arguments.start)

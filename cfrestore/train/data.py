@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfrestore.device import free_memory
+from cfrestore.device import CPU, free_memory
 from cfrestore.errors import ImageError
 from cfrestore.files import is_file, is_folder
 from cfrestore.image import is_picture, pictures_in, read_photo, resize, to_uint8
@@ -166,7 +166,7 @@ class Order(Generic[Shown]):
         epochs = position // len(self.epoch)
         chosen = torch.empty_like(position)
         for epoch in epochs.unique().tolist():
-            generator = generator_for(torch.device("cpu"), self.seed, epoch)
+            generator = generator_for(CPU, self.seed, epoch)
             order = self.epoch[torch.randperm(len(self.epoch), generator=generator)]
             here = epochs == epoch
             chosen[here] = order[position[here] % len(self.epoch)]

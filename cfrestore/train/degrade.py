@@ -57,7 +57,7 @@ def degrade(
             drawn as well. None: this process's part.
     Returns:
         (B,3,S,S) float32 in [0, 1], multiples of 1/255.
-    Source: Resize_S(JPEG_q(clip(Resize_{S/r}(x * k) + n))), specification of CodeFormer's training.
+    Source: the published training: Resize_S(JPEG_q(clip(Resize_{S/r}(x * k) + n))).
     """
     batch, _, size, _ = images.shape
     device = images.device

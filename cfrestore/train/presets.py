@@ -1,8 +1,8 @@
 """The presets of each stage.
 
-Source of `published` and `paper`: the released option files and the paper, as recorded in the
-specification. `vqvae` is van den Oord et al. (2017), `vqgan` Esser et al. (2021). `compact` (256
-px) and `tiny` (128 px) are this project's own; NOTES.md explains them.
+Source of `published` and `paper`: the released option files and the paper. `vqvae` is van den Oord
+et al. (2017), `vqgan` Esser et al. (2021). `compact` (256 px) and `tiny` (128 px) are this
+project's own; NOTES.md explains them.
 """
 
 from __future__ import annotations

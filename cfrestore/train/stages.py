@@ -23,7 +23,7 @@ from cfrestore.checkpoint import load_strictly
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
 from cfrestore.models.codeformer import CodeFormer
-from cfrestore.models.vqgan import VQGAN, histogram, perplexity
+from cfrestore.models.vqgan import VQGAN, Quantized, histogram, perplexity
 from cfrestore.train import checkpoint, losses
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.comparison import Comparison
@@ -160,39 +160,35 @@ class Autoencoder(ImageStage[VQGAN]):
         """Runs iteration t on clean faces; returns its losses."""
         x = to_network(clean)
         report: Report = {}
-        quantised = t > self.recipe.codebook.kmeans_after
+        how = self.recipe.codebook
         with autocast(self.device, self.mixed):
             latent = self.network.encode(x)
-        latent = quantised_latent = latent.float()
-        if quantised:  # in full precision, because bfloat16 would change some codes
-            codes = self.network.quantize.nearest(latent.detach())
-            vectors = self.network.quantize.lookup(codes, latent.shape[-1])
-            quantised_latent = latent + (vectors - latent).detach()
+        latent = latent.float()  # bfloat16 would change some codes
+        quantised = self.network.quantize(latent) if t > how.kmeans_after else None
         with autocast(self.device, self.mixed):
-            fake = self.network.decode(quantised_latent)
+            fake = self.network.decode(quantised.values if quantised else latent)
         total, rec, terms = self.compare(fake, x)
         if quantised:
-            how = self.recipe.codebook
-            book = losses.codebook_loss(latent, vectors, how.beta, how.beta_on)
+            book = losses.codebook_loss(latent, quantised.vectors, how.beta, how.beta_on)
             total = total + book
             size = len(self.network.quantize.embedding.weight)
-            used = perplexity(all_sum(histogram(codes, size)))
+            used = perplexity(all_sum(histogram(quantised.codes, size)))
             # Bits per face, if its codes are coded by their frequencies in the batch.
-            bits = codes.shape[1] * used.log2()
+            bits = quantised.codes.shape[1] * used.log2()
             report |= {"codebook": book, "perplexity": used, "bits": bits}
         last = self.network.generator.last_weight
         self.update(t, total, report, CriticInput(fake, x, rec, last))
         if self.codebook:
-            self._move_codes(t, _rows(latent), codes.flatten() if quantised else None, generator)
+            self._move_codes(t, _rows(latent), quantised, generator)
         self.learner.follow(t)
         return detached(terms | report)
 
     def _move_codes(
-        self, t: int, latents: Tensor, codes: Tensor | None, generator: torch.Generator
+        self, t: int, latents: Tensor, quantised: Quantized | None, generator: torch.Generator
     ) -> None:
         assert self.codebook is not None
-        if codes is not None:
-            self.codebook.follow(latents, codes, generator)
+        if quantised:
+            self.codebook.follow(latents, quantised.codes.flatten(), generator)
             return
         wanted = KMEANS_LATENTS * len(self.codebook.codes)
         keep = -(-wanted // (latents[..., 0].numel() * place()[1]))  # batches

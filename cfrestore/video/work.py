@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cfrestore.batch import FaceReport, Outcome
-from cfrestore.batch.ledger import FailureError, Ledger, failing, manifests_of
+from cfrestore.batch.ledger import FailureError, Ledger, manifests_of
 from cfrestore.batch.manifest import Fingerprint
 from cfrestore.batch.naming import Kind
-from cfrestore.batch.outcome import rounded
+from cfrestore.batch.outcome import located
 from cfrestore.errors import OutputError
 from cfrestore.select import SkippedFace
 from cfrestore.video.container import CONTAINERS
@@ -72,17 +72,16 @@ def _run(job: Job, restore: Restore, ledger: Ledger, fidelity: float) -> Outcome
             prints = {target: Fingerprint.of(draft)}
             ledger.record(outcomes[0], Fingerprint.of(source), prints)
 
-    try:
-        with failing(job, "unreadable"):
-            ledger.check_free([target], job)
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                restore(source, target, record=record)
-            except OutputError as error:
-                raise FailureError("unwritable", str(error)) from error
-    except FailureError as failure:
-        return ledger.failed(job, failure)
-    return outcomes[0]
+    def work() -> Outcome:
+        ledger.check_free([target], job)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            restore(source, target, record=record)
+        except OutputError as error:
+            raise FailureError("unwritable", str(error)) from error
+        return outcomes[0]
+
+    return ledger.tried(job, "unreadable", work)
 
 
 def outcome_of(job: Job, result: VideoRestoration, fidelity: float) -> Outcome:
@@ -114,9 +113,7 @@ def _report(
     face = track.typical
     report = FaceReport(
         "restored",
-        round(face.score, 4),
-        rounded(face.box),
-        tuple(map(rounded, face.landmarks)),
+        *located(face),
         fidelity,
         frames=(track.first, track.last),
     )
