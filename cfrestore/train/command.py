@@ -164,7 +164,11 @@ def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None
         "--data", type=Path, nargs="+", required=True, metavar="PATH", help="folders or tar shards"
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="checkpoint, log and samples"
+        "--output",
+        type=_folder,
+        required=True,
+        metavar="FOLDER",
+        help="checkpoint, log and samples",
     )
     each = ", one number a stage" if stages else ""
     length = parser.add_mutually_exclusive_group()
@@ -241,6 +245,12 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
 
 def _add_licence(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", default="unstated", help="terms to write into the file")
+
+
+def _folder(text: str) -> Path:
+    if not text:  # which would be the working folder
+        raise argparse.ArgumentTypeError("has an empty name, as an unset variable gives it")
+    return Path(text)
 
 
 def _positive(text: str) -> int:
