@@ -83,7 +83,10 @@ def write_photo(
         OutputError: the format is unknown or too small for the picture, or the target is not
             writable.
         ConfigError: another argument is out of range.
+        TypeError: the photo is none.
     """
+    if not isinstance(photo, Photo):  # easily a Restoration, or the target
+        raise TypeError(f"photo must be a Photo, found {type(photo).__name__}")
     _check(quality, metadata, provenance or {})
     name = name_of(target)
     chosen = _choose_format(photo, target, format, name)
