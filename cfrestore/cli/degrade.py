@@ -44,7 +44,7 @@ def degrade(
     ] = 0,
     size: Annotated[
         int | None,
-        typer.Option(min=32, metavar="PIXELS", help="Resize faces to this side first."),
+        typer.Option(min=32, max=8192, metavar="PIXELS", help="Resize faces to this side first."),
     ] = None,
     format: Annotated[
         str | None,

@@ -179,7 +179,7 @@ def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None
     parser.add_argument("--batch-size", type=_positive, help="over all processes")
     parser.add_argument("--learning-rate", type=_above_zero, help="instead of the recipe's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
     parser.add_argument(
         "--bf16",
@@ -260,6 +260,16 @@ def _positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, found {text!r}")
+    return value
+
+
+def _seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**64:  # what torch and numpy both take
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2^64, found {text!r}")
     return value
 
 
