@@ -76,18 +76,19 @@ class Options:
             raise ConfigError(f"upscale must be 1, 2 or 4, found {self.upscale!r}")
         if self.aligned and self.upscale != 1:
             raise ConfigError("an aligned face always gets the network's size, without upscale")
-        if self.batch_size != "auto" and not _is_count(self.batch_size, 1):
+        if not _is_word(self.batch_size, "auto") and not _is_count(self.batch_size, 1):
             raise ConfigError(
                 f"batch_size must be auto or a whole number from 1, found {self.batch_size!r}"
             )
-        if self.faces not in CHOICES and not _are_indices(self.faces):
+        if not _is_word(self.faces, *CHOICES) and not _are_indices(self.faces):
             raise ConfigError(
                 "faces must be all, center, largest or a tuple of whole numbers from 0, "
                 f"found {self.faces!r}"
             )
         if not _is_count(self.min_face):
             raise ConfigError(f"min_face must be a whole number from 0, found {self.min_face!r}")
-        if self.max_face not in ("auto", None) and not _is_count(self.max_face, 1):
+        limited = self.max_face is not None and not _is_word(self.max_face, "auto")
+        if limited and not _is_count(self.max_face, 1):
             raise ConfigError(
                 f"max_face must be auto, None or a whole number from 1, found {self.max_face!r}"
             )
@@ -228,6 +229,11 @@ def _whole(text: str, least: int) -> int:
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_word(value: object, *words: str) -> bool:
+    """Whether a value is one of the words; an array, which equals nothing as a whole, is not."""
+    return isinstance(value, str) and value in words
 
 
 def _is_count(value: object, least: int = 0) -> bool:

@@ -276,6 +276,19 @@ def test_an_empty_name_is_not_the_current_folder(
     assert Path("a.png").read_bytes() == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder that is somebody's")
+@pytest.mark.parametrize("words", [("a.png",), ("weights", "list"), ("doctor",)])
+def test_a_deleted_working_folder_is_named(
+    cfrestore_: Command, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("gone").mkdir()
+    monkeypatch.chdir("gone")
+    Path("../gone").rmdir()
+    result = cfrestore_(*words)
+    assert result.code == 1
+    assert result.err == "error: the working folder has been deleted; change to another\n"
+
+
 # What is written
 
 

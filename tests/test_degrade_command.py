@@ -42,6 +42,19 @@ def test_results_do_not_depend_on_the_number_of_workers(cfrestore_: Command) -> 
     assert sorted(contents("out1")) == ["a.png", "b.png", "d.png", "sub/a.png", "sub/c.png"]
 
 
+def test_an_empty_name_is_not_the_current_folder(cfrestore_: Command) -> None:
+    faces("in/a.png")
+    result = cfrestore_("degrade", "in", "")
+    assert (result.code, result.err.startswith("error: OUT has an empty name")) == (2, True)
+    assert not Path("a.png").exists()
+
+
+def test_a_size_that_fits_no_memory_is_refused(cfrestore_: Command) -> None:
+    faces("in/a.png")
+    result = cfrestore_("degrade", "in", "out", "--size", "10000000")
+    assert (result.code, "8192" in result.err) == (2, True)
+
+
 def test_a_face_does_not_depend_on_the_others(cfrestore_: Command) -> None:
     faces(*NAMES)
     cfrestore_("degrade", "in", "all")

@@ -1086,3 +1086,14 @@ def test_pictures_of_a_folder_are_files_called_so_and_not_hidden(tmp_path: Path)
     assert names() == [*own[:3], "f.png/g.gif", "linked.png", "to/k.png"]
     with pytest.raises(ImageError, match="nowhere cannot be read: No such file"):
         pictures_in(tmp_path / "nowhere")
+
+
+def test_other_types_are_refused_by_name(tmp_path: Path) -> None:
+    drawn = Image.new("RGB", (4, 4))
+    with pytest.raises(TypeError, match="^pixels must be a numpy array, found Image$"):
+        Photo(drawn)  # type: ignore[arg-type]
+    for source in (None, drawn, np.zeros((4, 4, 3), np.uint8)):
+        with pytest.raises(TypeError, match=f"^source must be .*, found {type(source).__name__}$"):
+            read_photo(source)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="^photo must be a Photo, found str$"):
+        write_photo("a.png", Photo(np.zeros((4, 4, 3), np.uint8)))  # type: ignore[arg-type]

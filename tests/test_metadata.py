@@ -159,10 +159,12 @@ def test_a_record_that_does_not_fit_is_said() -> None:
         assert f"{format} has no place for a record of the restoration." in notes
 
 
-def test_names_in_the_record_are_checked() -> None:
+def test_names_and_values_in_the_record_are_checked() -> None:
     for name in ("", "a b", "x:y", "1a", "ä", "a>"):
         with pytest.raises(ConfigError, match="names in provenance"):
             put(Photo(picture()), "PNG", provenance={name: "1"})
+    with pytest.raises(ConfigError, match=r"values in provenance must be text, found 0\.5 for w$"):
+        put(Photo(picture()), "PNG", provenance={"w": 0.5})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="metadata must be"):
         put(Photo(picture()), "PNG", metadata="some")
 

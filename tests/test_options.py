@@ -1,5 +1,6 @@
 """Which options are accepted, and which are refused before any work."""
 
+import numpy as np
 import pytest
 
 from cfrestore.errors import ConfigError
@@ -34,6 +35,12 @@ def test_a_number_is_finite(name: str, value: object) -> None:
 def test_other_types_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Options(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["faces", "max_face", "batch_size"])
+def test_an_array_is_refused_like_any_other_type(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} must be .* found array"):
+        Options(**{name: np.array([0, 1])})  # type: ignore[arg-type]
 
 
 def test_what_is_refused_is_told_in_words() -> None:

@@ -108,6 +108,7 @@ def test_the_command(cfrestore_: Command) -> None:
             "is an input",
         ),
         (("-n", "0"), 2, ""),
+        (("--seed", str(2**64)), 2, "18446744073709551615"),
     ],
 )
 def test_wrong_words(cfrestore_: Command, wrong: tuple[str, ...], code: int, said: str) -> None:

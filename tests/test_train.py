@@ -157,9 +157,12 @@ def stage_two(stage_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("--max-minutes", "-1", "must be a number above 0, found '-1'"),
         ("--learning-rate", "inf", "must be a number above 0, found 'inf'"),
         ("--batch-size", "x", "must be a whole number from 1, found 'x'"),
+        ("--seed", "-1", "must be a whole number below 2^64, found '-1'"),
+        ("--seed", str(2**64), "must be a whole number below 2^64, found '1844"),
+        ("--output", "", "has an empty name, as an unset variable gives it"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused_at_once(
+def test_values_that_make_no_sense_are_refused_at_once(
     option: str, value: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:

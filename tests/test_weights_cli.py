@@ -103,7 +103,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         ((), 2, "Usage: cfrestore weights", ""),
         (("--help",), 0, "convert", ""),
         (("wipe",), 2, "", "No such command"),
-        (("fetch", "nothing"), 2, "", "error: there is no weight file called 'nothing'"),
+        (("fetch", "nothing"), 2, "", "called 'nothing'; choose one of: codeformer, codeformer-in"),
         (("fetch", "--offline"), 4, "", "error: codeformer.pth was not found in "),
         (("fetch", "mobilenet"), 4, "", "--offline or CFRESTORE_OFFLINE forbids that"),
         (("verify",), 0, "compact.safetensors is as published\n", ""),

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cfrestore.errors import CFRestoreError
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     verb = words.pop(0) if words[:1] and words[0] in VERBS else "restore"
     try:
+        _check_working_folder()
         with _stdout_by_name():
             if verb == "train":
                 from cfrestore.train import main as train
@@ -69,6 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def _check_working_folder() -> None:
+    """Errors of the working folder have no file name, so they are told before any other.
+
+    Raises:
+        CFRestoreError: it has been deleted.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise CFRestoreError("the working folder has been deleted; change to another") from error
 
 
 _STDOUT = "stdout cannot be written"

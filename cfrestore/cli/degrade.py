@@ -44,7 +44,7 @@ def degrade(
     ] = 0,
     size: Annotated[
         int | None,
-        typer.Option(min=32, metavar="PIXELS", help="Resize faces to this side first."),
+        typer.Option(min=32, max=8192, metavar="PIXELS", help="Resize faces to this side first."),
     ] = None,
     format: Annotated[
         str | None,
@@ -79,6 +79,8 @@ def degrade(
     The damage depends on the seed and the face's name in the folder, with extension, but not on
     the other faces or the machine. Exit code 1 if a face could not be damaged.
     """
+    if not target:
+        raise ConfigError("OUT has an empty name, as an unset variable gives it")
     if target == "-" or str(source) == "-" or set("{}") & set(target):
         raise ConfigError("IN is a picture or a folder, and so is OUT")
     from cfrestore.batch import WORKERS, plan

@@ -62,6 +62,11 @@ def export(
     backend, console = installed(), make_console()
     path, name = supply_weights(model, console)
     network = load_codeformer(path)
+    seen = None
+    if faces is not None:  # before the export, which takes most of a minute
+        from cfrestore import quantize
+
+        seen = quantize.read_faces(faces, network.config.image_size)
     graph = graph_of(network, path)
     with drafted(graph, target) as draft:
         rows = []
@@ -69,11 +74,7 @@ def export(
             console.print(_line(row, backend))
             rows.append(row)
         parity.check(tuple(rows), target)
-        if int8:
-            from cfrestore import quantize
-
-            assert faces is not None
-            seen = quantize.read_faces(faces, network.config.image_size)
+        if seen is not None:
             graph, agreement = quantize.quantize(network, graph, seen, backend)
             quantize.check(agreement)
             console.print(

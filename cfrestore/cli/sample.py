@@ -37,7 +37,7 @@ def sample(
             help="Size of each face in pixels, at least the network's, which is the default.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Decides what is drawn.")] = 0,
     temperature: Annotated[
         float, typer.Option(help="Below 1, likely codes become likelier and faces more alike.")
     ] = 1.0,

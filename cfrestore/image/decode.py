@@ -66,6 +66,7 @@ def read_photo(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
         max_pixels: largest height times width that is decoded.
     Raises:
         ImageError: missing, unreadable, empty, unknown, damaged, truncated or too large.
+        TypeError: the source is of another type.
     """
     name = name_of(source)
     data, kind = read_bytes(source, max_pixels)

@@ -83,7 +83,10 @@ def write_photo(
         OutputError: the format is unknown or too small for the picture, or the target is not
             writable.
         ConfigError: another argument is out of range.
+        TypeError: the photo is none.
     """
+    if not isinstance(photo, Photo):  # easily a Restoration, or the target
+        raise TypeError(f"photo must be a Photo, found {type(photo).__name__}")
     _check(quality, metadata, provenance or {})
     name = name_of(target)
     chosen = _choose_format(photo, target, format, name)
@@ -113,9 +116,11 @@ def _check(quality: object, metadata: str, provenance: Mapping[str, str]) -> Non
         raise ConfigError(f'quality must lie in [1, 100] or be "keep", found {quality!r}')
     if metadata not in ("keep", "strip"):
         raise ConfigError(f'metadata must be "keep" or "strip", found {metadata!r}')
-    for key in provenance:
+    for key, value in provenance.items():
         if not _NAME.fullmatch(key):
             raise ConfigError(f"names in provenance must be of letters and digits, found {key!r}")
+        if not isinstance(value, str):  # easily a number, such as w
+            raise ConfigError(f"values in provenance must be text, found {value!r} for {key}")
 
 
 def _choose_format(

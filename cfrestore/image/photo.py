@@ -54,6 +54,7 @@ class Photo:
 
     Raises:
         ValueError: shapes or dtypes differ from the above.
+        TypeError: the pixels are no array of numpy.
     """
 
     pixels: Pixels
@@ -74,6 +75,8 @@ class Photo:
     lost: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pixels, np.ndarray):  # easily a picture of Pillow, or a tensor
+            raise TypeError(f"pixels must be a numpy array, found {type(self.pixels).__name__}")
         shape, dtype = self.pixels.shape, self.pixels.dtype
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype not in (np.uint8, np.uint16):
             raise ValueError(f"pixels must be (H, W, 3) uint8 or uint16, found {shape} {dtype}")

@@ -23,7 +23,11 @@ def read_bytes(source: str | Path | bytes | BinaryIO, max_pixels: int) -> tuple[
 
     Raises:
         ImageError: missing, unreadable, empty, unknown, or longer than max_pixels allow.
+        TypeError: the source is of another type.
     """
+    if not (isinstance(source, (str, os.PathLike, bytes)) or hasattr(source, "read")):
+        found = type(source).__name__
+        raise TypeError(f"source must be a path, bytes or a binary stream, found {found}")
     name = name_of(source)
     try:
         if isinstance(source, bytes):

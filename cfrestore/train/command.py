@@ -164,7 +164,11 @@ def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None
         "--data", type=Path, nargs="+", required=True, metavar="PATH", help="folders or tar shards"
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="checkpoint, log and samples"
+        "--output",
+        type=_folder,
+        required=True,
+        metavar="FOLDER",
+        help="checkpoint, log and samples",
     )
     each = ", one number a stage" if stages else ""
     length = parser.add_mutually_exclusive_group()
@@ -175,7 +179,7 @@ def _add_run(parser: argparse.ArgumentParser, stages: Literal["+"] | None = None
     parser.add_argument("--batch-size", type=_positive, help="over all processes")
     parser.add_argument("--learning-rate", type=_above_zero, help="instead of the recipe's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0)
     parser.add_argument("--resume", action="store_true", help="continue from FOLDER/last.pt")
     parser.add_argument(
         "--bf16",
@@ -239,6 +243,12 @@ def _add_licence(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", default="unstated", help="terms to write into the file")
 
 
+def _folder(text: str) -> Path:
+    if not text:  # which would be the working folder
+        raise argparse.ArgumentTypeError("has an empty name, as an unset variable gives it")
+    return Path(text)
+
+
 def _positive(text: str) -> int:
     try:
         value = int(text)
@@ -246,6 +256,16 @@ def _positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, found {text!r}")
+    return value
+
+
+def _seed(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**64:  # what torch and numpy both take
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2^64, found {text!r}")
     return value
 
 

@@ -69,8 +69,8 @@ class VideoRestoration:
 
 
 def restore_video(
-    source: Path,
-    target: Path,
+    source: str | Path,
+    target: str | Path,
     pipeline: Pipeline,
     options: Options = Options(fidelity=1.0),  # noqa: B008
     *,
@@ -102,6 +102,7 @@ def restore_video(
         ConfigError: the options do not suit a video, or codec or crf are out of range.
     """
     check_options(options)
+    source, target = Path(source), Path(target)
     if exists(target) and not is_file(target):
         raise OutputError(f"{target} is not a file, so no video replaces it")
     video = probe(source)

@@ -178,11 +178,12 @@ def weight_file(name: str) -> WeightFile:
     """The row of the table with this name or file name.
 
     Raises:
-        ConfigError: there is none; the nearest name is given.
+        ConfigError: there is none; the nearest name is given, or all of them.
     """
     rows = {key: row for row in WEIGHT_FILES for key in (row.name, row.file)}
     if name not in rows:
         near = difflib.get_close_matches(name, rows, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
+        names = ", ".join(row.name for row in WEIGHT_FILES)
+        hint = f", did you mean {near[0]!r}?" if near else f"; choose one of: {names}"
         raise ConfigError(f"there is no weight file called {name!r}{hint}")
     return rows[name]
