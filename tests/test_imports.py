@@ -35,6 +35,7 @@ ORDER = (
     "recognise",
     "confidence",
     "detail",
+    "exposure",
     "correction",
     "restore",
     "parse",

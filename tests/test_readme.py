@@ -94,9 +94,9 @@ def test_every_option_is_documented(repository: Path, app: typer.Typer, page: st
 
 
 def test_every_option_of_training_is_documented(training: str) -> None:
-    from cfrestore.train.command import _parser
+    from cfrestore.train.arguments import make_parser
 
-    (stages,) = (a.choices for a in _parser()._actions if a.dest == "stage")
+    (stages,) = (a.choices for a in make_parser()._actions if a.dest == "stage")
     words = {word for stage in stages.values() for a in stage._actions for word in a.option_strings}
     words -= {"-h", "--help", "--no-bf16"}
     assert words - spoken(training) == set()
@@ -109,11 +109,13 @@ def test_every_published_word_is_documented(options: str) -> None:
 
 
 def test_documented_training_commands_are_understood(training: str) -> None:
-    from cfrestore.train.command import _parser
+    from cfrestore.train.arguments import make_parser
 
     lines = "".join(re.findall(r"\n```sh\n(.*?)```", training, re.DOTALL)).replace("\\\n", " ")
     commands = [shlex.split(line, comments=True) for line in lines.splitlines()]
-    stages = [_parser().parse_args(words[2:]).stage for words in commands if words[1] == "train"]
+    stages = [
+        make_parser().parse_args(words[2:]).stage for words in commands if words[1] == "train"
+    ]
     one_by_one = ["autoencoder", "codes", "fusion", "polish", "export"]
     further = ["autoencoder", "codes", "polish"]
     assert stages == ["compact", *one_by_one, *further, "upsampler", "export", "prior", "export"]

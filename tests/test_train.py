@@ -35,8 +35,9 @@ from cfrestore.models.vqgan import VQGANConfig
 from cfrestore.options import Options
 from cfrestore.recognise import look_at
 from cfrestore.train import losses
+from cfrestore.train.arguments import make_parser
 from cfrestore.train.codebook import MovingCodebook
-from cfrestore.train.command import _parser, _recipe, main
+from cfrestore.train.command import _recipe, main
 from cfrestore.train.comparison import Comparison, eye_map
 from cfrestore.train.config import (
     LARGE,
@@ -757,7 +758,7 @@ def test_the_polish_hears_its_discriminator_and_resumes(
 def test_the_codebook_follows_as_the_words_say() -> None:
     words = ["autoencoder", "--preset", "vqvae", "--data", "a", "--output", "b"]
     for said, update in ((["--codebook", "ema"], "ema"), ([], "gradient")):
-        found = _recipe(_parser().parse_args([*words, *said]), 1)
+        found = _recipe(make_parser().parse_args([*words, *said]), 1)
         assert isinstance(found, AutoencoderRecipe)
         assert found.codebook == replace(AUTOENCODER["vqvae"].codebook, update=update)
 
@@ -774,14 +775,14 @@ def test_the_codebook_follows_as_the_words_say() -> None:
 def test_the_perceptual_distance_is_as_the_words_say(stage: str, preset: str, words: str) -> None:
     words = f"{stage} --preset {preset} --data a --output b {words}"
     for said, kind in (("--perceptual none", "none"), ("", "retinaface")):
-        found = _recipe(_parser().parse_args(f"{words} {said}".split()), 1)
+        found = _recipe(make_parser().parse_args(f"{words} {said}".split()), 1)
         own = found.appearance if isinstance(found, CodesRecipe) else found
         assert own.perceptual.kind == kind
 
 
 def test_codes_that_are_not_compared_have_no_perceptual_distance() -> None:
     words = "codes --data a --output b --autoencoder a --perceptual none"
-    assert _recipe(_parser().parse_args(words.split()), 1) == CODES["compact"]
+    assert _recipe(make_parser().parse_args(words.split()), 1) == CODES["compact"]
 
 
 def test_mixed_precision_chooses_the_same_codes(
