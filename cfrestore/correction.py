@@ -24,6 +24,7 @@ _LOW = 1 / 10  # of a crop's side: sigma of the Gaussian that leaves colours and
 _RIM = 1 / 64  # of a crop's side: width in which the original fades in
 _KEPT = 0.9  # share of the original's low frequencies in a restored crop
 _TONED = 2.0  # levels: least deviation from a tone that counts as colour; scans have 1, photos 10
+_DIM = 128.0  # mean level below which that deviation shrinks, as colours do in too little light
 _OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: sigmas that remove the finest, the two finest
 _BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: sigmas that are tried
 _SHARP = 2 / 256  # of a crop's side: blur up to which the original is mixed in with full strength
@@ -74,9 +75,11 @@ def tone_of(crop: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         crop has colours.
     """
     seen = _blur(crop.astype(np.float32), 1 / 64)[::4, ::4].reshape(-1, 3)
-    powers = _powers(to_gray(seen)[:, 0])
+    brightness = to_gray(seen)[:, 0]
+    powers = _powers(brightness)
     tone: NDArray[np.float64] = np.linalg.lstsq(powers, seen, rcond=None)[0]
-    return tone if np.square(seen - powers @ tone).mean() < _TONED**2 else None
+    least = _TONED * min(1.0, float(brightness.mean()) / _DIM)
+    return tone if np.square(seen - powers @ tone).mean() <= least**2 else None
 
 
 def _powers(brightness: NDArray[np.float64]) -> NDArray[np.float64]:

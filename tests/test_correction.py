@@ -66,6 +66,10 @@ def test_sepia_has_a_tone_and_colours_have_none(repository: Path) -> None:
     assert tone_of(sepia()) is not None
     assert tone_of(np.full((32, 32, 3), (200, 180, 120), np.uint8)) is not None
     assert tone_of(detailed()) is None
+    pale = to_gray(detailed()) * 0.75 + detailed() * 0.25
+    for light in (1, 0.1):  # too little light makes the differences between channels small
+        assert tone_of(np.rint(light * pale).astype(np.uint8)) is None
+        assert tone_of(np.rint(light * sepia()).astype(np.uint8)) is not None
     spotted = sepia()
     spotted[60:80, 50:90, 0] += 40  # lips
     assert tone_of(spotted) is None

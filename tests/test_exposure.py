@@ -1,14 +1,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from stubs import SMALL, StubNetwork, face_at, picture
 
-from cfrestore.align import AlignedFace
+from cfrestore.align import AlignedFace, align_face
 from cfrestore.detail import within_face
+from cfrestore.detect import load_detector
 from cfrestore.exposure import Exposure
 from cfrestore.image import Photo, from_tensor, read_photo, to_gray
 from cfrestore.options import Options
@@ -63,7 +63,7 @@ def test_the_network_sees_bright_faces_and_results_are_as_dark_as_they_were() ->
 
 def test_an_underexposed_face_is_restored_like_a_bright_one(repository: Path) -> None:
     collins = read_photo(repository / "examples/collins.jpg").pixels
-    bright = np.asarray(cv2.resize(collins, (256, 256)), np.uint8)
+    bright = align_face(collins, load_detector("mtcnn")(collins)[0], 256).crop
     dim = np.rint(bright * 0.25).astype(np.uint8)
     pipeline = load_pipeline(model=repository / "weights/compact.safetensors", aligned=True)
 
