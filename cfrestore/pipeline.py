@@ -121,6 +121,9 @@ class Pipeline:
         Network and detector see 8 bits; pasting keeps 16. The result is exactly `options.upscale`
         times the input's size. With `options.aligned` the picture is stretched to S x S, the
         network's size, and the result is the restored face of that size.
+
+        Raises:
+            TypeError: the options are of another type.
         """
         return self.restoring(options)(photo)
 
@@ -157,6 +160,8 @@ class Pipeline:
 
     def restoring(self, options: Options = Options()) -> Procedure:  # noqa: B008
         """Restoration in steps that several photographs can share; see `__call__`."""
+        if not isinstance(options, Options):  # easily w itself
+            raise TypeError(f"options must be Options, found {type(options).__name__}")
         config = self.network.config
 
         def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
@@ -377,8 +382,8 @@ class Pipeline:
 def load_pipeline(
     model: str | Path = "auto",
     detector: str = "auto",
-    device: str = "auto",
-    parser: Path | None = None,
+    device: str | torch.device = "auto",
+    parser: str | Path | None = None,
     *,
     threshold: float | None = None,
     precision: str = "auto",
@@ -396,7 +401,7 @@ def load_pipeline(
             compact (the ones that come with cfrestore, for restoration only), or the path of a
             weight file. Backends other than torch take exported files as well.
         detector: see `load_detector`.
-        device: see `choose_device`.
+        device: one of torch's, or a name, see `choose_device`.
         parser: a ParseNet file; None: the published one if it is on this machine.
         threshold: how sure the detector must be, see `load_detector`.
         precision: see `choose_precision`, and `choose_parsing_precision`.
@@ -416,13 +421,13 @@ def load_pipeline(
     """
     if upsampling.network and (aligned or task != "restoration"):
         raise ConfigError("only the restoration of whole photographs has up-samplers")
-    execution = choose_execution(backend, device, precision, code_precision, compile=compile)
+    execution = choose_execution(backend, str(device), precision, code_precision, compile=compile)
     kind = find_task(task)
     path, name, notes = choose_model(str(model), kind)
     network = open_network(path, kind, execution)
     finder = None if aligned else load_detector(detector, execution.device, threshold)
     parses = kind.parses and not aligned
-    parsing = (parser or locate("parsenet")) if parses else None
+    parsing = (Path(parser) if parser else locate("parsenet")) if parses else None
     parsing_exactness = choose_parsing_precision(precision, execution.device)
     if name == "published":
         fell_back = detector == "auto" and finder is not None and finder.name == "mtcnn"

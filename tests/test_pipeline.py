@@ -251,6 +251,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_w_alone_is_no_options() -> None:
+    with pytest.raises(TypeError, match="options must be Options, found float"):
+        Pipeline(StubNetwork(), StubDetector())(Photo(picture(40, 50)), 0.7)  # type: ignore[arg-type]
+
+
 def test_auto_takes_the_compact_weights_and_says_why(machine: Path) -> None:
     restore = load_pipeline(device="cpu")
     assert restore.crop_size == 32
@@ -260,7 +265,7 @@ def test_auto_takes_the_compact_weights_and_says_why(machine: Path) -> None:
     (note,) = restore.notes
     assert "codeformer.pth" in note
     assert str(machine / "home") in note
-    assert load_pipeline("compact", device="cpu").notes == ()
+    assert load_pipeline("compact", device=torch.device("cpu")).notes == ()
 
 
 def test_auto_takes_the_published_weights_where_they_are(
