@@ -1,8 +1,8 @@
 """Brightens dark faces before a network paints them, and darkens what it paints. No torch.
 
 Networks see little in faces much darker than most of those they were trained on, be it for the
-light or for the skin, and paint hazy and unequal eyes. A power of the levels brings such faces to a
-usual brightness; its inverse brings the painted face back.
+light or for the skin, and paint hazy and unequal eyes. A power of the brightness brings such faces
+to a usual one; its inverse brings the painted face back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Exposure:
     """How a face is shown to the network.
 
     Attributes:
-        exponent: of levels / 255; 1: as it is.
+        exponent: of brightness / 255; 1: as it is.
     """
 
     exponent: float
@@ -55,7 +55,10 @@ class Exposure:
         return self._power(painted, 1 / self.exponent)
 
     def _power(self, values: NDArray[np.uint8], exponent: float) -> NDArray[np.uint8]:
+        """Raises the brightness to a power; the ratios of the channels stay, and so do colours."""
         if self.exponent == 1:
             return values
-        curve = 255 * (np.arange(256) / 255) ** exponent
-        return np.asarray(np.rint(curve).astype(np.uint8)[values])
+        levels = np.arange(256).clip(1)
+        factors = 255 * (levels / 255) ** exponent / levels
+        brightness = np.rint(to_gray(values)[..., :1]).astype(np.uint8)
+        return np.asarray(np.rint((values * factors[brightness]).clip(0, 255)), np.uint8)
