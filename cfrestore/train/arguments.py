@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -201,30 +205,19 @@ def _folder(text: str) -> Path:
 
 
 def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, found {text!r}")
-    return value
+    return _number(text, int, lambda value: value >= 1, "a whole number from 1")
 
 
-def _seed(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**64:  # what torch and numpy both take
-        raise argparse.ArgumentTypeError(f"must be a whole number below 2^64, found {text!r}")
-    return value
+def _seed(text: str) -> int:  # of what torch and numpy both take
+    return _number(text, int, lambda value: 0 <= value < 2**64, "a whole number below 2^64")
 
 
 def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, found {text!r}")
-    return value
+    return _number(text, float, lambda value: 0 < value < math.inf, "a number above 0")
+
+
+def _number(text: str, kind: type[Number], fits: Callable[[Number], bool], wanted: str) -> Number:
+    with suppress(ValueError):
+        if fits(value := kind(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"must be {wanted}, found {text!r}")
