@@ -787,6 +787,11 @@ def test_figures_go_to_a_file_and_faces_to_a_sheet(cfrestore_: Command) -> None:
     save(picture(32, 32), "clean/1.png")
     assert cfrestore_("eval", *words, "--overwrite").code == 0
     assert read_photo("s.png").pixels.shape == sheet.shape
+    assert cfrestore_("eval", *words[:-1], "s.jpg", "--overwrite").code == 0
+    assert read_photo("s.jpg").format == "JPEG"
+    unknown = cfrestore_("eval", *words[:-1], "s.xyz", "--overwrite")
+    assert unknown.code == 2 and "s.xyz cannot be written as '.xyz'" in unknown.err
+    assert "| restored | " not in unknown.err
     shown = cfrestore_("eval", "restored", "--json", "-")
     assert json.loads(shown.out)["schema"] == 1
     assert not Path("-").exists()

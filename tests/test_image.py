@@ -999,9 +999,10 @@ def test_from_tensor_clamps_and_rounds() -> None:
 def test_gray_test_is_the_formula(pixels: NDArray[np.uint8], threshold: float) -> None:
     red, green, blue = (pixels[..., channel].astype(float) for channel in range(3))
     mean = (np.var(red - green) + np.var(green - blue) + np.var(blue - red)) / 3
-    if abs(mean - threshold) > 1e-6:
-        assert is_gray(pixels, threshold) == (mean <= threshold)
-        assert is_gray(pixels.astype(np.uint16) * 257, threshold) == (mean <= threshold)
+    limit = threshold * min(1.0, pixels.mean() / 64) ** 2
+    if abs(mean - limit) > 1e-6:
+        assert is_gray(pixels, threshold) == (mean <= limit)
+        assert is_gray(pixels.astype(np.uint16) * 257, threshold) == (mean <= limit)
 
 
 def test_gray_test_on_photographs_and_on_the_threshold() -> None:
@@ -1012,12 +1013,23 @@ def test_gray_test_on_photographs_and_on_the_threshold() -> None:
     assert is_gray(cast)
     assert not is_gray(picture())
     # R - G is 0 and 6: variance 9; G - B is 0; B - R as the first: the mean is exactly 6.
-    step = np.array([[[0, 0, 0], [6, 0, 0]]], np.uint8)
+    step = np.array([[[90, 90, 90], [96, 90, 90]]], np.uint8)
     assert is_gray(step, 6.0) and not is_gray(step, 5.999999)
 
 
+@pytest.mark.parametrize("light", [1.0, 0.25, 0.1])
+def test_a_colour_photograph_in_too_little_light_is_not_gray(
+    light: float, repository: Path
+) -> None:
+    photo = read_photo(repository / "examples/collins.jpg").pixels
+    muted = to_gray(photo) + 0.3 * (photo - to_gray(photo))
+    dim = np.rint(muted * light).astype(np.uint8)
+    assert not is_gray(dim)
+    assert is_gray(np.rint(to_gray(dim)).astype(np.uint8))
+
+
 def test_gray_test_sees_all_of_a_large_picture() -> None:
-    pixels = np.zeros((3000, 1500, 3), np.uint8)
+    pixels = np.full((3000, 1500, 3), 100, np.uint8)
     assert is_gray(pixels)
     pixels[1700:, :, 0] = 200
     expected = np.var(pixels[..., 0].astype(float)) * 2 / 3

@@ -155,7 +155,7 @@ def evaluate(
     ] = None,
     sheet: Annotated[
         Path | None,
-        _file("sheet", OUTPUT, f"Write the first {SHEET_FACES} faces, in columns, as a PNG."),
+        _file("sheet", OUTPUT, f"Write the first {SHEET_FACES} faces, in columns."),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -177,6 +177,7 @@ def evaluate(
     with redirect_stdout(sys.stderr):  # packages' output goes to stderr
         console = make_console()
         from cfrestore.evaluate import MetricFiles
+        from cfrestore.image import writable_format
 
         files = MetricFiles(vgg, lpips, arcface, inception, statistics)
         faces = _find(args, limit, any_count)
@@ -184,6 +185,8 @@ def evaluate(
         target = None if json_file == Path("-") else json_file
         for written in (target, sheet):
             prepare_output(written, [*inputs, *_given(files)], overwrite=overwrite)
+        if sheet is not None:
+            writable_format(sheet.suffix or "png", str(sheet))
         record, columns = _measure(args, faces, files, device, console)
         show(record, console)
     if target is not None:

@@ -158,8 +158,10 @@ def _title(row: Mapping[str, Any]) -> str:
 
 
 def write_faces(file: Path, faces: Sequence[Sequence[NDArray[np.uint8]]]) -> None:
-    """Writes a PNG with a row per face, its versions in columns, all resized to the first's size.
+    """Writes a row per face, its versions in columns, all resized to the first's size.
 
+    Args:
+        file: its extension is the format; PNG if it has none.
     Raises:
         OutputError: it cannot be written.
     """
@@ -170,4 +172,4 @@ def write_faces(file: Path, faces: Sequence[Sequence[NDArray[np.uint8]]]) -> Non
 
     side = len(faces[0][0])
     pictures = np.stack([resize(picture, side, side) for row in faces for picture in row])
-    write_photo(Photo(sheet(pictures, len(faces[0]))), file, format="PNG")
+    write_photo(Photo(sheet(pictures, len(faces[0]))), file)

@@ -26,6 +26,9 @@ Chunks: TypeAlias = tuple[tuple[bytes, bytes], ...]
 _SAMPLES = 1 << 23
 """Number of samples in a band."""
 
+_DIM = 64.0
+"""Mean level below which a picture counts as dim."""
+
 Depth = TypeVar("Depth", bound=np.uint8 | np.uint16 | np.float32)
 
 
@@ -108,12 +111,13 @@ def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:
 
     Args:
         pixels: (H, W, 3) uint8 or uint16.
-        threshold: largest mean of the three variances, in squared 8-bit steps.
-    Source: the published pipeline.
+        threshold: largest mean of the three variances, in squared 8-bit steps; in a dim picture,
+            whose colours differ as little as its brightness does, proportionally less.
+    Source: the published pipeline, which would take dim pictures for gray.
     """
     wide = pixels.dtype == np.uint16
     depth, step = (cv2.CV_32S, 257) if wide else (cv2.CV_16S, 1)
-    sums = np.zeros((2, 3, 1))
+    sums, brightness = np.zeros((2, 3, 1)), 0.0
     for rows in bands(pixels.shape):
         band = np.ascontiguousarray(pixels[rows])
         turned = np.empty_like(band)
@@ -121,8 +125,10 @@ def is_gray(pixels: Pixels, threshold: float = 10.0) -> bool:
         differences = cv2.subtract(band, turned, dtype=depth)
         mean, deviation = (value / step for value in cv2.meanStdDev(differences))
         sums += len(band) * np.array([mean, deviation**2 + mean**2])
+        brightness += len(band) * float(band.mean()) / step
     mean, square = sums / len(pixels)
-    return bool(np.mean(square - mean**2) <= threshold)
+    light = min(1.0, brightness / len(pixels) / _DIM)
+    return bool(np.mean(square - mean**2) <= threshold * light**2)
 
 
 def equal_channels(pixels: Pixels) -> bool:
