@@ -233,7 +233,7 @@ def test_what_the_file_gets_wrong_is_one_sentence(
             "compile is for CUDA, not for cpu; on the CPU it took a minute, and the"
             " result was slower",
         ),
-        ("model", "none", "none cannot be read: No such file or directory"),
+        ("model", "x", "model 'x' is neither a file nor one of auto, published, compact"),
         ("backend", "onyx", "backend 'onyx' is unknown; choose one of: torch, onnx, openvino"),
     ],
 )
