@@ -249,7 +249,10 @@ def _to_faces(boxes: Floats, scores: Floats, landmarks: Floats) -> tuple[Face, .
 
 def _load_retinaface(path: str | Path, device: torch.device) -> tuple[str, Any]:
     """Name and network of a RetinaFace weight file, its backbone deduced from the keys."""
-    from facexlib.detection.retinaface import RetinaFace
+    try:
+        from facexlib.detection.retinaface import RetinaFace
+    except RuntimeError as error:  # of torchvision, if it is made for another version of torch
+        raise ImportError(str(error), name="facexlib") from error
 
     from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from cfrestore import __version__
 from cfrestore.errors import CFRestoreError, CheckpointError, WeightsError
-from cfrestore.extras import load_package
+from cfrestore.extras import HEADLESS, load_package
 from cfrestore.files import exists, is_folder
 from cfrestore.weights import (
     WEIGHT_FILES,
@@ -206,7 +206,9 @@ class Report:
     def _problems(self) -> Iterator[Problem]:
         for package in self.packages:
             if package.error:
-                yield Problem(1, f"{package.name} cannot be imported: {package.error}")
+                text = f"{package.name} cannot be imported: {package.error}"
+                broken = package.name == "opencv-python" and package.version
+                yield Problem(1, f"{text}; {HEADLESS}" if broken else text)
         for row in self.weights:
             if row.error:
                 yield Problem(4, row.error)

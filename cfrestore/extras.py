@@ -1,4 +1,4 @@
-"""Optional packages, imported when they are needed."""
+"""Optional packages, imported when they are needed, and what to do about broken ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 from cfrestore.errors import ConfigError
+
+HEADLESS = (
+    "without a desktop's libraries, OpenCV needs another build: "
+    "pip uninstall -y opencv-python && pip install opencv-python-headless"
+)
+"""What helps if OpenCV is installed but cannot be imported, as in many containers."""
 
 
 def require(*packages: str, extra: str) -> None:
@@ -26,6 +32,13 @@ def require(*packages: str, extra: str) -> None:
 def install(extra: str) -> str:
     """The command that installs the packages of an extra."""
     return f'pip install "cfrestore[{extra}]"'
+
+
+def explained(error: ImportError) -> str:
+    """Why a package cannot be imported, and what helps."""
+    broken = error.name == "cv2" and not isinstance(error, ModuleNotFoundError)
+    advice = HEADLESS if broken else "cfrestore doctor checks all packages"
+    return f"{error.name or 'a package'} cannot be imported ({error}); {advice}"
 
 
 def load_package(name: str) -> ModuleType:

@@ -16,6 +16,7 @@ from cfrestore.device import (
 )
 from cfrestore.errors import ConfigError, WeightsError
 from cfrestore.export import is_exported
+from cfrestore.files import exists
 from cfrestore.task import RESTORATION, Task
 from cfrestore.weights import load_codeformer, locate, missing, search_folders, shipped, weight_file
 
@@ -116,7 +117,7 @@ def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
     if model == "compact":
         return shipped(), "compact", ()
     if model not in ("auto", "published"):
-        if not Path(model).exists():
+        if not exists(Path(model)):
             names = "auto, published" + ", compact" * task.has_compact
             raise WeightsError(f"model {model!r} is neither a file nor one of {names}")
         said = exported_facts(Path(model)) if is_exported(model) else read_metadata(model)

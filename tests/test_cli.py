@@ -649,3 +649,34 @@ def test_the_module_is_the_command(repository: Path) -> None:
             [sys.executable, "-m", "cfrestore", *words], cwd=repository, capture_output=True
         )
         assert done.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "said"),
+    [
+        (
+            "cv2",
+            "raise ImportError('libGL.so.1: cannot open shared object file', name='cv2')",
+            "cv2 cannot be imported (libGL.so.1: cannot open shared object file); without a "
+            "desktop's libraries, OpenCV needs another build: pip uninstall -y opencv-python && "
+            "pip install opencv-python-headless",
+        ),
+        (
+            "typer",
+            "import nowhere",
+            "nowhere cannot be imported (No module named 'nowhere'); cfrestore doctor checks all "
+            "packages",
+        ),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_told_in_a_sentence(
+    tmp_path: Path, module: str, text: str, said: str
+) -> None:
+    """As OpenCV in a container without a desktop's libraries."""
+    (tmp_path / f"{module}.py").write_text(text)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from cfrestore.cli import main; sys.exit(main(['a.png']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"error: {said}\n")

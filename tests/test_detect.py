@@ -1,7 +1,9 @@
 import io
 import math
 import socket
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -345,6 +347,17 @@ def test_auto_takes_the_best_detector_whose_weights_are_there(monkeypatch, share
     assert load_detector("mobilenet").name == "retinaface-mobilenet0.25"
     here.clear()
     assert load_detector("auto").name == "mtcnn"
+
+
+def test_a_torchvision_for_another_torch_is_an_import_error(monkeypatch, tmp_path):
+    class Broken(ModuleType):
+        def __getattr__(self, name):
+            raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setitem(sys.modules, "facexlib.detection.retinaface", Broken("retinaface"))
+    with pytest.raises(ImportError, match="torchvision::nms does not exist") as found:
+        detect._load_retinaface(tmp_path / "retinaface.pth", torch.device("cpu"))
+    assert found.value.name == "facexlib"
 
 
 def test_absent_weights_are_named(monkeypatch, tmp_path):

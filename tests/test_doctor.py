@@ -14,6 +14,7 @@ from stubs import StubNetwork, save_network, small_network
 from cfrestore import doctor, weights
 from cfrestore.cli import main
 from cfrestore.doctor import examine, hide_credentials
+from cfrestore.extras import HEADLESS
 from cfrestore.weights import WEIGHT_FILES
 
 KEYS = {
@@ -170,6 +171,16 @@ def test_a_missing_package_is_a_finding(
     (package,) = (package for package in report.packages if package.error)
     assert package.name == name
     assert any(problem.text.startswith(f"{name} cannot be imported") for problem in report.problems)
+
+
+def test_opencv_without_a_desktop_s_libraries_gets_advice(
+    monkeypatch: pytest.MonkeyPatch, machine: Path
+) -> None:
+    (machine / "broken.py").write_text("raise ImportError('libGL.so.1: cannot open it')")
+    monkeypatch.syspath_prepend(machine)
+    monkeypatch.setitem(doctor.PACKAGES, "opencv-python", "broken")
+    said = [problem.text for problem in examine().problems]
+    assert f"opencv-python cannot be imported: libGL.so.1: cannot open it; {HEADLESS}" in said
 
 
 @pytest.mark.parametrize("absent", ["torch", "numpy", "huggingface_hub"])

@@ -1,8 +1,8 @@
 """The command line: turns arguments into calls, and errors into exit codes.
 
 0: every picture was written. 1: a picture failed, or under --strict one of its faces, or memory
-ran out, or stdout is not writable. 2: the arguments are invalid, or results would overwrite
-something. 4: weights are missing or wrong. 130: interrupted.
+ran out, or stdout is not writable, or a package cannot be imported. 2: the arguments are invalid,
+or results would overwrite something. 4: weights are missing or wrong. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cfrestore.errors import CFRestoreError
+from cfrestore.extras import explained
 
 VERBS = (
     "inpaint",
@@ -57,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CFRestoreError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except ImportError as error:  # of an installation that is incomplete or broken
+        sys.stderr.write(f"error: {explained(error)}\n")
+        return 1
     except MemoryError as error:  # of any device, see device.inference
         reason = str(error).partition("\n")[0]
         sys.stderr.write(f"error: there is not enough memory{reason and f': {reason}'}\n")
