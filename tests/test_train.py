@@ -68,6 +68,7 @@ from cfrestore.train.data import (
     to_network,
     warped,
 )
+from cfrestore.train.degrade import degrade
 from cfrestore.train.learner import compile_blocks
 from cfrestore.train.loop import (
     End,
@@ -80,7 +81,7 @@ from cfrestore.train.loop import (
     train,
 )
 from cfrestore.train.perceptual import LPIPS, FaceFeatures, IdentityDistance, build_perceptual
-from cfrestore.train.polish import Polish
+from cfrestore.train.polish import Polish, unsharp_mask
 from cfrestore.train.presets import AUTOENCODER, CODES, FUSION, PRESETS, recipe
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
 
@@ -1266,14 +1267,62 @@ def test_a_comparison_is_the_weighted_sum_of_what_is_wanted(recogniser: Recognis
     plain = Comparison(32, None, 0.0)(fake, goal)
     assert plain.report.keys() == {"pixel"}
     torch.testing.assert_close(plain.total, (fake - goal).abs().mean())
-    total, reconstruction, terms = Comparison(32, Features(), 0.5, 10, 4, identity)(
-        fake, goal, clean
-    )
-    assert terms.keys() == {"pixel", "perceptual", "eyes", "regularity", "identity", "face"}
+    compare = Comparison(32, Features(), 0.5, 10, 7, 4, identity)
+    total, reconstruction, terms = compare(fake, goal, clean)
+    assert terms.keys() == {
+        "pixel", "perceptual", "eyes", "irises", "regularity", "identity", "face"
+    }  # fmt: skip
     torch.testing.assert_close(reconstruction, terms["pixel"] + 0.5 * terms["perceptual"])
-    others = 10 * terms["eyes"] + 4 * terms["regularity"] + identity(fake, clean)[0]
+    others = 10 * terms["eyes"] + 7 * terms["irises"] + 4 * terms["regularity"]
+    others = others + identity(fake, clean)[0]
+    torch.testing.assert_close(terms["irises"], compare.tint(fake, goal))
     torch.testing.assert_close(total, reconstruction + others)
     torch.testing.assert_close(terms["eyes"], (eye_map(32) * (fake - goal).abs()).mean())
+
+
+def test_a_tint_is_a_difference_of_colours_in_the_eyes() -> None:
+    goal = torch.zeros(1, 3, 256, 256)
+    eye, cheek = (slice(110, 130), slice(86, 106)), (slice(200, 220), slice(86, 106))
+
+    def tint(at: tuple[slice, slice], *colour: float) -> float:
+        fake = goal.clone()
+        fake[0, :, at[0], at[1]] += torch.tensor(colour)[:, None, None]
+        return float(Comparison(256, None, 0.0).tint(fake, goal))
+
+    blue = tint(eye, 0, 0, 0.2)
+    assert blue > 0
+    assert tint(eye, 0, 0, 0.4) == pytest.approx(4 * blue)
+    assert tint(eye, 0.2, 0.2, 0.2) < 1e-3 * blue
+    assert tint(cheek, 0, 0, 0.2) < 1e-3 * blue
+
+
+def test_the_polish_learns_colours_only_from_faces_painted_without_their_input(
+    stage_one: Path, stage_two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"own": 0.25, "unfused": 0.25, "irises": 300.0}
+    plain, tinted = polish(stage_one, stage_two), polish(stage_one, stage_two, **how)
+    compared: list[int] = []
+    damages = []
+
+    def spy(images: Tensor, damage: Degradation, *others: Any) -> Tensor:
+        damages.append((len(images), damage))
+        return degrade(images, damage, *others)
+
+    monkeypatch.setattr("cfrestore.train.stages.degrade", spy)
+    tinted.compare.register_forward_pre_hook(lambda _, given: compared.append(len(given[0])))
+    report = tinted.step(1, sampler(8).batch(1, CPU), torch.Generator())
+    assert damages == [(4, SMALL.scaled(32)), (2, LARGE.scaled(32))]
+    assert compared == [6]
+    assert report["unfused"] > 0
+    assert "unfused" not in step(plain, 1)
+    assert "generator" in changed(plain.network.state_dict(), tinted.network.state_dict())
+
+
+def test_fused_faces_may_be_sharpened_by_another_amount(stage_one: Path, stage_two: Path) -> None:
+    stage = polish(stage_one, stage_two, sharpening=Sharpening(0.6, 24.0, fused=0.2))
+    x = to_network(sampler().batch(1, CPU))
+    torch.testing.assert_close(stage.goal(x), unsharp_mask(x, 0.6, 24.0 * 32 / 512))
+    torch.testing.assert_close(stage.goal(x, fused=True), unsharp_mask(x, 0.2, 24.0 * 32 / 512))
 
 
 def test_what_a_recogniser_says_is_weighed(recogniser: Recogniser) -> None:

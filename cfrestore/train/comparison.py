@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE
+from cfrestore.train.degrade import gaussian_blur
 from cfrestore.train.learner import Report
 from cfrestore.train.losses import regularity
 from cfrestore.train.perceptual import IdentityDistance
 
 EYE = 20
 """Size of an eye in an aligned face of 512 px: sigma of its bump in `eye_map`, px."""
+
+IRIS = 3.0
+"""Sigma of the blur that leaves the colour of an iris, without lashes and lights, px at 512."""
 
 
 class Difference(NamedTuple):
@@ -42,6 +46,7 @@ class Comparison(nn.Module):
         perceptual: a frozen network, called with painted faces and goals; None: not wanted.
         weight: of its distance.
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
+        irises: weight of the squared difference of colours in the eyes, see `tint`.
         regularity: weight of the share of regular patterns in fine detail.
         identity: a recogniser's distances; None: not wanted.
     """
@@ -54,12 +59,14 @@ class Comparison(nn.Module):
         perceptual: nn.Module | None,
         weight: float,
         eyes: float = 0.0,
+        irises: float = 0.0,
         regularity: float = 0.0,
         identity: IdentityDistance | None = None,
     ) -> None:
         super().__init__()
         self.perceptual, self.weight = perceptual, weight
-        self.eyes, self.regularity, self.identity = eyes, regularity, identity
+        self.eyes, self.irises, self.regularity = eyes, irises, regularity
+        self.identity = identity
         self.register_buffer("eye_map", eye_map(size), persistent=False)
 
     def forward(self, fake: Tensor, goal: Tensor, clean: Tensor | None = None) -> Difference:
@@ -81,6 +88,9 @@ class Comparison(nn.Module):
         if self.eyes:
             report["eyes"] = (self.eye_map * apart).mean()
             total = total + self.eyes * report["eyes"]
+        if self.irises:
+            report["irises"] = self.tint(fake, goal)
+            total = total + self.irises * report["irises"]
         if self.regularity:
             report["regularity"] = regularity(fake)
             total = total + self.regularity * report["regularity"]
@@ -89,6 +99,16 @@ class Comparison(nn.Module):
             total = total + distance
             report |= terms
         return Difference(total, reconstruction, report)
+
+    def tint(self, fake: Tensor, goal: Tensor) -> Tensor:
+        """The mean squared difference of blurred colours, weighted by `eye_map`.
+
+        Squared, since two faces with a slightly wrong colour are better than one with one blue eye.
+        """
+        apart = fake.float() - goal
+        colours = apart - apart.mean(1, keepdim=True)
+        seen = gaussian_blur(colours, IRIS * fake.shape[-1] / PUBLISHED_SIZE)
+        return (self.eye_map * seen.square()).mean()
 
 
 def eye_map(side: int) -> Tensor:

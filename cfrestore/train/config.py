@@ -301,22 +301,28 @@ class Sharpening:
 
     Attributes:
         sigma: of the Gaussian blur, pixels at 512 px.
+        fused: the amount for faces fused with a damaged input, which need less; None: `amount`.
     """
 
     amount: float
     sigma: float
+    fused: float | None = None
 
 
 @dataclass(frozen=True)
 class PolishRecipe:
     """After stage III: the generator is trained again, with the fusion, on fixed codes.
 
-    Half of each batch are clean faces painted from their own codes at w = 0, the others degraded
-    ones fused at w = 1.
+    A part of each batch are clean faces painted from their own codes at w = 0, the others degraded
+    ones fused at w = 1, and perhaps badly degraded ones painted at w = 0.
 
     Attributes:
-        degradations: pairs (damage, share of the degraded faces that get it).
+        degradations: pairs (damage, share of the fused faces that get it).
+        own: share of the faces that are painted from their own codes.
+        unfused: share of the faces that are degraded by LARGE and painted at w = 0. They teach the
+            colours of irises only, since all else would become an average.
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
+        irises: weight of the squared difference of colours in the eyes.
         sharpening: of the clean target faces, since the network learns to paint softer ones; None:
             no sharpening.
         regularity: weight of the share of regular patterns in fine detail.
@@ -326,7 +332,10 @@ class PolishRecipe:
     model: CodeFormerConfig
     optimisation: Optimisation
     degradations: tuple[tuple[Degradation, float], ...] = ((SMALL, 1.0),)
+    own: float = 0.5
+    unfused: float = 0.0
     eyes: float = 0.0
+    irises: float = 0.0
     sharpening: Sharpening | None = None
     regularity: float = 0.0
     identity: Identity | None = None

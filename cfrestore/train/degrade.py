@@ -127,6 +127,15 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     return blurred.reshape(channels, batch, height, width).transpose(0, 1)
 
 
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Blurs images (B,C,H,W) by a Gaussian of sigma pixels; borders are reflected."""
+    radius = math.ceil(3 * sigma)
+    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    bump = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = torch.outer(bump, bump) / bump.sum() ** 2
+    return blur(images, kernel.expand(len(images), -1, -1))
+
+
 def resize_matrix(source: Tensor, target: Tensor, columns: int, rows: int) -> Tensor:
     """Matrices for bilinear resizing of one axis, without anti-aliasing, as in OpenCV.
 

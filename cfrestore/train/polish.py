@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -14,10 +13,10 @@ from cfrestore.device import autocast
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.train import checkpoint
 from cfrestore.train.comparison import Comparison
-from cfrestore.train.config import PolishRecipe
+from cfrestore.train.config import LARGE, PolishRecipe
 from cfrestore.train.critic import Critic, CriticInput
 from cfrestore.train.data import to_network
-from cfrestore.train.degrade import blur
+from cfrestore.train.degrade import gaussian_blur
 from cfrestore.train.learner import Learner, Report
 from cfrestore.train.perceptual import IdentityDistance
 from cfrestore.train.stages import (
@@ -55,7 +54,7 @@ class Polish(RestoringStage):
         self.recipe, self.device, self.mixed = recipe, device, mixed
         size, weight = recipe.model.image_size, recipe.perceptual.weight
         self.compare = Comparison(
-            size, perceptual, weight, recipe.eyes, recipe.regularity, identity
+            size, perceptual, weight, recipe.eyes, recipe.irises, recipe.regularity, identity
         ).to(device)
         self.network = CodeFormer(recipe.model)
         load_strictly(self.network, checkpoint.averaged(fusion), fusion, "CodeFormer")
@@ -68,33 +67,49 @@ class Polish(RestoringStage):
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
         """Runs iteration t on clean faces; returns its losses."""
-        x = to_network(clean)
-        damages, shares = zip(*self.recipe.degradations, strict=True)
-        own, *others = shared_out((sum(shares), *shares), len(x))
-        half = len(own)
+        how, x = self.recipe, to_network(clean)
+        damages, wanted = zip(*how.degradations, strict=True)
+        rest = (1 - how.own - how.unfused) / sum(wanted)
+        shares = (how.own, *(rest * share for share in wanted), how.unfused)
+        own, *fused, unfused = shared_out(shares, len(x))
+        a, b = len(own), len(x) - len(unfused)
         with torch.no_grad():
-            codes = self.teacher.codes(x[:half])
-            damaged = degrade_parts(clean[half:], others, damages, generator)
+            codes = self.teacher.codes(x[:a])
+            damaged = degrade_parts(clean[a:], (*fused, unfused), (*damages, LARGE), generator)
         with autocast(self.device, self.mixed):
             with torch.no_grad():
                 latent, skips = self.network.encode(to_network(damaged))
                 predicted = self.network.choose(self.network.predict_codes(latent))
-            kept = {side: skip.requires_grad_() for side, skip in skips.items()}  # see Fusion
+            # With gradient, as in Fusion.
+            kept = {side: skip[: b - a].requires_grad_() for side, skip in skips.items()}
             fakes = (
                 self.network.decode(self.network.lookup(codes), {}, 0),
-                self.network.decode(self.network.lookup(predicted), kept, 1),
+                self.network.decode(self.network.lookup(predicted[: b - a]), kept, 1),
             )
-        fake, goal = torch.cat(fakes).float(), self.goal(x)
-        total, rec, report = self.compare(fake, goal, x)
+        fake = torch.cat(fakes).float()
+        goal = torch.cat((self.goal(x[:a]), self.goal(x[a:b], fused=True)))
+        total, rec, report = self.compare(fake, goal, x[:b])
+        if len(unfused):
+            with autocast(self.device, self.mixed):
+                rough = self.network.decode(self.network.lookup(predicted[b - a :]), {}, 0)
+            report["unfused"] = self.compare.tint(rough, x[b:])
+            total = total + how.unfused * how.irises * report["unfused"]
         last = self.network.generator.last_weight
         self.update(t, total, report, CriticInput(fake, goal, rec, last))
         self.learner.follow(t)
         return detached(report)
 
-    def goal(self, x: Tensor) -> Tensor:
-        """The target for clean faces (B,3,S,S) in [-1, 1]; the same shape and range."""
+    def goal(self, x: Tensor, fused: bool = False) -> Tensor:
+        """The target for clean faces (B,3,S,S) in [-1, 1]; the same shape and range.
+
+        Args:
+            fused: they are painted at w = 1, see `Sharpening.fused`.
+        """
         how = self.recipe.sharpening
-        return unsharp_mask(x, how.amount, how.sigma * x.shape[-1] / PUBLISHED_SIZE) if how else x
+        if how is None:
+            return x
+        amount = how.amount if how.fused is None or not fused else how.fused
+        return unsharp_mask(x, amount, how.sigma * x.shape[-1] / PUBLISHED_SIZE)
 
 
 def unsharp_mask(x: Tensor, amount: float, sigma: float) -> Tensor:
@@ -105,9 +120,5 @@ def unsharp_mask(x: Tensor, amount: float, sigma: float) -> Tensor:
         sigma: of the Gaussian blur, pixels.
     Source: the sharpened targets of Wang et al. (2021), "Real-ESRGAN".
     """
-    radius = math.ceil(3 * sigma)
-    offsets = torch.arange(-radius, radius + 1, device=x.device)
-    bump = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = torch.outer(bump, bump) / bump.sum() ** 2
     gray = x.mean(1, keepdim=True)
-    return (x + amount * (gray - blur(gray, kernel.expand(len(x), -1, -1)))).clamp(-1, 1)
+    return (x + amount * (gray - gaussian_blur(gray, sigma))).clamp(-1, 1)
