@@ -15,8 +15,20 @@ from typing import BinaryIO
 
 
 def exists(path: Path) -> bool:
-    """Whether a file or folder exists; unlike pathlib, false if the system refuses to tell."""
+    """Whether a file or folder exists; false if the system refuses to tell, as for long names.
+
+    pathlib's methods raise OSError then, but no longer in Python 3.14.
+    """
     return os.path.exists(path)  # noqa: PTH110
+
+
+def seen(path: Path) -> bool:
+    """Whether a file or folder exists; raises OSError if the system refuses to tell."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def is_file(path: Path) -> bool:

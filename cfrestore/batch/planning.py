@@ -15,7 +15,7 @@ from cfrestore.batch.job import MARK, Job, Place, Stream
 from cfrestore.batch.manifest import Manifest, manifest_in
 from cfrestore.batch.naming import PICTURES, Kind, Naming, fixed_folder, is_template
 from cfrestore.errors import ConfigError, ImageError, OutputError
-from cfrestore.files import exists, plain
+from cfrestore.files import exists, plain, seen
 from cfrestore.image import EXTENSIONS, FORMATS, writable_format
 
 _NOT_SEEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG)
@@ -249,7 +249,8 @@ def _full(folder: Path) -> Path:
 
 
 def _is_folder(output: str | Path) -> bool:
-    return Path(output).is_dir() or str(output).endswith(("/", os.sep))
+    path = Path(output)
+    return (seen(path) and path.is_dir()) or str(output).endswith(("/", os.sep))
 
 
 def _folder(output: str | Path, kind: Kind) -> Path:

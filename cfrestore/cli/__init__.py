@@ -93,28 +93,31 @@ _STDOUT = "stdout cannot be written"
 
 
 class _Stdout(io.BufferedWriter):
-    """The buffer of stdout, whose errors name it.
+    """The buffer of stdout, whose errors name it; after the first, what it holds is dropped.
 
     Not the file below it: a signal that arrives in a write of that, once it is in Python, would
     have the buffer write the same bytes again.
     """
 
+    _failed = False
+
     def write(self, data: Any) -> int:
-        with _named():
+        with self._named():
             return super().write(data)
 
     def flush(self) -> None:
-        with _named():
-            super().flush()
+        if not self._failed:
+            with self._named():
+                super().flush()
 
-
-@contextmanager
-def _named() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        error.filename = _STDOUT
-        raise
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._failed = True
+            error.filename = _STDOUT
+            raise
 
 
 @contextmanager
@@ -123,7 +126,7 @@ def _stdout_by_name() -> Iterator[None]:
 
     Whoever writes need not do anything for that, argument parsers and --help included. A terminal,
     and what somebody has put in the place of stdout, is left as it is. What cannot be written is
-    dropped, or the process would fail once more when it exits.
+    dropped, or the process would fail once more when it exits, which Python 3.14 shows.
     """
     before = sys.stdout
     if not isinstance(before, io.TextIOWrapper) or before is not sys.__stdout__ or before.isatty():
@@ -137,4 +140,7 @@ def _stdout_by_name() -> Iterator[None]:
         yield
     finally:
         sys.stdout = before
-        stream.flush()
+        try:
+            stream.flush()
+        finally:
+            raw.close()  # with nothing left to flush; the descriptor stays open

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cfrestore.errors import OutputError
-from cfrestore.files import drafted, exists, plain
+from cfrestore.files import drafted, exists, plain, seen
 
 
 def prepare_output(file: Path | None, inputs: Sequence[object], *, overwrite: bool) -> None:
@@ -22,7 +22,7 @@ def prepare_output(file: Path | None, inputs: Sequence[object], *, overwrite: bo
         return
     file = plain(file)
     try:
-        if file.exists():
+        if seen(file):
             if not overwrite:
                 raise OutputError(f"{file} exists; only --overwrite replaces it")
             if not file.is_file() or any(_is(file, place) for place in inputs):

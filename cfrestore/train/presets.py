@@ -213,7 +213,11 @@ POLISH: dict[str, PolishRecipe] = {
             3_000, 64, 3e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True
         ),
         degradations=((SMALL, 0.5), (MILD, 0.25), (LARGE, 0.25)),
-        sharpening=Sharpening(1.6, 6.0),
+        own=0.25,
+        unfused=0.25,
+        eyes=20.0,
+        irises=500.0,
+        sharpening=Sharpening(1.6, 6.0, fused=1.3),
         regularity=1.0,
         identity=_LIKENESS,
         augmentation=_BENT,
