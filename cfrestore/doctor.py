@@ -207,8 +207,8 @@ class Report:
         for package in self.packages:
             if package.error:
                 text = f"{package.name} cannot be imported: {package.error}"
-                broken = package.name == "opencv-python" and package.version
-                yield Problem(1, f"{text}; {HEADLESS}" if broken else text)
+                opencv = package.name == "opencv-python"
+                yield Problem(1, f"{text}; {HEADLESS}" if opencv else text)
         for row in self.weights:
             if row.error:
                 yield Problem(4, row.error)
