@@ -459,7 +459,7 @@ def test_the_command_refuses_int8_that_is_too_far_off(
         (["a.pth"], 2, "should end in .onnx"),
         (["there.onnx"], 2, "there.onnx exists; only --overwrite replaces it"),
         (["a.onnx", "--int8"], 2, "--int8 and --faces go together"),
-        (["a.onnx", "--model", "none.pth"], 4, "none.pth cannot be read"),
+        (["a.onnx", "--model", "none.pth"], 4, "model 'none.pth' is neither a file nor one of"),
         (["a.onnx", "--model", "published"], 4, "was not found"),
         (["a.onnx", "--int8", "--faces", "none"], 2, "none is no folder of faces"),
     ],

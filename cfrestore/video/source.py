@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _RGB, _BT709 = 0, 1  # FFmpeg's numbers of matrices
 _FULL_RANGE = 2  # FFmpeg's number
 
+_LENIENT: Mapping[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
+"""Has PyAV read metadata that is not UTF-8; from 19 on it does so without being told."""
+
 _TURNS: Mapping[int, tuple[tuple[str, str | None], ...]] = {
     90: (("transpose", "cclock"),),
     180: (("hflip", None), ("vflip", None)),
@@ -188,7 +193,7 @@ def _turner(video: Video, stream: Any) -> Callable[[av.VideoFrame], av.VideoFram
 def reading(path: Path) -> Iterator[InputContainer]:
     """Opens a file; any error in it, then or later, becomes a VideoError."""
     try:
-        with av.open(f"file:{path.absolute()}", metadata_errors="replace") as source:
+        with av.open(f"file:{path.absolute()}", **_LENIENT) as source:
             yield source
     except av.error.FFmpegError as error:
         raise VideoError(f"{path} cannot be read as a video: {error.strerror}") from error
