@@ -530,7 +530,6 @@ def test_onnxruntime_leaves_nothing_in_the_cache_to_be_reported(
 def test_an_interruption_is_survived_after_openvino_networks_are_freed(folder: Path) -> None:
     code = (
         "import gc, signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
         "import numpy as np\n"
         "from pathlib import Path\n"
         "from cfrestore.backends import ExportedNetwork\n"
