@@ -789,8 +789,9 @@ def test_figures_go_to_a_file_and_faces_to_a_sheet(cfrestore_: Command) -> None:
     assert read_photo("s.png").pixels.shape == sheet.shape
     assert cfrestore_("eval", *words[:-1], "s.jpg", "--overwrite").code == 0
     assert read_photo("s.jpg").format == "JPEG"
-    unknown = cfrestore_("eval", *words[:-1], "s.xyz", "--overwrite")
+    unknown = cfrestore_("eval", *words[:-1], "absent/s.xyz", "--overwrite")
     assert unknown.code == 2 and "s.xyz cannot be written as '.xyz'" in unknown.err
+    assert not Path("absent").exists()
     assert "| restored | " not in unknown.err
     shown = cfrestore_("eval", "restored", "--json", "-")
     assert json.loads(shown.out)["schema"] == 1

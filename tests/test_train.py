@@ -1267,7 +1267,8 @@ def test_a_comparison_is_the_weighted_sum_of_what_is_wanted(recogniser: Recognis
     plain = Comparison(32, None, 0.0)(fake, goal)
     assert plain.report.keys() == {"pixel"}
     torch.testing.assert_close(plain.total, (fake - goal).abs().mean())
-    compare = Comparison(32, Features(), 0.5, 10, 7, 4, identity)
+    wanted = {"eyes": 10.0, "irises": 7.0, "regularity": 4.0}
+    compare = Comparison(32, Features(), 0.5, **wanted, identity=identity)
     total, reconstruction, terms = compare(fake, goal, clean)
     assert terms.keys() == {
         "pixel", "perceptual", "eyes", "irises", "regularity", "identity", "face"

@@ -6,8 +6,8 @@ import errno
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfrestore.batch.inputs import FoundPicture, find_pictures, has_deeper, rooted
@@ -90,26 +90,13 @@ def plan(
         raise ConfigError(f"a shard must be one of 1/N to N/N, found {shard[0]}/{shard[1]}")
     if in_place and (output is not None or suffix is not None or format):
         raise ConfigError("a picture that is replaced in place keeps its name and format")
+    named = frozenset(_identity(Path(each)) for each in (*inputs, *listed))
+    search = _Search(naming, recursive, output, isolate, named, say)
     jobs = list[Job]()
-    without = Path(output) if output is not None else None
-
-    def find(words: Sequence[str | Path]) -> Iterator[FoundPicture]:
-        for word in words:
-            kept_folders = list[Path]()
-            pictures = find_pictures(
-                word, naming, recursive=recursive, without=without, skipped=kept_folders.append
-            )
-            named = {_identity(Path(each)) for each in (*inputs, *listed)}
-            if unnamed := [each for each in kept_folders if _identity(each) not in named]:
-                say(_skipping(unnamed))
-            if not pictures and not isolate:
-                raise ImageError(_nothing_in(word, recursive, kind))
-            yield from pictures
-
     try:
-        found = list(find(inputs))
+        found = list(search.pictures(inputs))
         fresh = _outside(listed, output, say)
-        others = tuple(find(fresh))
+        others = tuple(search.pictures(fresh))
         found += others if in_place else rooted(others)
         several = len(inputs) + len(fresh) > 1
         for picture in found:
@@ -132,6 +119,40 @@ def plan(
         return _checked(_named(jobs, naming), own, isolate, spared, kind)
     except OSError as error:
         raise ImageError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """How inputs are searched; its attributes are arguments of `plan`.
+
+    Attributes:
+        named: identities of all inputs, searched even if named as results are.
+    """
+
+    naming: Naming
+    recursive: bool
+    output: str | Path | None
+    isolate: bool
+    named: Set[object]
+    say: Callable[[str], object]
+
+    def pictures(self, words: Sequence[str | Path]) -> Iterator[FoundPicture]:
+        """The pictures that inputs name or hold."""
+        without = None if self.output is None else Path(self.output)
+        for word in words:
+            skipped = list[Path]()
+            pictures = find_pictures(
+                word,
+                self.naming,
+                recursive=self.recursive,
+                without=without,
+                skipped=skipped.append,
+            )
+            if unnamed := [each for each in skipped if _identity(each) not in self.named]:
+                self.say(_skipping(unnamed))
+            if not pictures and not self.isolate:
+                raise ImageError(_nothing_in(word, self.recursive, self.naming.kind))
+            yield from pictures
 
 
 def _skipping(folders: Sequence[Path]) -> str:

@@ -183,10 +183,10 @@ def evaluate(
         faces = _find(args, limit, any_count)
         inputs = [path for pair in faces.pairs.values() for path in pair]
         target = None if json_file == Path("-") else json_file
-        for written in (target, sheet):
-            prepare_output(written, [*inputs, *_given(files)], overwrite=overwrite)
         if sheet is not None:
             writable_format(sheet.suffix or "png", str(sheet))
+        for written in (target, sheet):
+            prepare_output(written, [*inputs, *_given(files)], overwrite=overwrite)
         record, columns = _measure(args, faces, files, device, console)
         show(record, console)
     if target is not None:

@@ -58,6 +58,7 @@ class Comparison(nn.Module):
         size: int,
         perceptual: nn.Module | None,
         weight: float,
+        *,
         eyes: float = 0.0,
         irises: float = 0.0,
         regularity: float = 0.0,

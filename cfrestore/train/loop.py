@@ -23,6 +23,7 @@ from cfrestore.train import checkpoint
 from cfrestore.train.codes import CodeSampler
 from cfrestore.train.data import Sampler, generator_for
 from cfrestore.train.distributed import all_mean, any_process
+from cfrestore.train.learner import Report
 from cfrestore.train.polish import Polish
 from cfrestore.train.prior import CodePrior
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
@@ -66,6 +67,10 @@ class Schedule:
     max_minutes: float | None = None
     shard_mb: int | None = None
 
+    def is_over(self, seconds: float) -> bool:
+        """Whether training that has taken so long must stop."""
+        return self.max_minutes is not None and seconds > self.max_minutes * 60
+
 
 def train(
     stage: Stage,
@@ -91,57 +96,47 @@ def train(
         OutputError: there is a checkpoint that is not to be resumed, or writing failed.
         CFRestoreError: a loss is no longer finite.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
     target = folder / "last.pt"
-    first = sampler.rank == 0
     total = stage.recipe.optimisation.iterations
-    t = 0
-    if checkpoint.exists(target):
-        if not resume:
-            raise OutputError(f"{target} exists; resume it, or choose another folder")
-        t = load_state(target, stage)
+    t = _begin(target, stage, resume)
     if t:
         say(f"resumed {target} at iteration {t}")
-    started = logged_at = time.monotonic()
-    logged, seen = t, dict[str, list[Tensor]]()
+    started = time.monotonic()
+    log = _Log(folder, stage, sampler, t, say)
     with _Interruption() as interruption:
         while t < total:
             t += 1
             clean = sampler.batch(t, stage.device)
             report = stage.step(t, clean, sampler.generator(t, 2, stage.device))
-            for key, value in report.items():
-                seen.setdefault(key, []).append(value)
+            log.add(report)
             if t % schedule.log_every == 0 or t == total:
-                synchronize(stage.device)
-                now = time.monotonic()
-                speed = (t - logged) * sampler.batch_size * sampler.world / (now - logged_at)
-                means = all_mean(
-                    torch.stack([torch.stack(v).float().mean() for v in seen.values()])
-                )
-                values = dict(zip(seen, means.tolist(), strict=True))
-                if first:
-                    _log(folder, t, total, speed, values, stage.name, say)
-                _check_finite(values, t, stage.device)
-                logged, logged_at, seen = t, now, {}
-            late = (
-                schedule.max_minutes is not None
-                and time.monotonic() - started > schedule.max_minutes * 60
-            )
+                log.write(t)
+            late = schedule.is_over(time.monotonic() - started)
             stop = any_process(late or interruption.seen, stage.device)
             if t % schedule.save_every == 0 or t == total or stop:
                 losses = {key: float(value) for key, value in report.items()}
                 _check_finite(losses, t, stage.device)
-                save_state(target, stage, t, schedule.shard_mb, writes=first)
-            if first and (t % schedule.samples_every == 0 or t == total):
+                save_state(target, stage, t, schedule.shard_mb, writes=sampler.rank == 0)
+            if sampler.rank == 0 and (t % schedule.samples_every == 0 or t == total):
                 write_sheet(folder / f"samples-{t:06d}.png", samples(stage, sampler))
             if stop and t < total:
                 say(f"stopped at iteration {t} of {total}; --resume continues")
                 interrupted = any_process(interruption.seen, stage.device)
                 return End.INTERRUPTED if interrupted else End.OUT_OF_TIME
     return End.DONE
+
+
+def _begin(target: Path, stage: Stage, resume: bool) -> int:
+    """Makes the folder, or loads the checkpoint to resume; returns the iterations that are done."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{target.parent} cannot be made: {error.strerror or error}") from error
+    if not checkpoint.exists(target):
+        return 0
+    if not resume:
+        raise OutputError(f"{target} exists; resume it, or choose another folder")
+    return load_state(target, stage)
 
 
 def fitting(stage: Stage, sampler: Source, left: Callable[[], float]) -> int:
@@ -242,23 +237,58 @@ def load_state(path: Path, stage: Stage) -> int:
     return int(content["iteration"])
 
 
-def _log(
-    folder: Path,
-    t: int,
-    total: int,
-    speed: float,
-    values: dict[str, float],
-    name: str,
-    say: Callable[[str], None],
-) -> None:
-    path = folder / "log.jsonl"
-    try:
-        with path.open("a") as log:
-            log.write(json.dumps({"iteration": t, "images_per_second": speed} | values) + "\n")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    numbers = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-    say(f"{name} {t}/{total}  {speed:.1f} images/s  {numbers}")
+class _Log:
+    """Writes the mean losses and the speed since its last line to `log.jsonl`.
+
+    Args:
+        t: the iteration after which it begins.
+        say: called with each line.
+    """
+
+    def __init__(
+        self, folder: Path, stage: Stage, sampler: Source, t: int, say: Callable[[str], None]
+    ) -> None:
+        self._path = folder / "log.jsonl"
+        self._stage, self._sampler, self._say = stage, sampler, say
+        self._begin(t)
+
+    def _begin(self, t: int) -> None:
+        self._since, self._first = time.monotonic(), t
+        self._seen: dict[str, list[Tensor]] = {}
+
+    def add(self, report: Report) -> None:
+        """Takes in the losses of an iteration, without waiting for them to be computed."""
+        for key, value in report.items():
+            self._seen.setdefault(key, []).append(value)
+
+    def write(self, t: int) -> None:
+        """Writes a line, from the first process only; all must call it, see `all_mean`.
+
+        Raises:
+            OutputError: it cannot be written.
+            CFRestoreError: a loss is not finite.
+        """
+        device = self._stage.device
+        synchronize(device)
+        images = (t - self._first) * self._sampler.batch_size * self._sampler.world
+        speed = images / (time.monotonic() - self._since)
+        means = all_mean(torch.stack([torch.stack(v).float().mean() for v in self._seen.values()]))
+        losses = dict(zip(self._seen, means.tolist(), strict=True))
+        if self._sampler.rank == 0:
+            self._append({"iteration": t, "images_per_second": speed} | losses)
+            total = self._stage.recipe.optimisation.iterations
+            numbers = "  ".join(f"{k} {v:.4g}" for k, v in losses.items())
+            self._say(f"{self._stage.name} {t}/{total}  {speed:.1f} images/s  {numbers}")
+        _check_finite(losses, t, device)
+        self._begin(t)
+
+    def _append(self, line: dict[str, float]) -> None:
+        try:
+            with self._path.open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(f"{self._path} cannot be written: {reason}") from error
 
 
 def _check_finite(values: dict[str, float], t: int, device: torch.device) -> None:

@@ -54,7 +54,13 @@ class Polish(RestoringStage):
         self.recipe, self.device, self.mixed = recipe, device, mixed
         size, weight = recipe.model.image_size, recipe.perceptual.weight
         self.compare = Comparison(
-            size, perceptual, weight, recipe.eyes, recipe.irises, recipe.regularity, identity
+            size,
+            perceptual,
+            weight,
+            eyes=recipe.eyes,
+            irises=recipe.irises,
+            regularity=recipe.regularity,
+            identity=identity,
         ).to(device)
         self.network = CodeFormer(recipe.model)
         load_strictly(self.network, checkpoint.averaged(fusion), fusion, "CodeFormer")

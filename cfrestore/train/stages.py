@@ -249,7 +249,7 @@ class CodePrediction(RestoringStage):
         self.compare: Comparison | None = None
         if how := recipe.appearance:
             size, weight = recipe.model.image_size, how.perceptual.weight
-            self.compare = Comparison(size, perceptual, weight, how.eyes, identity=identity)
+            self.compare = Comparison(size, perceptual, weight, eyes=how.eyes, identity=identity)
             self.compare.to(device)
         self.network = CodeFormer(recipe.model)
         self.teacher = Teacher(autoencoder, recipe.model).to(device)

@@ -38,6 +38,7 @@ from cfrestore.video.tracks import Plan, PlannedFace, plan_faces
 
 if TYPE_CHECKING:
     from cfrestore.pipeline import Pipeline
+    from cfrestore.procedure import Procedure
 
 SEGMENT = 100
 """Frames in a segment; the most that is done again after a run was cut short."""
@@ -110,13 +111,7 @@ def restore_video(
     coding = choose_coding(larger, target.suffix, codec, crf)
     check_container(larger, coding, target)
     before = _state(source)
-    settings = {
-        **pipeline.restoring(options).settings,
-        "version": __version__,
-        "video": [str(source.absolute()), *before],
-        "pyav": av.__version__,  # whose encoders need not follow those of another
-        "coding": [coding.encoder, coding.pix_fmt, *map(list, sorted(coding.options.items()))],
-    }
+    settings = _settings(source, before, pipeline.restoring(options), coding)
     seconds: dict[str, float] = {}
     try:
         with workshop(target, digest_of(settings)) as folder:
@@ -131,8 +126,7 @@ def restore_video(
                     lambda more: progress("finding", more, video.count),
                 )
             plan = plan_faces(found.frames, video.size, options)
-            every = replace(options, faces="all", min_face=0, max_face=None)
-            gray = 2 * sum(frame.gray for frame in found.frames) > len(found.frames)
+            every = replace(options, faces="all", min_face=0, max_face=None)  # that are planned
             work = FramePainter(
                 video,
                 larger,
@@ -140,7 +134,7 @@ def restore_video(
                 pipeline.restoring(every),
                 converter,
                 anew=options.upscale > 1 or pipeline.bg_upsampler is not None,
-                gray=gray,
+                gray=2 * sum(frame.gray for frame in found.frames) > len(found.frames),
                 workers=workers,
             )
             with timed(seconds, "paint"):
@@ -148,7 +142,6 @@ def restore_video(
             if _state(source) != before:
                 raise VideoError(f"{source} was written to while it was read")
             headers = [header for path in paths if (header := read_header(path))]
-            failures = sum((header.failures for header in headers), Counter[tuple[int, str]]())
             with drafted(target, folder) as draft:  # after a kill it goes with the folder
                 with timed(seconds, "write"):
                     refused = join(
@@ -160,6 +153,7 @@ def restore_video(
                         CONTAINERS[target.suffix.lower()],
                         _comment(pipeline, options),
                     )
+                failures = sum((header.failures for header in headers), Counter[tuple[int, str]]())
                 damaged = found.damaged + refused
                 result = VideoRestoration(video, plan, failures, damaged, seconds)
                 record(result, draft)
@@ -172,6 +166,19 @@ def check_options(options: Options) -> None:
     """Raises ConfigError if the options do not suit a video."""
     if options.aligned or options.draw_box or options.samples:
         raise ConfigError("a video is restored without aligned, draw_box and samples")
+
+
+def _settings(
+    source: Path, state: tuple[int, int], procedure: Procedure, coding: Coding
+) -> dict[str, object]:
+    """What decides whether an earlier run's work can be continued, as JSON values."""
+    return {
+        **procedure.settings,
+        "version": __version__,
+        "video": [str(source.absolute()), *state],
+        "pyav": av.__version__,  # whose encoders need not follow those of another
+        "coding": [coding.encoder, coding.pix_fmt, *map(list, sorted(coding.options.items()))],
+    }
 
 
 def _state(source: Path) -> tuple[int, int]:
