@@ -53,9 +53,9 @@ def correct(
     if config.keep_colours:
         crop = keep_colours(crop, original)
         crop = keep_rim(crop, original)
-    if strength := config.back_projection * fidelity:
+    if strength := config.back_projection:
         crop = back_project(crop, original, strength)
-        crop = mix_in(crop, original, config.back_projection * math.sqrt(fidelity))
+        crop = mix_in(crop, original, strength * math.sqrt(fidelity))
     if gray:
         return _like_gray(crop, original)
     tone = tone_of(original)

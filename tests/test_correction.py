@@ -236,10 +236,8 @@ def test_the_pipeline_corrects_the_more_the_larger_w_is(config: dict[str, float]
         float(np.abs(pipeline(photo, Options(w, aligned=True)).photo.pixels - mirrored).mean())
         for w in (0.0, 0.5, 1.0)
     ]
-    assert changes[0] == 0
     if config:
-        assert 0.4 < changes[1] / changes[2] < 0.8
-        assert changes[2] > 1
+        assert 1 < changes[0] < changes[1] < changes[2]
     else:
         assert changes == [0, 0, 0]
 
@@ -258,4 +256,4 @@ def test_a_little_fidelity_suffices_for_what_is_hardly_blurred(
     face = detailed()
     for w in (0, 0.25, 1):
         correct(face, blurred(face, 1), fidelity=w, config=config, gray=False)
-    assert shares == pytest.approx([0.4, 0.8])
+    assert shares == pytest.approx([0, 0.4, 0.8])

@@ -51,9 +51,9 @@ class CodeFormerConfig:
             its input, which the models trained here, with fewer codes and pictures, do not
             reproduce well.
         back_projection: share, in [0, 1], of the input's structure missing from a result that the
-            pipeline restores at w = 1, in proportion to w; 0 for none, as in the published
-            pipeline. See `correction.back_project`. Also the share of an input without blur
-            that is mixed in at w = 1, in proportion to the root of w; see `correction.mix_in`.
+            pipeline restores, at any w; 0 for none, as in the published pipeline. See
+            `correction.back_project`. Also the share of an input without blur that is mixed in
+            at w = 1, in proportion to the root of w; see `correction.mix_in`.
         recycles: how often the transformer rereads the latent together with its own expectation.
         consensus: temperature of the distribution whose mean decides the code, the one nearest to
             it; 0: the likeliest code, as in the published model. See `CodeFormer.choose`.
