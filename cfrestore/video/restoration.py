@@ -132,10 +132,8 @@ def restore_video(
                 raise VideoError(f"{source} was written to while it was read")
             with drafted(target, folder) as draft:  # after a kill it goes with the folder
                 with timed(seconds, "write"):
-                    container, comment = (
-                        CONTAINERS[target.suffix.lower()],
-                        _comment(pipeline, options),
-                    )
+                    container = CONTAINERS[target.suffix.lower()]
+                    comment = _comment(pipeline, options)
                     failures, refused = _join(larger, coding, paths, draft, container, comment)
                 damaged = found.damaged + refused
                 result = VideoRestoration(video, work.plan, failures, damaged, seconds)
