@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from PIL.ExifTags import Base as Tag
 
 from cfrestore.image import directory, jpeg, png, tiff, xmp
 from cfrestore.image.photo import Chunks
@@ -126,7 +127,7 @@ def _exif_of(image: Image.Image) -> bytes | None:
 
 def _dpi_of(image: Image.Image) -> tuple[float, float] | None:
     """Pixels per inch, if the file states a plausible value."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and 282 not in image.tag_v2:
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and Tag.XResolution not in image.tag_v2:
         return None  # Pillow reports 1 if there is none
     try:
         across, down = map(float, image.info["dpi"])
