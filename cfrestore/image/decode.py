@@ -139,7 +139,7 @@ def _decode_tiff(data: bytes, check: Callable[[int, int], None]) -> Photo:
         return _losing(photo, "Its metadata were not read.")
     with image:
         metadata = metadata_of(image, data, turned)
-        image.getexif()[directory.ORIENTATION] = 1  # or Pillow turns by the XMP orientation
+        image.getexif()[Tag.Orientation] = 1  # or Pillow turns by the XMP orientation
         if deep is None:
             image.load()
             photo = _shallow(image, metadata, "TIFF")
