@@ -34,6 +34,10 @@ SHRINKAGE = 0.709
 LIKELY, LIKELIER = 0.6, 0.7
 """Lowest scores that pass the first two stages."""
 
+MOST_SHARED, MOST_SHARED_AT_FIRST = 0.7, 0.5
+"""Largest overlap of two boxes after each stage, and within one level of the pyramid; see
+`suppress`."""
+
 AT_ONCE = 512
 """Boxes given to a network at a time, which bounds memory."""
 
@@ -89,7 +93,7 @@ class Cascade:
         scores, offsets = _in_parts(self.refine, seen)
         passed = scores > LIKELIER
         boxes, scores, offsets = boxes[passed], scores[passed], offsets[passed]
-        kept = suppress(boxes, scores, 0.7)
+        kept = suppress(boxes, scores, MOST_SHARED)
         boxes = _squared(_moved(boxes[kept], offsets[kept]))
         boxes, seen = _looked_at(table, boxes, 48)
         if not len(boxes):
@@ -100,7 +104,7 @@ class Cascade:
         corner, sides = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2] + 1)[:, None]
         landmarks = corner + sides * points - 1
         boxes = _moved(boxes, offsets)
-        kept = suppress(boxes, scores, 0.7, of_smaller=True)
+        kept = suppress(boxes, scores, MOST_SHARED, of_smaller=True)
         return Detected(boxes[kept], scores[kept], landmarks[kept])
 
     def _proposed(self, table: Table, least: int) -> Floats:
@@ -117,7 +121,7 @@ class Cascade:
         if not found:
             return np.zeros((0, 4), np.float32)
         boxes, scores_, offsets_ = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        kept = suppress(boxes, scores_, 0.7)
+        kept = suppress(boxes, scores_, MOST_SHARED)
         boxes, offsets_ = boxes[kept], offsets_[kept]
         return boxes + offsets_ * np.tile(boxes[:, 2:] - boxes[:, :2], 2)
 
@@ -155,7 +159,7 @@ def _cells(scores: Floats, offsets: Floats, scale: np.float32) -> tuple[Floats, 
     corners = np.stack([columns, rows], 1).astype(np.float32) * STRIDE
     boxes = np.floor(np.concatenate([(corners + 1) / scale, (corners + CELL) / scale], 1))
     scores, offsets = scores[rows, columns], offsets[rows, columns]
-    kept = suppress(boxes, scores, 0.5)
+    kept = suppress(boxes, scores, MOST_SHARED_AT_FIRST)
     return boxes[kept], scores[kept], offsets[kept]
 
 

@@ -28,6 +28,10 @@ MIN_EYE_DISTANCE = 5.0
 """Faces whose eyes are closer together, in pixels of the picture, are not worth restoring."""
 
 RETINAFACE_THRESHOLD = 0.8
+"""Score above which a face counts; the published pipeline's."""
+
+RETINAFACE_OVERLAP = 0.4
+"""Largest overlap of two faces, as a share of their union; likewise."""
 
 LONG_SIDE = 4096
 """Longest side that is searched, so that a picture of 1 x 20000 costs no more than others."""
@@ -136,7 +140,7 @@ class RetinaFaceDetector:
         )
         unit = np.array(resized.shape[1::-1], np.float32)
         boxes, landmarks, scores = boxes * np.tile(unit, 2), landmarks * unit, scores[likely]
-        keep = suppress(boxes, scores, 0.4)
+        keep = suppress(boxes, scores, RETINAFACE_OVERLAP)
         return _to_faces(boxes[keep] / scale, scores[keep], landmarks[keep] / scale)
 
 
@@ -169,7 +173,7 @@ class MTCNNDetector:
         margin = 32  # px, so that faces at the border are not cut
         padded = np.pad(resized, ((margin, margin), (margin, margin), (0, 0)), constant_values=127)
         with inference(alone=False):
-            boxes, scores, landmarks = self._cascade(padded, 20, self._doubtful)
+            boxes, scores, landmarks = self._cascade(padded, least=20, threshold=self._doubtful)
         heights = boxes[:, 3] - boxes[:, 1]
         sure = (scores >= self._sure) | (heights >= min(resized.shape[:2]) / 4)
         boxes, landmarks = (boxes - margin) / scale, (landmarks - margin) / scale

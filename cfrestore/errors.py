@@ -1,4 +1,4 @@
-"""The exceptions that cfrestore raises. The command line catches only CFRestoreError."""
+"""The failures that a caller can act on; the command line ends each with its exit code."""
 
 from __future__ import annotations
 

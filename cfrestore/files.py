@@ -22,6 +22,16 @@ def exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path is an existing file; false, too, if the system refuses to tell."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is an existing folder; false, too, if the system refuses to tell."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def seen(path: Path) -> bool:
     """Whether a file or folder exists; raises OSError if the system refuses to tell."""
     try:
@@ -29,16 +39,6 @@ def seen(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path is an existing file, in the same way."""
-    return os.path.isfile(path)  # noqa: PTH113
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a path is an existing folder, in the same way."""
-    return os.path.isdir(path)  # noqa: PTH112
 
 
 def sha256_of(path: Path) -> str:

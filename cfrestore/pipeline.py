@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
-from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face, cut_crop
+from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE, AlignedFace, align_face
 from cfrestore.backends import ExportedNetwork
-from cfrestore.correction import without_colours
 from cfrestore.detail import weigh
 from cfrestore.detect import NAMES, Detector, Face, load_detector
 from cfrestore.device import ON_CPU, Execution, choose_parsing_precision, faces_at_once
-from cfrestore.errors import ConfigError, DegenerateFaceError, ImageError
-from cfrestore.holes import blank, enlarge_holes, fill, share_holes, white_holes
-from cfrestore.image import equal_channels, is_gray, keep_neutral, resize, to_depth, to_uint8
+from cfrestore.errors import ConfigError, DegenerateFaceError
+from cfrestore.filling import Filling
+from cfrestore.holes import white_holes
+from cfrestore.image import is_gray, keep_neutral, resize, to_depth, to_uint8
 from cfrestore.network import choose_execution, choose_model, open_network
 from cfrestore.options import Options, Upsampling
 from cfrestore.parse import FaceParser
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 Candidate: TypeAlias = AlignedFace | FailedFace | SkippedFace
 """A detected face before painting."""
-
-NOTHING_TO_FILL = "with nothing to fill"
 
 Value = TypeVar("Value", bound=Candidate | PaintedFace)
 
@@ -305,46 +303,21 @@ class Pipeline:
     def _prepare_filling(
         self, photo: Photo, holes: Holes, options: Options, faces: Sequence[Face] | None
     ) -> Prepared:
-        """The steps of inpainting: the network sees white where the holes are."""
-        if holes.shape != photo.size:
-            found, wanted = (f"{width}x{height}" for height, width in (holes.shape, photo.size))
-            raise ImageError(f"the mask has {found} pixels and the photograph {wanted}")
-        shown = holes.astype(np.uint8) * 255
-        gray = equal_channels(photo.pixels)
-
-        def gap_of(face: AlignedFace) -> Holes:
-            """The pixels of the crop that show any part of a hole."""
-            if options.aligned:
-                return resize(shown, self.crop_size, self.crop_size) > 0
-            return cut_crop(shown, face.to_crop, self.crop_size, border=(0,)) > 0
-
-        def choose(aligned: Sequence[AlignedFace]) -> Sequence[Candidate]:
-            owners = set(np.unique(share_holes(holes, aligned)))
-            return [
-                replace(face, crop=blank(face.crop, gap_of(face)))
-                if k in owners
-                else SkippedFace(face.face, NOTHING_TO_FILL)
-                for k, face in enumerate(aligned)
-            ]
-
-        def correct(face: RestoredFace) -> RestoredFace:
-            """Keeps everything painted, unless aligned: in a photograph the holes limit pasting."""
-            crop = without_colours(face.crop) if gray else face.crop
-            if options.aligned:
-                crop = fill(crop, face.aligned.crop, gap_of(face.aligned))
-            return replace(face, crop=crop)
-
-        def paste(faces: Sequence[RestoredFace]) -> Pixels:
-            larger, scale = enlarge_holes(holes, options.upscale), options.upscale
-            owners = share_holes(larger, [face.aligned for face in faces], scale=scale)
-            return paste_faces(photo.pixels, faces, scale=scale, owners=owners)
-
-        prepared = self._prepare(photo, options, faces, paste=paste, choose=choose, correct=correct)
+        """The steps of inpainting, see Filling."""
+        scale, aligned = options.upscale, options.aligned
+        filling = Filling(photo, holes, self.crop_size, scale=scale, aligned=aligned)
+        prepared = self._prepare(
+            photo,
+            options,
+            faces,
+            paste=filling.paste,
+            choose=filling.choose,
+            correct=filling.correct,
+        )
 
         def finish(painted: Sequence[PaintedFace]) -> Restoration:
             result = prepared.finish(painted)
-            filled = share_holes(holes, [face.aligned for face in result.restored]) >= 0
-            return replace(result, remarks=_unfilled(int(holes.sum()), int(filled.sum())))
+            return replace(result, remarks=filling.remarks(result.restored))
 
         return replace(prepared, finish=finish)
 
@@ -432,52 +405,57 @@ def load_pipeline(
     if name == "published":
         fell_back = detector == "auto" and finder is not None and finder.name == "mtcnn"
         notes += _lacking(fell_back, parses and parsing is None)
-    enlarge = None
-    if upsampling.network:
-        enlarge = load_upsampler(
-            upsampling.network, execution.device, upsampling.tile, execution.precision
-        )
-        if upsampling.faces and enlarge.network.scale == 1:
-            raise ConfigError(f"{enlarge.path} enlarges nothing, so --face-upsample cannot use it")
+    enlarge = _open_upsampler(upsampling, execution)
+    face_parser = (
+        FaceParser(parsing, execution.device, precision=parsing_exactness) if parsing else None
+    )
+    files = {
+        "model": path,
+        **({} if finder is None or detector in NAMES else {"detector": Path(detector)}),
+        **({"parser": parsing} if parsing else {}),
+        **({"upsampler": enlarge.path} if enlarge else {}),
+    }
+    digests = {purpose: known_sha256(file) for purpose, file in files.items()}
     return Pipeline(
         network,
         finder,
-        parser=FaceParser(parsing, execution.device, precision=parsing_exactness)
-        if parsing
-        else None,
+        parser=face_parser,
         execution=execution,
         model_name=f"{name} ({network.config.image_size} px)",
         notes=notes,
         identity={
-            "model": known_sha256(path),
-            "detector": None if finder is None else _detector_identity(detector, finder),
+            "model": digests["model"],
+            "detector": digests.get("detector", finder and finder.name),
             "threshold": threshold,
-            "parser": known_sha256(parsing) if parsing else None,
+            "parser": digests.get("parser"),
             # As requested, not as chosen: several machines may share the work.
             "parser_precision": ("fp32" if precision == "fp32" else "auto") if parsing else None,
             "precision": execution.precision.value,
             "code_precision": execution.code_precision.value,
             "backend": backend,
-            **({} if enlarge is None else _upsampling_identity(enlarge, upsampling)),
+            **({} if enlarge is None else _upsampling_identity(digests["upsampler"], upsampling)),
         },
-        files={
-            "model": path,
-            **({} if finder is None or detector in NAMES else {"detector": Path(detector)}),
-            **({"parser": parsing} if parsing else {}),
-            **({"upsampler": enlarge.path} if enlarge else {}),
-        },
+        files=files,
         bg_upsampler=enlarge if upsampling.background else None,
         face_upsampler=enlarge if upsampling.faces else None,
     )
 
 
-def _detector_identity(name: str, detector: Detector) -> str:
-    return detector.name if name in NAMES else known_sha256(Path(name))
+def _open_upsampler(upsampling: Upsampling, execution: Execution) -> Upsampler | None:
+    """The network that enlarges what is not painted, if there is one; raises as `load_pipeline`."""
+    if not upsampling.network:
+        return None
+    enlarge = load_upsampler(
+        upsampling.network, execution.device, upsampling.tile, execution.precision
+    )
+    if upsampling.faces and enlarge.network.scale == 1:
+        raise ConfigError(f"{enlarge.path} enlarges nothing, so --face-upsample cannot use it")
+    return enlarge
 
 
-def _upsampling_identity(enlarge: Upsampler, upsampling: Upsampling) -> dict[str, object]:
+def _upsampling_identity(sha256: str, upsampling: Upsampling) -> dict[str, object]:
     return {
-        "upsampler": known_sha256(enlarge.path),
+        "upsampler": sha256,
         "upsampled": [upsampling.background is not None, upsampling.faces],
         "tile": upsampling.tile,
     }
@@ -499,16 +477,6 @@ def _each(
     """Applies a function to the aligned faces; the others stay unchanged in their places."""
     outcomes = iter(apply([face for face in faces if isinstance(face, AlignedFace)]))
     return tuple(next(outcomes) if isinstance(face, AlignedFace) else face for face in faces)
-
-
-def _unfilled(wanted: int, filled: int) -> tuple[str, ...]:
-    """A remark if not all of the wanted pixels were filled."""
-    if not wanted:
-        return ("there is no hole",)
-    if filled == wanted:
-        return ()
-    left = wanted - filled
-    return (f"{left:,} of {wanted:,} hole pixels ({left / wanted:.1%}) are left as they were",)
 
 
 def _align(

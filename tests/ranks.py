@@ -52,7 +52,8 @@ def build(name: str, alone: Path) -> Stage:
     if name == "fusion":
         fusing = FusionRecipe(MODEL, HOW, (Phase(6, (1, 2)),))
         return Fusion(fusing, two, one, Features(), CPU)
-    return Polish(PolishRecipe(MODEL, HOW), three, one, Features(), CPU)
+    how = replace(HOW, batch_size=BATCH)
+    return Polish(PolishRecipe(MODEL, how, unfused=0.25, irises=9), three, one, Features(), CPU)
 
 
 def run(

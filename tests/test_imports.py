@@ -42,6 +42,7 @@ ORDER = (
     "paste",
     "show",
     "holes",
+    "filling",
     "upsample",
     "procedure",
     "pipeline",

@@ -112,12 +112,20 @@ def test_outputs_equal_the_published_networks(shared: Path) -> None:
 def test_the_network_is_the_one_that_speed_is_measured_against(
     layout: torch.memory_format, w: float, how: dict[str, Any]
 ) -> None:
-    net, x = small_net(**how), small_input()
+    net, x = small_net(match_statistics=True, **how), small_input()
     net.idx_pred_layer[1].weight.mul_(10)  # some codes are more likely than others
     plain = PlainCodeFormer(net.state_dict(), net.config)(x, w)
     torch.testing.assert_close(
         net(x.contiguous(memory_format=layout), w), plain, rtol=0, atol=1e-4 * plain.abs().max()
     )
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("matches", [True, False])
+def test_statistics_are_matched_as_the_configuration_says(matches: bool) -> None:
+    net, x = small_net(match_statistics=matches), small_input()
+    assert torch.equal(net(x, 0.5), net(x, 0.5, matches))
+    assert not torch.equal(net(x, 0.5), net(x, 0.5, not matches))
 
 
 @torch.inference_mode()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from cfrestore.cli import colorize, export, inpaint, main, restore, sample
+from cfrestore.cli import colorize, degrade, export, inpaint, main, restore, sample, weights
+from cfrestore.cli import eval as evaluation
 from cfrestore.cli.published import ABSENT, FLAGS, INPUTS, VALUED
 from cfrestore.image import read_photo
 
@@ -28,7 +29,9 @@ def training(repository: Path) -> str:
 
 def options_of(app: typer.Typer) -> set[str]:
     command = typer.main.get_command(app)
-    return {name for parameter in command.params for name in parameter.opts if name[0] == "-"}
+    commands = [command, *getattr(command, "commands", {}).values()]
+    parameters = [parameter for each in commands for parameter in each.params]
+    return {name for parameter in parameters for name in parameter.opts if name[0] == "-"}
 
 
 def block(readme: str, before: str) -> str:
@@ -70,7 +73,7 @@ def test_the_python_example_runs(
     readme: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exec(compile(block(readme, "From Python:\n"), "README.md", "exec"), {})
-    assert capsys.readouterr().out == "1 faces restored 0 left alone\n"
+    assert capsys.readouterr().out == "restored: 1, left alone: 0\n"
     assert (elsewhere / "collins.png").is_file()
 
 
@@ -87,7 +90,16 @@ def test_every_option_on_pictures_is_documented(options: str, app: typer.Typer) 
     assert options_of(app) - spoken(options) - COMPLETION == set()
 
 
-@pytest.mark.parametrize(("app", "page"), [(export.app, "export"), (sample.app, "training")])
+@pytest.mark.parametrize(
+    ("app", "page"),
+    [
+        (export.app, "export"),
+        (sample.app, "training"),
+        (evaluation.app, "evaluation"),
+        (degrade.app, "evaluation"),
+        (weights.app, "options"),
+    ],
+)
 def test_every_option_is_documented(repository: Path, app: typer.Typer, page: str) -> None:
     text = (repository / f"docs/{page}.md").read_text()
     assert options_of(app) - spoken(text) == set()

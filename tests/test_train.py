@@ -731,7 +731,8 @@ def polish(stage_one: Path, stage_two: Path, **how: Any) -> Polish:
     if not path.exists():
         save_state(path, fusion(stage_one, stage_two, (Phase(6),)), 1)
     torch.manual_seed(0)
-    return Polish(PolishRecipe(MODEL, HOW, **how), path, stage_one, None, CPU)
+    recipe = PolishRecipe(MODEL, how.pop("optimisation", HOW), **how)
+    return Polish(recipe, path, stage_one, None, CPU)
 
 
 def test_the_polish_hears_its_discriminator_and_resumes(
@@ -1317,6 +1318,21 @@ def test_the_polish_learns_colours_only_from_faces_painted_without_their_input(
     assert report["unfused"] > 0
     assert "unfused" not in step(plain, 1)
     assert "generator" in changed(plain.network.state_dict(), tinted.network.state_dict())
+
+
+def test_faces_without_their_input_are_dealt_out_evenly_or_not_at_all(
+    stage_one: Path, stage_two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(batch_size: int) -> Polish:
+        how = replace(HOW, batch_size=batch_size)
+        return polish(stage_one, stage_two, optimisation=how, own=0.25, unfused=0.25)
+
+    of(8)
+    monkeypatch.setattr("cfrestore.train.distributed.place", lambda: (0, 4))
+    monkeypatch.setattr("cfrestore.train.polish.place", lambda: (0, 4))
+    of(16)
+    with pytest.raises(ConfigError, match="batch size 8 has 2 faces .* cannot be split over 4"):
+        of(8)
 
 
 def test_fused_faces_may_be_sharpened_by_another_amount(stage_one: Path, stage_two: Path) -> None:

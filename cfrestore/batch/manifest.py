@@ -255,7 +255,7 @@ class Manifest:
 
     def _intact(self, record: Record) -> bool:
         return all(
-            print_.fits(self.folder / native(name)) for name, print_ in record.outputs.items()
+            written.fits(self.folder / native(name)) for name, written in record.outputs.items()
         )
 
     def _same_input(self, record: Record, job: Job) -> bool:
@@ -284,11 +284,11 @@ def _parse(line: bytes) -> Record | None:
         values = json.loads(line)
         if values["schema"] != SCHEMA or values["status"] != "done":
             return None
-        print_ = values["input"]
+        before = values["input"]
         return Record(
             _portable(values["source"]),
             values["settings"],
-            Fingerprint.from_json(print_) if print_ else None,
+            Fingerprint.from_json(before) if before else None,
             {_portable(k): Fingerprint.from_json(v) for k, v in values["outputs"].items()},
             Outcome.from_json(values),
             values.get("task"),

@@ -92,22 +92,17 @@ def plan(
         raise ConfigError("a picture that is replaced in place keeps its name and format")
     named = frozenset(_identity(Path(each)) for each in (*inputs, *listed))
     search = _Search(naming, recursive, output, isolate, named, say)
-    jobs = list[Job]()
     try:
-        found = list(search.pictures(inputs))
-        fresh = _outside(listed, output, say)
-        others = tuple(search.pictures(fresh))
-        found += others if in_place else rooted(others)
-        several = len(inputs) + len(fresh) > 1
+        found, several = search.found(inputs, listed, in_place)
+        jobs = list[Job]()
         for picture in found:
             target, folder = _target(picture, output, several, naming, in_place)
-            target = plain(target) if isinstance(target, Path) else target
             if kept and isinstance(target, Stream):
                 raise ConfigError(f"there is no folder beside {target} for {', '.join(kept)}")
             jobs.append(
                 Job(
                     picture.source,
-                    target,
+                    plain(target) if isinstance(target, Path) else target,
                     tuple(kept),
                     format=format,
                     in_place=in_place,
@@ -135,6 +130,15 @@ class _Search:
     isolate: bool
     named: Set[object]
     say: Callable[[str], object]
+
+    def found(
+        self, inputs: Sequence[str | Path], listed: Sequence[Path], in_place: bool
+    ) -> tuple[Sequence[FoundPicture], bool]:
+        """All pictures, and whether more than one name stands for them."""
+        found = tuple(self.pictures(inputs))
+        fresh = _outside(listed, self.output, self.say)
+        others = tuple(self.pictures(fresh))
+        return (*found, *(others if in_place else rooted(others))), len(inputs) + len(fresh) > 1
 
     def pictures(self, words: Sequence[str | Path]) -> Iterator[FoundPicture]:
         """The pictures that inputs name or hold."""

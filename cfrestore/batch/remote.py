@@ -136,9 +136,9 @@ def _date(manifest: Manifest) -> None:
     for name, records in manifest.records.items():
         path = manifest.folder / native(name)
         for record in records:
-            print_ = record.outputs[name]
-            if path.is_file() and path.stat().st_size == print_.size:
-                os.utime(path, ns=(print_.time, print_.time))
+            written = record.outputs[name]
+            if path.is_file() and path.stat().st_size == written.size:
+                os.utime(path, ns=(written.time, written.time))
 
 
 def _time_of(info: dict[str, Any]) -> int:

@@ -31,7 +31,7 @@ from cfrestore.files import is_folder
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cfrestore.evaluate import MetricFiles, PairedFaces, Restorer, Sample
+    from cfrestore.evaluate import MetricFiles, PairedFaces, Sample
     from cfrestore.pipeline import Pipeline
 
 SHEET_FACES = 10
@@ -264,27 +264,13 @@ def _measure(
 ) -> tuple[dict[str, Any], list[list[Any]]]:
     """Measures the faces; returns the record, and the columns of the sheet."""
     from cfrestore.device import choose_device, describe
-    from cfrestore.evaluate import Judge, Restorer, as_record, evaluate
+    from cfrestore.evaluate import Judge, as_record, evaluate
     from cfrestore.image.photo import printable
 
     place = choose_device(device)
     pipeline = None if args.data is None else _load(args, device, console)
     judge = Judge(files, place)
-    make: Callable[[str], Sample]
-    if pipeline is None:
-        side = None
-        make = partial(_pair, faces)
-    else:
-        side = pipeline.crop_size
-        restore = Restorer(
-            pipeline,
-            args.fidelities,
-            args.degradations,
-            args.seed,
-            args.nearest,
-            args.autoencoder,
-        )
-        make = _maker(restore, args, faces)
+    make = partial(_pair, faces) if pipeline is None else _maker(pipeline, args, faces)
     columns: list[list[Any]] = []
     with progress(len(faces.pairs), console, shown=True) as advance:
 
@@ -295,17 +281,17 @@ def _measure(
                 columns.append([*clean, *sample.images.values()])
 
         evaluation = evaluate(faces.pairs, make, judge, after)
-    for error in evaluation.failed.values():
-        console.print(printable(f"error: {error}"))
     unmatched = {
         "without_reference": faces.without_reference,
         "without_restored": faces.without_restored,
     }
+    for error in evaluation.failed.values():
+        console.print(printable(f"error: {error}"))
     for where, names in unmatched.items():
         if names:
             console.print(printable(f"{where.replace('_', ' ')}: {', '.join(names)}"))
     clean = args.reference is not None or args.degrade is not None
-    protocol = protocol_of(args, faces, evaluation, side, describe(place), pipeline)
+    protocol = protocol_of(args, faces, evaluation, describe(place), pipeline)
     record = as_record(evaluation, protocol, judge.facts(clean=clean))
     record["unmatched"] = {where: list(names) for where, names in unmatched.items()}
     return record, columns
@@ -317,8 +303,13 @@ def _pair(faces: PairedFaces, name: str) -> Sample:
     return read_pair(*faces.pairs[name])
 
 
-def _maker(restore: Restorer, args: EvalArguments, faces: PairedFaces) -> Callable[[str], Sample]:
+def _maker(pipeline: Pipeline, args: EvalArguments, faces: PairedFaces) -> Callable[[str], Sample]:
     """A function that makes the sample of a name; the path below the folder decides the damage."""
+    from cfrestore.evaluate import Restorer
+
+    restore = Restorer(
+        pipeline, args.fidelities, args.degradations, args.seed, args.nearest, args.autoencoder
+    )
     assert args.data is not None
     root = args.data
 

@@ -63,7 +63,6 @@ def protocol_of(
     args: EvalArguments,
     faces: PairedFaces,
     evaluation: Evaluation,
-    side: int | None,
     device: str,
     pipeline: Pipeline | None,
 ) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def protocol_of(
         "data": _text(args.data),
         "reference": _text(args.reference),
         "faces": len(faces.pairs) - len(evaluation.failed),
-        "side": side,
+        "side": None if pipeline is None else pipeline.crop_size,
         "model": network,
         "w": list(args.fidelities) if pipeline is not None else None,
         "seed": args.seed if args.degradations else None,

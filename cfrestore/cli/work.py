@@ -442,16 +442,11 @@ def load(
         WeightsError: weights that the user named, or that have no substitute, are unavailable.
         CheckpointError, ConfigError: as `load_pipeline`.
     """
-    from cfrestore.cli.supply import supply
     from cfrestore.device import reuse_memory
     from cfrestore.network import choose_execution
     from cfrestore.pipeline import load_pipeline
-    from cfrestore.upsample import UPSAMPLERS
-    from cfrestore.weights import locate
 
     reuse_memory()
-    console = report.make_console()
-    detector = args.detector
     # Fails before a long download, not after.
     choose_execution(
         args.backend,
@@ -460,26 +455,10 @@ def load(
         args.code_precision,
         compile=args.compile,
     )
-    if detector in ("retinaface", "mobilenet"):
-        supply([detector], console, required=True)
-    if upsampling.network in UPSAMPLERS:
-        supply([UPSAMPLERS[upsampling.network]], console, required=True)
-    if model in ("auto", "published"):
-        try:
-            supply([task.weights], console, required=model == "published" or not task.has_compact)
-        except WeightsError as error:
-            if task.has_compact:
-                raise
-            raise WeightsError(f"{error}; there are no compact weights for {task.name}") from error
-        if not aligned and locate(task.weights):
-            wanted = {
-                "retinaface": detector == "auto",
-                "parsenet": task.parses and parser is None,
-            }
-            supply([name for name, yes in wanted.items() if yes], console, required=False)
+    _supply(task, model, args.detector, parser, upsampling.network, aligned=aligned)
     return load_pipeline(
         model,
-        detector,
+        args.detector,
         args.device,
         parser,
         threshold=args.det_threshold,
@@ -491,3 +470,38 @@ def load(
         aligned=aligned,
         upsampling=upsampling,
     )
+
+
+def _supply(
+    task: Task,
+    model: str,
+    detector: str,
+    parser: Path | None,
+    upsampler: str | None,
+    *,
+    aligned: bool,
+) -> None:
+    """Downloads the weights that `load_pipeline` would miss; raises WeightsError as `load`."""
+    from cfrestore.cli.supply import supply
+    from cfrestore.upsample import UPSAMPLERS
+    from cfrestore.weights import locate
+
+    console = report.make_console()
+    if detector in ("retinaface", "mobilenet"):
+        supply([detector], console, required=True)
+    if upsampler in UPSAMPLERS:
+        supply([UPSAMPLERS[upsampler]], console, required=True)
+    if model not in ("auto", "published"):
+        return
+    try:
+        supply([task.weights], console, required=model == "published" or not task.has_compact)
+    except WeightsError as error:
+        if task.has_compact:
+            raise
+        raise WeightsError(f"{error}; there are no compact weights for {task.name}") from error
+    if not aligned and locate(task.weights):
+        wanted = {
+            "retinaface": detector == "auto",
+            "parsenet": task.parses and parser is None,
+        }
+        supply([name for name, yes in wanted.items() if yes], console, required=False)

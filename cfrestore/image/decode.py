@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.ExifTags import Base as Tag
 
 from cfrestore.errors import ImageError
 from cfrestore.image import directory, png, ppm, tiff
@@ -120,11 +121,13 @@ def _decode(data: bytes, kind: str, check: Callable[[int, int], None]) -> Photo:
 def _decode_tiff(data: bytes, check: Callable[[int, int], None]) -> Photo:
     turned, data = directory.take_orientation(data)
     tags = tiff.tags_of(data)
-    check(tags[257], tags[256])
-    check(tags.get(323, 1), tags.get(322, 1))  # tiles are decoded whole, even in a small picture
-    if 3 in tags.get(339, ()):
+    check(tags[Tag.ImageLength], tags[Tag.ImageWidth])
+    # Tiles are decoded whole, even in a small picture.
+    check(tags.get(Tag.TileLength, 1), tags.get(Tag.TileWidth, 1))
+    if 3 in tags.get(Tag.SampleFormat, ()):
         raise ValueError("samples that are floating-point numbers are not read")
-    if tags.get(262) == tiff.INKS and tags.get(tiff.EXTRA_SAMPLES) in ((1,), (2,)):
+    inks = tags.get(Tag.PhotometricInterpretation) == tiff.INKS
+    if inks and tags.get(Tag.ExtraSamples) in ((1,), (2,)):
         data = tiff.without_alpha_of_inks(data)
     deep = tiff.deep_samples(data, tags) if tiff.is_deep(tags) else None
     try:
@@ -136,7 +139,7 @@ def _decode_tiff(data: bytes, check: Callable[[int, int], None]) -> Photo:
         return _losing(photo, "Its metadata were not read.")
     with image:
         metadata = metadata_of(image, data, turned)
-        image.getexif()[directory.ORIENTATION] = 1  # or Pillow turns by the XMP orientation
+        image.getexif()[Tag.Orientation] = 1  # or Pillow turns by the XMP orientation
         if deep is None:
             image.load()
             photo = _shallow(image, metadata, "TIFF")

@@ -12,10 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple
 
+from PIL.ExifTags import Base as Tag
+
 EXIF_HEAD = b"Exif\x00\x00"
-ORIENTATION = 0x0112
-DIRECTORIES = (0x8769, 0x8825)
-"""Tags that hold the offset of a directory of their own: EXIF and GPS."""
+DIRECTORIES = (Tag.ExifOffset, Tag.GPSInfo)
+"""Tags that hold the offset of a directory of their own."""
+
+THUMBNAIL = (Tag.JpegIFOffset, Tag.JpegIFByteCount)
+"""Tags of the place and the length of a thumbnail."""
 
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 """Bytes per value, by type number."""
@@ -117,7 +121,7 @@ def take_orientation(block: bytes) -> tuple[int | None, bytes]:
     try:
         directory = read_directory(block)
         for entry in directory.entries:
-            if entry.tag == ORIENTATION:
+            if entry.tag == Tag.Orientation:
                 layout = directory.order + {1: "B", 4: "I"}.get(entry.kind, "H")
                 (value,) = struct.unpack_from(layout, block, entry.at)
                 orientation = orientation or value
@@ -142,9 +146,9 @@ def without_thumbnail(block: bytes) -> bytes:
         return block
     if second is None:
         return block
-    values = {e.tag: second.offset(e.at) for e in second.entries if e.tag in (513, 514)}
+    values = {e.tag: second.offset(e.at) for e in second.entries if e.tag in THUMBNAIL}
     block = overwritten(block, first.next_at, bytes(8 if first.big else 4))
-    begin, size = values.get(513, 0), values.get(514, 0)
+    begin, size = (values.get(tag, 0) for tag in THUMBNAIL)
     end = begin + size
     if begin < 8 or not size or end > len(block):
         return block

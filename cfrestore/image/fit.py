@@ -12,6 +12,7 @@ import numpy as np
 from cfrestore.image import xmp
 from cfrestore.image.directory import EXIF_HEAD, read_directory
 from cfrestore.image.formats import FORMATS
+from cfrestore.image.jpeg import LONGEST
 from cfrestore.image.photo import Photo, Pixels, bands, equal_channels, printable, to_uint8
 
 _WORDS = {
@@ -25,9 +26,8 @@ _WORDS = {
 }
 """Fields of Photo whose loss is reported, with their names in the report."""
 
-_SEGMENT = 65_533
-_LONGEST = {"exif": _SEGMENT, "xmp": _SEGMENT - 29, "comment": _SEGMENT}
-"""Largest size of a field in a JPEG, in bytes."""
+_LONGEST = {"exif": LONGEST, "xmp": LONGEST - 29, "comment": LONGEST}
+"""Largest size of a field in a JPEG, in bytes; a segment of XMP begins with 29 of its own."""
 
 
 def fit(

@@ -11,7 +11,8 @@ from PIL import JpegImagePlugin
 _SAMPLINGS = {(1, 1): "4:4:4", (2, 1): "4:2:2", (2, 2): "4:2:0"}
 _THUMBNAILS = (0x0409, 0x040C)
 _PHOTOSHOP = b"Photoshop 3.0\0"
-_LONGEST = 65_533  # bytes in one segment
+LONGEST = 65_533
+"""Most bytes of content in one segment."""
 
 _FINE = 737
 """Sum of the 64 luminance divisors at quality 90, by the formula of the IJG library."""
@@ -88,6 +89,6 @@ def _blocks(resources: bytes) -> Iterator[tuple[int, int, int]]:
 
 def photoshop_segments(resources: bytes) -> bytes:
     """Photoshop resources as JPEG segments."""
-    size = _LONGEST - len(_PHOTOSHOP)
+    size = LONGEST - len(_PHOTOSHOP)
     parts = [_PHOTOSHOP + resources[at : at + size] for at in range(0, len(resources), size)]
     return b"".join(b"\xff\xed" + struct.pack(">H", 2 + len(part)) + part for part in parts)

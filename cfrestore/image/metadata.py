@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from PIL.ExifTags import Base as Tag
 
 from cfrestore.image import directory, jpeg, png, tiff, xmp
 from cfrestore.image.photo import Chunks
@@ -45,19 +46,13 @@ def metadata_of(image: Image.Image, data: bytes, turned: int | None = None) -> M
     """
     notes = []
     try:
-        exif = _exif_of(image)
+        block = _exif_of(image)
     except (*_BROKEN, struct.error):
-        exif = None
+        block = None
         notes.append("Its EXIF is damaged and was not read.")
-    own = turned
-    if exif is not None:
-        found, block = directory.take_orientation(exif[len(directory.EXIF_HEAD) :])
-        own, exif = own or found, directory.EXIF_HEAD + directory.without_thumbnail(block)
-    packet = _bytes_of(image, "xmp")
-    if packet is not None:
-        found, packet = xmp.take_orientation(packet)
-        own = own or (found if image.format not in ("AVIF", "HEIF") else 1)
-        packet = xmp.without_thumbnails(packet)
+    by_exif, exif = _upright_exif(block)
+    by_xmp, packet = _upright_xmp(image)
+    own = turned or by_exif or by_xmp
     orientation = own if own is not None and 1 <= own <= 8 else 1
     resources, coding = None, None
     colours: Chunks = ()
@@ -89,6 +84,26 @@ def metadata_of(image: Image.Image, data: bytes, turned: int | None = None) -> M
     )
 
 
+def _upright_exif(block: bytes | None) -> tuple[int | None, bytes | None]:
+    """The orientation in an EXIF block, and the block with it reset, without its thumbnail."""
+    if block is None:
+        return None, None
+    found, content = directory.take_orientation(block[len(directory.EXIF_HEAD) :])
+    return found, directory.EXIF_HEAD + directory.without_thumbnail(content)
+
+
+def _upright_xmp(image: Image.Image) -> tuple[int | None, bytes | None]:
+    """The orientation in XMP, and the packet with it reset, without thumbnails.
+
+    That in AVIF and HEIF does not count: these files say in themselves how they are turned.
+    """
+    packet = _bytes_of(image, "xmp")
+    if packet is None:
+        return None, None
+    found, packet = xmp.take_orientation(packet)
+    return found if image.format not in ("AVIF", "HEIF") else 1, xmp.without_thumbnails(packet)
+
+
 def _bytes_of(image: Image.Image, key: str) -> bytes | None:
     """An entry of Pillow's info as bytes; None if it is absent or empty."""
     value = image.info.get(key)
@@ -112,7 +127,7 @@ def _exif_of(image: Image.Image) -> bytes | None:
 
 def _dpi_of(image: Image.Image) -> tuple[float, float] | None:
     """Pixels per inch, if the file states a plausible value."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and 282 not in image.tag_v2:
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and Tag.XResolution not in image.tag_v2:
         return None  # Pillow reports 1 if there is none
     try:
         across, down = map(float, image.info["dpi"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from PIL import Image, JpegImagePlugin, TiffImagePlugin
+from PIL.ExifTags import Base as Tag
 
 from cfrestore.image.directory import count_pages
 from cfrestore.image.heif import bits_of
@@ -36,8 +37,9 @@ def remarks_on(image: Image.Image, data: bytes, kind: str, *, transparent: bool)
 def _has_more_channels(image: TiffImagePlugin.TiffImageFile, transparent: bool) -> bool:
     """Whether a TIFF has channels besides colours and alpha."""
     tags = image.tag_v2
-    colours = _COLOURS.get(tags.get(262, 1), 1)
-    return (338 in tags and not transparent) or tags.get(277, 1) > colours + transparent
+    colours = _COLOURS.get(tags.get(Tag.PhotometricInterpretation, 1), 1)
+    channels = tags.get(Tag.SamplesPerPixel, 1)
+    return (Tag.ExtraSamples in tags and not transparent) or channels > colours + transparent
 
 
 def _has_companions(image: Image.Image) -> bool:
@@ -49,7 +51,7 @@ def _has_companions(image: Image.Image) -> bool:
 
 def _bits_of(image: Image.Image, data: bytes) -> int:
     if image.mode == "CMYK" and isinstance(image, TiffImagePlugin.TiffImageFile):
-        return max(image.tag_v2.get(258, (8,)))
+        return max(image.tag_v2.get(Tag.BitsPerSample, (8,)))
     return bits_of(image, data) if image.format in ("AVIF", "HEIF") else 8
 
 

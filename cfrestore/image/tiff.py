@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
+from PIL.ExifTags import Base as Tag
 
 from cfrestore.image.directory import EXIF_HEAD, DirectoryWriter, overwritten, read_directory
 from cfrestore.image.photo import Photo, bands
@@ -25,19 +26,44 @@ from cfrestore.image.stored import Stored, interleaved
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-XMP = 700
-PHOTOSHOP = 34377
-ICC = 34675
-EXTRA_SAMPLES = 338
-INKS = 5
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, INKS = 0, 1, 2, 5
+"""Photometric interpretations."""
 
 _DESCRIPTIVE = frozenset(
-    (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, 33723, 34665, 34853)
-) | frozenset(range(40091, 40096))
+    (
+        Tag.ImageDescription,
+        Tag.Make,
+        Tag.Model,
+        Tag.Orientation,
+        Tag.XResolution,
+        Tag.YResolution,
+        Tag.ResolutionUnit,
+        Tag.Software,
+        Tag.DateTime,
+        Tag.Artist,
+        Tag.HostComputer,
+        Tag.Copyright,
+        Tag.IPTCNAA,
+        Tag.ExifOffset,
+        Tag.GPSInfo,
+        Tag.XPTitle,
+        Tag.XPComment,
+        Tag.XPAuthor,
+        Tag.XPKeywords,
+        Tag.XPSubject,
+    )
+)
 """Tags that describe the photograph rather than the layout of the file."""
 
-_PREDICTED = (5, 8, 32946, 34925, 50000)
-"""Lempel-Ziv compressions, which allow a predictor."""
+_UNCOMPRESSED, _PACK_BITS, _DEFLATE = 1, 32773, 8
+_PREDICTED = (5, _DEFLATE, 32946, 34925, 50000)
+"""Compressions that allow a predictor: LZW, Deflate by its two numbers, LZMA, Zstandard."""
+
+_PIECES = {Tag.StripOffsets, Tag.StripByteCounts, Tag.TileOffsets, Tag.TileByteCounts}
+"""Tags that say where strips or tiles are, and how long."""
+
+_LAYOUT = (*range(Tag.NewSubfileType, Tag.SampleFormat + 1), Tag.YCbCrSubSampling)
+"""Tags that reading needs, all of the layout among them."""
 
 _EMPTY = b"II*\0\0\0\0\0"
 
@@ -47,7 +73,7 @@ def exif_of(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
     exif = image.getexif()
     for tag in set(exif) - _DESCRIPTIVE:
         del exif[tag]
-    for directory in {34665, 34853} & set(exif):
+    for directory in {Tag.ExifOffset, Tag.GPSInfo} & set(exif):
         exif.get_ifd(directory)
     exif.bigtiff = False  # the block has 32-bit offsets in any case
     return exif.tobytes() if len(exif) else None
@@ -55,7 +81,7 @@ def exif_of(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
 
 def photoshop_of(image: TiffImagePlugin.TiffImageFile) -> bytes | None:
     """The Photoshop resources of an opened TIFF, or None."""
-    value = image.tag_v2.get(PHOTOSHOP)
+    value = image.tag_v2.get(Tag.ImageResources)
     if isinstance(value, tuple) and len(value) == 1:
         (value,) = value  # as Pillow returns the bytes of unknown tags
     return value if isinstance(value, bytes) and value else None
@@ -75,19 +101,21 @@ def tags_of(data: bytes) -> dict[int, Any]:
     stream = BytesIO(data)
     stream.seek(tags.next)
     tags.load(stream)
-    return {tag: tags[tag] for tag in (*range(254, 340), 530) if tag in tags}
+    return {tag: tags[tag] for tag in _LAYOUT if tag in tags}
 
 
 def without_alpha_of_inks(data: bytes) -> bytes:
     """A CMYK TIFF with its extra channel unspecified, because Pillow reads no CMYK with alpha."""
-    (entry,) = (e for e in read_directory(data).entries if e.tag == EXTRA_SAMPLES)
+    (entry,) = (e for e in read_directory(data).entries if e.tag == Tag.ExtraSamples)
     return overwritten(data, entry.at, bytes(2))
 
 
 def is_deep(tags: dict[int, Any]) -> bool:
     """Whether a TIFF holds 16-bit unsigned gray or RGB samples; 16-bit CMYK is left to Pillow."""
-    whole = set(tags.get(339, (1,))) <= {1, 4}
-    return set(tags.get(258, (1,))) == {16} and tags.get(262) in (0, 1, 2) and whole
+    whole = set(tags.get(Tag.SampleFormat, (1,))) <= {1, 4}  # unsigned, or not said
+    kinds = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)
+    deep = set(tags.get(Tag.BitsPerSample, (1,))) == {16}
+    return deep and whole and tags.get(Tag.PhotometricInterpretation) in kinds
 
 
 def deep_samples(data: bytes, tags: dict[int, Any]) -> Stored:
@@ -97,19 +125,19 @@ def deep_samples(data: bytes, tags: dict[int, Any]) -> Stored:
         ValueError: the samples are compressed in a way that mixes their channels.
         OSError: Pillow finds the file damaged.
     """
-    compression = tags.get(259, 1)
-    if compression not in (1, 32773, *_PREDICTED):
+    compression = tags.get(Tag.Compression, _UNCOMPRESSED)
+    if compression not in (_UNCOMPRESSED, _PACK_BITS, *_PREDICTED):
         raise ValueError(f"16-bit samples compressed by method {compression} are not supported")
-    channels, gray = tags.get(277, 1), tags[262] != 2
+    channels, gray = tags.get(Tag.SamplesPerPixel, 1), tags[Tag.PhotometricInterpretation] != RGB
     colours = 1 if gray else 3
     if not colours <= channels <= 16:
         raise ValueError(f"{channels} channels are not supported")
-    planes = [None] if tags.get(284, 1) == 1 else [*range(channels)]
-    kinds = tags.get(EXTRA_SAMPLES)
+    planes = [None] if tags.get(Tag.PlanarConfiguration, 1) == 1 else [*range(channels)]
+    kinds = tags.get(Tag.ExtraSamples)
     unnamed = kinds is None and channels == colours + 1  # as OpenCV writes alpha
     transparent = unnamed or (channels > colours and kinds is not None and kinds[0] in (1, 2))
     return Stored(
-        size=(tags[257], tags[256]),
+        size=(tags[Tag.ImageLength], tags[Tag.ImageWidth]),
         dtype=np.dtype(np.uint16),
         gray=gray,
         transparent=transparent,
@@ -121,9 +149,9 @@ def _deep_bands(
     views: list[Image.Image], tags: dict[int, Any], wanted: int
 ) -> Iterator[NDArray[np.uint16]]:
     """Rows of the first `wanted` channels, from one view of all channels or one view each."""
-    height, width, channels = tags[257], tags[256], tags.get(277, 1)
-    differences = tags.get(317, 1) == 2 and tags.get(259, 1) in _PREDICTED
-    step = tags.get(322, width)
+    height, width = tags[Tag.ImageLength], tags[Tag.ImageWidth]
+    channels, step = tags.get(Tag.SamplesPerPixel, 1), tags.get(Tag.TileWidth, width)
+    differences = tags.get(Tag.Predictor, 1) == 2 and tags.get(Tag.Compression, 1) in _PREDICTED
     for rows in bands((height, width, channels)):
         box = (0, rows.start, views[0].width, rows.stop)
         parts = [np.asarray(view.crop(box), np.uint16) for view in views]
@@ -133,9 +161,9 @@ def _deep_bands(
             tile = samples[:, left : left + step]
             np.cumsum(tile, axis=1, dtype=np.uint16, out=tile)
         samples = samples[..., :wanted]
-        if tags[262] == 0:
+        if tags[Tag.PhotometricInterpretation] == WHITE_IS_ZERO:
             samples[..., 0] ^= 0xFFFF
-        if wanted in (2, 4) and tags.get(EXTRA_SAMPLES, (2,))[0] == 1:
+        if wanted in (2, 4) and tags.get(Tag.ExtraSamples, (2,))[0] == 1:
             samples = _divided(samples)
         yield samples
 
@@ -176,22 +204,23 @@ def _gray_views(
 def _gray_directory(
     directory: DirectoryWriter, tags: dict[int, Any], plane: int | None
 ) -> DirectoryWriter:
-    channels = tags.get(277, 1) if plane is None else 1
-    directory.numbers(256, "I", tags[256] * channels)
-    directory.numbers(257, "I", tags[257])
-    directory.numbers(258, "H", 16)
-    directory.numbers(259, "H", tags.get(259, 1))
-    directory.numbers(262, "H", 1)
-    directory.numbers(266, "H", tags.get(266, 1))
-    directory.numbers(277, "H", 1)
-    directory.numbers(278, "I", min(tags.get(278, tags[257]), tags[257]))
-    if 322 in tags:
-        directory.numbers(322, "I", tags[322] * channels)
-        directory.numbers(323, "I", tags[323])
-    for tag in {273, 279, 324, 325} & set(tags):
+    channels = tags.get(Tag.SamplesPerPixel, 1) if plane is None else 1
+    height = tags[Tag.ImageLength]
+    directory.numbers(Tag.ImageWidth, "I", tags[Tag.ImageWidth] * channels)
+    directory.numbers(Tag.ImageLength, "I", height)
+    directory.numbers(Tag.BitsPerSample, "H", 16)
+    directory.numbers(Tag.Compression, "H", tags.get(Tag.Compression, _UNCOMPRESSED))
+    directory.numbers(Tag.PhotometricInterpretation, "H", BLACK_IS_ZERO)
+    directory.numbers(Tag.FillOrder, "H", tags.get(Tag.FillOrder, 1))
+    directory.numbers(Tag.SamplesPerPixel, "H", 1)
+    directory.numbers(Tag.RowsPerStrip, "I", min(tags.get(Tag.RowsPerStrip, height), height))
+    if Tag.TileWidth in tags:
+        directory.numbers(Tag.TileWidth, "I", tags[Tag.TileWidth] * channels)
+        directory.numbers(Tag.TileLength, "I", tags[Tag.TileLength])
+    for tag in _PIECES & set(tags):
         pieces = tags[tag]
         if plane is not None:
-            each = len(pieces) // tags[277]
+            each = len(pieces) // tags[Tag.SamplesPerPixel]
             pieces = pieces[plane * each : (plane + 1) * each]
         directory.numbers(tag, "I", *pieces)
     return directory
@@ -213,24 +242,29 @@ def write_tiff(photo: Photo, stream: BinaryIO) -> None:
     channels = (1 if photo.gray else 3) + (photo.alpha is not None)
     step = max(1, (1 << 20) // (photo.size[1] * channels * photo.pixels.itemsize))
     strips = [(directory.append(strip), len(strip)) for strip in _strips(photo, step, directory)]
-    directory.numbers(256, "I", photo.size[1])
-    directory.numbers(257, "I", photo.size[0])
-    directory.numbers(258, "H", *[8 * photo.pixels.itemsize] * channels)
-    directory.numbers(259, "H", 8)
-    directory.numbers(262, "H", 1 if photo.gray else 2)
-    directory.numbers(273, "I", *(start for start, _ in strips))
-    directory.numbers(277, "H", channels)
-    directory.numbers(278, "I", step)
-    directory.numbers(279, "I", *(size for _, size in strips))
-    directory.numbers(284, "H", 1)
-    directory.numbers(317, "H", 2)
+    directory.numbers(Tag.ImageWidth, "I", photo.size[1])
+    directory.numbers(Tag.ImageLength, "I", photo.size[0])
+    directory.numbers(Tag.BitsPerSample, "H", *[8 * photo.pixels.itemsize] * channels)
+    directory.numbers(Tag.Compression, "H", _DEFLATE)
+    directory.numbers(Tag.PhotometricInterpretation, "H", BLACK_IS_ZERO if photo.gray else RGB)
+    directory.numbers(Tag.StripOffsets, "I", *(start for start, _ in strips))
+    directory.numbers(Tag.SamplesPerPixel, "H", channels)
+    directory.numbers(Tag.RowsPerStrip, "I", step)
+    directory.numbers(Tag.StripByteCounts, "I", *(size for _, size in strips))
+    directory.numbers(Tag.PlanarConfiguration, "H", 1)
+    directory.numbers(Tag.Predictor, "H", 2)
     if photo.alpha is not None:
-        directory.numbers(338, "H", 2)
-    if photo.dpi is not None and 282 not in kept:
-        for tag, dots in zip((282, 283), photo.dpi, strict=True):
+        directory.numbers(Tag.ExtraSamples, "H", 2)
+    if photo.dpi is not None and Tag.XResolution not in kept:
+        for tag, dots in zip((Tag.XResolution, Tag.YResolution), photo.dpi, strict=True):
             directory.put(tag, 5, 1, struct.pack(directory.order + "II", round(dots * 1000), 1000))
-        directory.numbers(296, "H", 2)
-    for tag, content in ((XMP, photo.xmp), (PHOTOSHOP, photo.photoshop), (ICC, photo.icc)):
+        directory.numbers(Tag.ResolutionUnit, "H", 2)
+    blocks = {
+        Tag.XMLPacket: photo.xmp,
+        Tag.ImageResources: photo.photoshop,
+        Tag.InterColorProfile: photo.icc,
+    }
+    for tag, content in blocks.items():
         if content is not None:
             directory.put(tag, 7, len(content), content)
     directory.finish()

@@ -401,19 +401,20 @@ class CodeFormer(nn.Module):
                 x = self.fuse_convs_dict[str(side)](skips[side], x, w)
         return x
 
-    def forward(self, x: Tensor, w: float = 0.5, match_statistics: bool = True) -> Tensor:
+    def forward(self, x: Tensor, w: float = 0.5, match_statistics: bool | None = None) -> Tensor:
         """Restores faces.
 
         Args:
             x: (B,3,S,S), RGB in [-1, 1].
             w: fidelity; 0 trusts the codebook alone, 1 follows the input closely.
             match_statistics: give the features of the codes the mean and standard deviation of the
-                input's (latent AdaIN), as published restoration does; `config.match_statistics`
-                says whether this model needs it.
+                input's (latent AdaIN), as published restoration does; None: as the configuration
+                says.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """
-        features = self.predict_features(x, match_statistics)
+        matches = self.config.match_statistics if match_statistics is None else match_statistics
+        features = self.predict_features(x, matches)
         return self.decode(features.quantized, features.skips, w)
 
 

@@ -1,4 +1,7 @@
-"""Training in three stages. Needs only torch, numpy, OpenCV and Pillow."""
+"""Trains restorers in stages, priors over their codes, and up-samplers.
+
+Needs only torch, numpy, OpenCV and Pillow.
+"""
 
 from __future__ import annotations
 

@@ -103,22 +103,13 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
 
     from cfrestore.device import describe
     from cfrestore.train import distributed
-    from cfrestore.train.config import PriorRecipe, UpsamplerRecipe, with_iterations
+    from cfrestore.train.config import UpsamplerRecipe, with_iterations
     from cfrestore.train.loop import Schedule, fitting
     from cfrestore.train.loop import train as loop
 
     say = _say if place.rank == 0 else _say_nothing
     recipe = _recipe(arguments, place.world)
-    batch_size = recipe.optimisation.batch_size
-    share = batch_size // place.world, arguments.seed, place.rank, place.world
-    build: Callable[[Recipe], Stage]
-    sampler: Source
-    if isinstance(recipe, PriorRecipe):
-        build, sampler = _prior(arguments, recipe, place, share, say)
-    elif isinstance(recipe, UpsamplerRecipe):
-        build, sampler = _upsampler(arguments, recipe, place, share)
-    else:
-        build, sampler = _images(arguments, recipe, place, share)
+    build, sampler = _ingredients(arguments, recipe, place, say)
 
     def begin(recipe: Recipe) -> Stage:
         torch.manual_seed(arguments.seed)
@@ -128,7 +119,7 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
     shape = stage.recipe if isinstance(stage.recipe, UpsamplerRecipe) else stage.recipe.model
     say(
         f"stage {stage.name}, preset {arguments.preset}: {len(sampler.shown.names)} pictures of "
-        f"{shape.image_size} px, batch {batch_size}, {describe(place.device)}"
+        f"{shape.image_size} px, batch {recipe.optimisation.batch_size}, {describe(place.device)}"
     )
     if arguments.minutes:
         deadline = began + 60 * arguments.minutes
@@ -144,6 +135,21 @@ def _run(arguments: argparse.Namespace, place: Place, began: float) -> End:
         arguments.shard_mb,
     )
     return loop(stage, sampler, arguments.output, schedule, say, arguments.resume)
+
+
+def _ingredients(
+    arguments: argparse.Namespace, recipe: Recipe, place: Place, say: Callable[[str], None]
+) -> tuple[Callable[[Recipe], Stage], Source]:
+    """A function that builds the stage of a recipe, and this process's share of its batches."""
+    from cfrestore.train.config import PriorRecipe, UpsamplerRecipe
+
+    own = recipe.optimisation.batch_size // place.world
+    share = own, arguments.seed, place.rank, place.world
+    if isinstance(recipe, PriorRecipe):
+        return _prior(arguments, recipe, place, share, say)
+    if isinstance(recipe, UpsamplerRecipe):
+        return _upsampler(arguments, recipe, place, share)
+    return _images(arguments, recipe, place, share)
 
 
 def _images(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cfrestore.align import PUBLISHED_SIZE
 from cfrestore.checkpoint import load_strictly
 from cfrestore.device import autocast
+from cfrestore.errors import ConfigError
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.train import checkpoint
 from cfrestore.train.comparison import Comparison
@@ -17,6 +18,7 @@ from cfrestore.train.config import LARGE, PolishRecipe
 from cfrestore.train.critic import Critic, CriticInput
 from cfrestore.train.data import to_network
 from cfrestore.train.degrade import gaussian_blur
+from cfrestore.train.distributed import Part, place
 from cfrestore.train.learner import Learner, Report
 from cfrestore.train.perceptual import IdentityDistance
 from cfrestore.train.stages import (
@@ -37,6 +39,9 @@ class Polish(RestoringStage):
         autoencoder: path of stage I's checkpoint, which gives the codes of clean faces.
         perceptual, device, mixed: as in stage I.
         identity: a recogniser's distances; None: they are not used.
+    Raises:
+        ConfigError: some processes would have more faces to paint without their input than others,
+            so that the mean of their losses would not be that of the batch.
     """
 
     name = "polish"
@@ -52,6 +57,13 @@ class Polish(RestoringStage):
         identity: IdentityDistance | None = None,
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
+        batch_size = recipe.optimisation.batch_size
+        *_, unfused = self._dealt(batch_size // place()[1])
+        if unfused.whole % unfused.world:
+            raise ConfigError(
+                f"batch size {batch_size} has {unfused.whole} faces that are painted without their "
+                f"input, which cannot be split over {unfused.world}"
+            )
         size, weight = recipe.model.image_size, recipe.perceptual.weight
         self.compare = Comparison(
             size,
@@ -74,10 +86,8 @@ class Polish(RestoringStage):
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
         """Runs iteration t on clean faces; returns its losses."""
         how, x = self.recipe, to_network(clean)
-        damages, wanted = zip(*how.degradations, strict=True)
-        rest = (1 - how.own - how.unfused) / sum(wanted)
-        shares = (how.own, *(rest * share for share in wanted), how.unfused)
-        own, *fused, unfused = shared_out(shares, len(x))
+        damages = [damage for damage, _ in how.degradations]
+        own, *fused, unfused = self._dealt(len(x))
         a, b = len(own), len(x) - len(unfused)
         with torch.no_grad():
             codes = self.teacher.codes(x[:a])
@@ -104,6 +114,12 @@ class Polish(RestoringStage):
         self.update(t, total, report, CriticInput(fake, goal, rec, last))
         self.learner.follow(t)
         return detached(report)
+
+    def _dealt(self, count: int) -> list[Part]:
+        """Splits this process's faces: painted from their own codes, fused by damage, unfused."""
+        how, wanted = self.recipe, [share for _, share in self.recipe.degradations]
+        rest = (1 - how.own - how.unfused) / sum(wanted)
+        return shared_out((how.own, *(rest * share for share in wanted), how.unfused), count)
 
     def goal(self, x: Tensor, fused: bool = False) -> Tensor:
         """The target for clean faces (B,3,S,S) in [-1, 1]; the same shape and range.

@@ -81,12 +81,7 @@ def join(
         try:
             with av.open(f"file:{draft}", "w", format=format, options=options) as out:
                 stream, copies = _lay_out(out, source, video, coding)
-                out.metadata.update(source.metadata)
-                key = next(
-                    (name for name in source.metadata if name.lower() == "comment"), "comment"
-                )
-                before = source.metadata.get(key)
-                out.metadata[key] = f"{before}; {comment}" if before else comment
+                out.metadata.update(_metadata(source, comment))
                 out.set_chapters(source.chapters())
                 ours = _coded_packets(shown, coded, stream, video)
                 theirs = _copied_packets(source, copies)
@@ -126,6 +121,13 @@ def _lay_out(
         copy.disposition = original.disposition
         copies[original.index] = copy
     return stream, copies
+
+
+def _metadata(source: InputContainer, comment: str) -> dict[str, str]:
+    """The metadata of the original, with a comment added to its own."""
+    key = next((name for name in source.metadata if name.lower() == "comment"), "comment")
+    before = source.metadata.get(key)
+    return {**source.metadata, key: f"{before}; {comment}" if before else comment}
 
 
 def _coded_packets(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +28,13 @@ if TYPE_CHECKING:
     import av
     from numpy.typing import NDArray
 
-    from cfrestore.image import Pixels
     from cfrestore.pipeline import Pipeline
     from cfrestore.video.coding import FrameConverter
 
 CUT_FROM = 25.0
 """Mean change of a thumbnail, in 8-bit levels, from which a frame begins a new shot."""
 
-_THUMBNAIL = (32, 18)
+_THUMBNAIL = (32, 18)  # width and height, px
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,37 +84,30 @@ def find_faces(
         VideoError: the video cannot be read.
         OSError: the notes cannot be written.
     """
-    known = [*_read(notes)]
+    known = _known(notes)
     damaged = 0
 
     def note_damage() -> None:
         nonlocal damaged
         damaged += 1
 
-    def unknown() -> Iterator[av.VideoFrame]:
-        """The frames that are not known yet, and the one before them."""
-        for index, frame in enumerate(decode(video, note_damage)):
-            if index >= len(known) - 1:
-                yield frame
-
-    def look(frame: av.VideoFrame) -> _Look:
-        return _look(converter.to_pixels(converter.prepare(frame)), frame.pts or 0, pipeline)
-
-    height, width = video.size
     begun = len(known)
+    first = max(0, begun - 1)  # the last known frame shows whether the next one begins a shot
+    frames = islice(decode(video, note_damage), first, None)
+    height, width = video.size
     advance(begun)
     previous: NDArray[np.uint8] | None = None
     with threads(workers) as pool, notes.open("ab") as stream:
         looks = ahead(
             pool,
-            look,
-            unknown(),
+            partial(_look, pipeline, converter),
+            frames,
             lambda _: height * width,
             count=2 * workers,
             weight=PIXELS_AHEAD,
         )
-        for number, seen in enumerate(looks):
-            if not begun or number:
+        for index, seen in enumerate(looks, first):
+            if index >= begun:
                 cut = previous is None or _differs(previous, seen.thumbnail)
                 values = _to_json(seen, cut)
                 stream.write(json.dumps(values).encode() + b"\n")
@@ -121,13 +115,13 @@ def find_faces(
                 known.append(values)
                 advance(1)
             previous = seen.thumbnail
-    frames = tuple(_from_json(values, video) for values in known)
-    return Found(frames, damaged)
+    return Found(tuple(_from_json(values, video) for values in known), damaged)
 
 
-def _look(pixels: Pixels, pts: int, pipeline: Pipeline) -> _Look:
+def _look(pipeline: Pipeline, converter: FrameConverter, frame: av.VideoFrame) -> _Look:
     """Searches one frame."""
     assert pipeline.detector is not None
+    pixels = converter.to_pixels(converter.prepare(frame))
     levels = to_uint8(pixels)
     sightings = []
     for face in pipeline.detector(levels):
@@ -137,8 +131,8 @@ def _look(pixels: Pixels, pts: int, pipeline: Pipeline) -> _Look:
             continue
         (weighed,) = weigh(pixels, "auto", [aligned])
         sightings.append(Sighting(face, isinstance(weighed, SkippedFace)))
-    thumbnail = cv2.resize(levels, _THUMBNAIL, interpolation=cv2.INTER_AREA)
-    return _Look(pts, np.asarray(thumbnail, np.uint8), is_gray(levels), tuple(sightings))
+    thumbnail = np.asarray(cv2.resize(levels, _THUMBNAIL, interpolation=cv2.INTER_AREA), np.uint8)
+    return _Look(frame.pts or 0, thumbnail, is_gray(levels), tuple(sightings))
 
 
 def _differs(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
@@ -174,11 +168,11 @@ def _from_json(values: Mapping[str, Any], video: Video) -> Frame:
     return Frame(time, tuple(sightings), values["cut"], values["gray"])
 
 
-def _read(notes: Path) -> Iterable[Mapping[str, Any]]:
-    """The lines of the notes up to the first one that is not whole; the rest is cut off."""
+def _known(notes: Path) -> list[Mapping[str, Any]]:
+    """The whole lines at the head of an earlier run's notes; cuts off what follows them."""
     if not notes.exists():
-        return
-    size = 0
+        return []
+    known, size = [], 0
     for line in notes.read_bytes().splitlines(keepends=True):
         try:
             values = json.loads(line)
@@ -186,7 +180,8 @@ def _read(notes: Path) -> Iterable[Mapping[str, Any]]:
             break
         if not line.endswith(b"\n"):
             break
+        known.append(values)
         size += len(line)
-        yield values
     with notes.open("rb+") as stream:
         stream.truncate(size)
+    return known

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +30,7 @@ from cfrestore.files import drafted, exists, is_file
 from cfrestore.options import Options
 from cfrestore.video.coding import Coding, FrameConverter, choose_coding, code, enlarged
 from cfrestore.video.container import CONTAINERS, check_container, join
-from cfrestore.video.finding import find_faces
+from cfrestore.video.finding import Found, find_faces
 from cfrestore.video.painting import FramePainter, RestoredFrame
 from cfrestore.video.segments import read_header, read_segment, write_segment
 from cfrestore.video.source import Video, probe
@@ -125,37 +125,18 @@ def restore_video(
                     workers,
                     lambda more: progress("finding", more, video.count),
                 )
-            plan = plan_faces(found.frames, video.size, options)
-            every = replace(options, faces="all", min_face=0, max_face=None)  # that are planned
-            work = FramePainter(
-                video,
-                larger,
-                plan,
-                pipeline.restoring(every),
-                converter,
-                anew=options.upscale > 1 or pipeline.bg_upsampler is not None,
-                gray=2 * sum(frame.gray for frame in found.frames) > len(found.frames),
-                workers=workers,
-            )
+            work = _planned(video, larger, found, pipeline, options, converter, workers)
             with timed(seconds, "paint"):
                 paths = paint_segments(work, coding, folder, partial(progress, "painting"))
             if _state(source) != before:
                 raise VideoError(f"{source} was written to while it was read")
-            headers = [header for path in paths if (header := read_header(path))]
             with drafted(target, folder) as draft:  # after a kill it goes with the folder
                 with timed(seconds, "write"):
-                    refused = join(
-                        larger,
-                        coding,
-                        [time for header in headers for time in header.shown],
-                        chain.from_iterable(map(read_segment, paths)),
-                        draft,
-                        CONTAINERS[target.suffix.lower()],
-                        _comment(pipeline, options),
-                    )
-                failures = sum((header.failures for header in headers), Counter[tuple[int, str]]())
+                    container = CONTAINERS[target.suffix.lower()]
+                    comment = _comment(pipeline, options)
+                    failures, refused = _join(larger, coding, paths, draft, container, comment)
                 damaged = found.damaged + refused
-                result = VideoRestoration(video, plan, failures, damaged, seconds)
+                result = VideoRestoration(video, work.plan, failures, damaged, seconds)
                 record(result, draft)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -179,6 +160,46 @@ def _settings(
         "pyav": av.__version__,  # whose encoders need not follow those of another
         "coding": [coding.encoder, coding.pix_fmt, *map(list, sorted(coding.options.items()))],
     }
+
+
+def _planned(
+    video: Video,
+    larger: Video,
+    found: Found,
+    pipeline: Pipeline,
+    options: Options,
+    converter: FrameConverter,
+    workers: int,
+) -> FramePainter:
+    """What paints the faces that are chosen of those found; the video becomes the larger one."""
+    every = replace(options, faces="all", min_face=0, max_face=None)  # that are planned
+    return FramePainter(
+        video,
+        larger,
+        plan_faces(found.frames, video.size, options),
+        pipeline.restoring(every),
+        converter,
+        anew=options.upscale > 1 or pipeline.bg_upsampler is not None,
+        gray=2 * sum(frame.gray for frame in found.frames) > len(found.frames),
+        workers=workers,
+    )
+
+
+def _join(
+    video: Video, coding: Coding, paths: Sequence[Path], draft: Path, container: str, comment: str
+) -> tuple[Mapping[tuple[int, str], int], int]:
+    """Joins segments to a file, see `join`; returns their failures and how much was left out."""
+    headers = [header for path in paths if (header := read_header(path))]
+    refused = join(
+        video,
+        coding,
+        [time for header in headers for time in header.shown],
+        chain.from_iterable(map(read_segment, paths)),
+        draft,
+        container,
+        comment,
+    )
+    return sum((header.failures for header in headers), Counter[tuple[int, str]]()), refused
 
 
 def _state(source: Path) -> tuple[int, int]:
