@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -49,13 +50,26 @@ class Face:
         score: the detector's confidence, in [0, 1].
         landmarks: (5, 2) float32, x then y: image-left eye, image-right eye, nose, image-left and
             image-right mouth corner.
+
+    Raises:
+        TypeError: box or landmarks are no array of numpy.
+        ValueError: their shapes differ from the above.
     """
 
     box: Floats
     score: float
     landmarks: Floats
 
+    def __post_init__(self) -> None:
+        for name, shape in (("box", (4,)), ("landmarks", (5, 2))):
+            value = getattr(self, name)
+            if not isinstance(value, np.ndarray):
+                raise TypeError(f"{name} must be a numpy array, found {type(value).__name__}")
+            if value.shape != shape:
+                raise ValueError(f"{name} must have the shape {shape}, found {value.shape}")
 
+
+@runtime_checkable
 class Detector(Protocol):
     """Finds the faces of a picture.
 
@@ -70,7 +84,9 @@ class Detector(Protocol):
 
 
 def load_detector(
-    name: str = "auto", device: str | torch.device = "cpu", threshold: float | None = None
+    name: str | Path = "auto",
+    device: str | torch.device = "cpu",
+    threshold: float | None = None,
 ) -> Detector:
     """Loads the detector of that name, ready to be called.
 
@@ -83,26 +99,32 @@ def load_detector(
     Raises:
         WeightsError: the weight file is missing.
         CheckpointError: the file is not a RetinaFace.
-        ConfigError: the device is unknown or absent, or the threshold out of range.
+        ConfigError: the device is unknown or absent, or the threshold no number or out of range.
     """
     from cfrestore.device import choose_device
     from cfrestore.weights import locate, missing
 
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ConfigError(f"the detector's threshold must lie in [0, 1], found {threshold}")
+    if threshold is not None and not (_is_number(threshold) and 0 <= threshold <= 1):
+        raise ConfigError(f"the detector's threshold must lie in [0, 1], found {threshold!r}")
     place = choose_device(device) if isinstance(device, str) else device
     path: str | Path | None = None
     if name == "auto":
         path = locate("retinaface") or locate("mobilenet")
     elif name not in NAMES:
         if not is_file(Path(name)):
-            raise WeightsError(f"detector {name!r} is neither a file nor one of {', '.join(NAMES)}")
+            raise WeightsError(
+                f"detector {str(name)!r} is neither a file nor one of {', '.join(NAMES)}"
+            )
         path = name
     elif name != "mtcnn":
-        path = locate(name)
+        path = locate(str(name))
         if path is None:
-            raise missing(name)
+            raise missing(str(name))
     return MTCNNDetector(threshold) if path is None else RetinaFaceDetector(path, place, threshold)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class RetinaFaceDetector:

@@ -117,7 +117,7 @@ def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
     if model == "compact":
         return shipped(), "compact", ()
     if model not in ("auto", "published"):
-        if not exists(Path(model)):
+        if not model or not exists(Path(model)):
             names = "auto, published" + ", compact" * task.has_compact
             raise WeightsError(f"model {model!r} is neither a file nor one of {names}")
         said = exported_facts(Path(model)) if is_exported(model) else read_metadata(model)

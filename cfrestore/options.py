@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cfrestore.errors import ConfigError
@@ -70,6 +72,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_flags(aligned=self.aligned, draw_box=self.draw_box)
         if not (_is_finite(self.fidelity) and 0 <= self.fidelity <= MAX_FIDELITY):
             raise ConfigError(f"fidelity must lie in [0, {MAX_FIDELITY}], found {self.fidelity!r}")
         if not _is_count(self.upscale) or self.upscale not in UPSCALES:
@@ -102,6 +105,8 @@ class Options:
             raise ConfigError(f"temperature must be above 0 and finite, found {self.temperature!r}")
         if not _is_count(self.seed):
             raise ConfigError(f"seed must be a whole number from 0, found {self.seed!r}")
+        for name in ("fidelity", "temperature"):  # numpy's numbers are no JSON values
+            object.__setattr__(self, name, float(getattr(self, name)))
         chosen = self.faces != "all" or self.min_face or self.max_face != "auto"
         if self.aligned and (chosen or self.draw_box):
             raise ConfigError(
@@ -120,22 +125,33 @@ class Upsampling:
             painted: the same or, without one, realesrgan.
         tile: side in pixels of the parts of a picture that are enlarged at once, at least 64.
     Raises:
-        ConfigError: the name is empty, or the side is no whole number or too small.
+        ConfigError: a value is of another type, the name is empty, or the side is too small.
     """
 
-    background: str | None = None
+    background: str | Path | None = None
     faces: bool = False
     tile: int = TILE
 
     def __post_init__(self) -> None:
+        check_flags(faces=self.faces)
+        if not isinstance(self.background, (str, Path, NoneType)):
+            found = repr(self.background)
+            raise ConfigError(f"the up-sampler must be a name or a path, found {found}")
         if self.background == "":
             raise ConfigError("the up-sampler has an empty name, as an unset variable gives it")
         check_tile(self.tile)
 
     @property
-    def network(self) -> str | None:
+    def network(self) -> str | Path | None:
         """Name or file of the network; None: none is needed."""
         return self.background or ("realesrgan" if self.faces else None)
+
+
+def check_flags(**flags: object) -> None:
+    """Raises ConfigError if one of the flags, by name, is not a bool; texts would all be true."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be True or False, found {value!r}")
 
 
 def check_tile(tile: object) -> None:

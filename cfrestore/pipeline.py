@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from cfrestore.filling import Filling
 from cfrestore.holes import white_holes
 from cfrestore.image import is_gray, keep_neutral, resize, to_depth, to_uint8
 from cfrestore.network import choose_execution, choose_model, open_network
-from cfrestore.options import Options, Upsampling
+from cfrestore.options import Options, Upsampling, check_flags
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
 from cfrestore.procedure import PaintedFace, Prepare, Prepared, Procedure, Restoration, Result
@@ -66,6 +67,7 @@ class Pipeline:
             None: it is interpolated.
         face_upsampler: enlarges restored faces that the result shows larger than they were painted;
             None: they are interpolated.
+        task: what the network is for; None: for all that is asked of it.
     """
 
     network: Network
@@ -79,6 +81,7 @@ class Pipeline:
     match_statistics: bool | None = None
     bg_upsampler: Upsampler | None = None
     face_upsampler: Upsampler | None = None
+    task: TaskName | None = None
 
     @property
     def crop_size(self) -> int:
@@ -121,7 +124,9 @@ class Pipeline:
         network's size, and the result is the restored face of that size.
 
         Raises:
-            TypeError: the options are of another type.
+            TypeError: photo or options are of another type.
+            ConfigError: this pipeline is for another task, or has no detector, which all but
+                pictures of aligned faces need.
         """
         return self.restoring(options)(photo)
 
@@ -133,7 +138,8 @@ class Pipeline:
     ) -> Restoration:
         """Fills the holes of a photograph where they lie in crops of faces.
 
-        Every other pixel stays as it is. The network must be one for inpainting.
+        Every other pixel stays as it is. The network must be one for inpainting, as
+        `load_pipeline(task="inpainting")` gives it.
 
         Args:
             holes: (H, W) bool, true where the photograph is to be filled; None: its pure white
@@ -142,6 +148,7 @@ class Pipeline:
         Raises:
             ImageError: the holes do not have the photograph's size.
             ValueError: the holes are not (H, W) bool.
+            TypeError, ConfigError: as `__call__`; TypeError also if the holes are no array.
         Source: the published command, which takes aligned faces only: w = 1, no AdaIN.
         """
         return self.inpainting(holes, options)(photo)
@@ -150,16 +157,18 @@ class Pipeline:
         """Gives the faces of a photograph new colours.
 
         The rest is unchanged: a gray photograph gets coloured faces in gray surroundings. The
-        network must be one for colorization. `options.fidelity` is not used.
+        network must be one for colorization, as `load_pipeline(task="colorization")` gives it.
+        `options.fidelity` is not used.
 
+        Raises:
+            TypeError, ConfigError: as `__call__`.
         Source: the published command, which takes aligned faces only: w = 0, AdaIN, no gray test.
         """
         return self.colorizing(options)(photo)
 
     def restoring(self, options: Options = Options()) -> Procedure:  # noqa: B008
         """Restoration in steps that several photographs can share; see `__call__`."""
-        if not isinstance(options, Options):  # easily w itself
-            raise TypeError(f"options must be Options, found {type(options).__name__}")
+        self._check(RESTORATION, options)
         config = self.network.config
 
         def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
@@ -195,6 +204,9 @@ class Pipeline:
         options: Options = Options(),  # noqa: B008
     ) -> Procedure:
         """Inpainting in steps that several photographs can share; see `inpaint`."""
+        self._check(INPAINTING, options)
+        if not isinstance(holes, (np.ndarray, NoneType)):  # easily the options
+            raise TypeError(f"holes must be a numpy array, found {type(holes).__name__}")
         if holes is not None and (holes.ndim != 2 or holes.dtype != np.bool_):
             raise ValueError(f"holes must be (H, W) bool, found {holes.shape} {holes.dtype}")
 
@@ -207,12 +219,25 @@ class Pipeline:
 
     def colorizing(self, options: Options = Options()) -> Procedure:  # noqa: B008
         """Colorization in steps that several photographs can share; see `colorize`."""
+        self._check(COLORIZATION, options)
 
         def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
             paste = partial(self._paste, photo, options)
             return self._prepare(photo, options, faces, paste=paste, gray_stays=False)
 
         return self._procedure(COLORIZATION, prepare, options)
+
+    def _check(self, task: Task, options: Options) -> None:
+        """Raises TypeError or ConfigError if the task cannot be done with the options."""
+        if not isinstance(options, Options):  # easily w itself
+            raise TypeError(f"options must be Options, found {type(options).__name__}")
+        if self.task not in (None, task.name):
+            raise ConfigError(
+                f"this pipeline was loaded for {self.task}; "
+                f"load_pipeline(task={task.name!r}) loads one for {task.name}"
+            )
+        if self.detector is None and not options.aligned:
+            raise ConfigError("this pipeline was loaded for aligned faces, and finds none")
 
     def _procedure(
         self,
@@ -226,11 +251,7 @@ class Pipeline:
         Args:
             own: settings that only this task has. Options that it does not use, or that do not
                 change results, are not settings.
-        Raises:
-            ConfigError: faces must be found, but there is no detector.
         """
-        if self.detector is None and not options.aligned:
-            raise ConfigError("this pipeline was loaded for aligned faces, and finds none")
         batch_size = faces_at_once(options.batch_size, self.device)
         paint = Painter(
             self.network,
@@ -354,7 +375,7 @@ class Pipeline:
 
 def load_pipeline(
     model: str | Path = "auto",
-    detector: str = "auto",
+    detector: str | Path | Detector = "auto",
     device: str | torch.device = "auto",
     parser: str | Path | None = None,
     *,
@@ -373,10 +394,10 @@ def load_pipeline(
         model: auto (published weights if they are on this machine, else compact), published,
             compact (the ones that come with cfrestore, for restoration only), or the path of a
             weight file. Backends other than torch take exported files as well.
-        detector: see `load_detector`.
+        detector: a name or a path, see `load_detector`; or one of your own, see Detector.
         device: one of torch's, or a name, see `choose_device`.
         parser: a ParseNet file; None: the published one if it is on this machine.
-        threshold: how sure the detector must be, see `load_detector`.
+        threshold: how sure the detector must be, see `load_detector`; not for one of your own.
         precision: see `choose_precision`, and `choose_parsing_precision`.
         code_precision: see `choose_code_precision`.
         compile: compiles the network when it is first used, see `check_compiling`.
@@ -389,16 +410,20 @@ def load_pipeline(
     Raises:
         WeightsError: a weight file is missing, or differs from the published one.
         CheckpointError: a weight file holds something else.
-        ConfigError: a name is unknown, the device or the backend is absent, or they are
-            incompatible.
+        ConfigError: an argument is of another type, a name is unknown, the device or the backend is
+            absent, or they are incompatible.
     """
+    check_flags(compile=compile, aligned=aligned)
+    _check_types(model, detector, parser, upsampling)
+    if isinstance(detector, Detector) and threshold is not None:
+        raise ConfigError("a detector of your own has its own threshold")
     if upsampling.network and (aligned or task != "restoration"):
         raise ConfigError("only the restoration of whole photographs has up-samplers")
     execution = choose_execution(backend, str(device), precision, code_precision, compile=compile)
     kind = find_task(task)
     path, name, notes = choose_model(str(model), kind)
     network = open_network(path, kind, execution)
-    finder = None if aligned else load_detector(detector, execution.device, threshold)
+    finder = None if aligned else _finder(detector, execution.device, threshold)
     parses = kind.parses and not aligned
     parsing = (Path(parser) if parser else locate("parsenet")) if parses else None
     parsing_exactness = choose_parsing_precision(precision, execution.device)
@@ -411,7 +436,7 @@ def load_pipeline(
     )
     files = {
         "model": path,
-        **({} if finder is None or detector in NAMES else {"detector": Path(detector)}),
+        **({"detector": file} if finder and (file := _file_of(detector)) else {}),
         **({"parser": parsing} if parsing else {}),
         **({"upsampler": enlarge.path} if enlarge else {}),
     }
@@ -426,7 +451,7 @@ def load_pipeline(
         identity={
             "model": digests["model"],
             "detector": digests.get("detector", finder and finder.name),
-            "threshold": threshold,
+            "threshold": None if threshold is None else float(threshold),
             "parser": digests.get("parser"),
             # As requested, not as chosen: several machines may share the work.
             "parser_precision": ("fp32" if precision == "fp32" else "auto") if parsing else None,
@@ -438,6 +463,7 @@ def load_pipeline(
         files=files,
         bg_upsampler=enlarge if upsampling.background else None,
         face_upsampler=enlarge if upsampling.faces else None,
+        task=kind.name,
     )
 
 
@@ -451,6 +477,34 @@ def _open_upsampler(upsampling: Upsampling, execution: Execution) -> Upsampler |
     if upsampling.faces and enlarge.network.scale == 1:
         raise ConfigError(f"{enlarge.path} enlarges nothing, so --face-upsample cannot use it")
     return enlarge
+
+
+def _check_types(model: object, detector: object, parser: object, upsampling: object) -> None:
+    """Raises ConfigError if an argument of `load_pipeline` is none of the types that it names."""
+    if not isinstance(model, (str, Path)):
+        raise ConfigError(f"model must be a name or a path, found {model!r}")
+    if not isinstance(detector, (str, Path, Detector)):
+        raise ConfigError(f"detector must be a name, a path or a Detector, found {detector!r}")
+    if not isinstance(parser, (str, Path, NoneType)) or parser == "":
+        raise ConfigError(f"parser must be a path or None, found {parser!r}")
+    if not isinstance(upsampling, Upsampling):
+        raise ConfigError(f"upsampling must be Upsampling, found {upsampling!r}")
+
+
+def _finder(
+    detector: str | Path | Detector, device: torch.device, threshold: float | None
+) -> Detector:
+    """The detector itself, or the one that is named; raises as `load_detector`."""
+    if isinstance(detector, Detector):
+        return detector
+    return load_detector(detector, device, threshold)
+
+
+def _file_of(detector: str | Path | Detector) -> Path | None:
+    """The weight file that a detector is named by, if it is."""
+    if isinstance(detector, Detector) or detector in NAMES:
+        return None
+    return Path(detector)
 
 
 def _upsampling_identity(sha256: str, upsampling: Upsampling) -> dict[str, object]:

@@ -241,4 +241,4 @@ def test_what_does_not_use_w_does_not_claim_one() -> None:
     colorizing = provenance_of(known, known.colorizing(Options()))
     assert (colorizing["task"], colorizing["weights"]) == ("colorization", "ab")
     assert "fidelity" not in colorizing
-    assert provenance_of(known, known.restoring(Options(fidelity=0)))["fidelity"] == "0"
+    assert provenance_of(known, known.restoring(Options(fidelity=0)))["fidelity"] == "0.0"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cfrestore import detect, weights
-from cfrestore.detect import decode, load_detector, make_priors
+from cfrestore.detect import Face, decode, load_detector, make_priors
 from cfrestore.errors import CheckpointError, ConfigError, WeightsError
 
 MOBILENET = "weights/detection_mobilenet0.25_Final.pth"
@@ -128,10 +128,22 @@ def test_a_threshold_holds_for_large_faces_of_mtcnn_too(mtcnn, shared):
     assert len(load_detector("mtcnn", threshold=face.score - 0.01)(pixels)) == 1
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), "0.5", True])
 def test_a_threshold_is_a_probability(threshold):
     with pytest.raises(ConfigError, match="threshold must lie in"):
         load_detector("mtcnn", threshold=threshold)
+
+
+def test_a_face_has_a_box_and_five_points():
+    box, points = np.zeros(4), np.zeros((5, 2))
+    assert Face(box, 0.9, points).box is box
+    for wrong in (points.T, points.ravel(), np.zeros((68, 2))):
+        with pytest.raises(ValueError, match=r"^landmarks must have the shape \(5, 2\), found "):
+            Face(box, 0.9, wrong)
+    with pytest.raises(ValueError, match=r"^box must have the shape \(4,\), found \(5,\)$"):
+        Face(np.zeros(5), 0.9, points)
+    with pytest.raises(TypeError, match="^landmarks must be a numpy array, found list$"):
+        Face(box, 0.9, points.tolist())
 
 
 def test_two_faces_side_by_side_are_two(detector, portraits):

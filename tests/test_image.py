@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from cfrestore.image import (
     write_photo,
 )
 from cfrestore.image.heif import missing_codec
+from cfrestore.image.pillow import silent
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = (
@@ -1100,8 +1102,50 @@ def test_pictures_of_a_folder_are_files_called_so_and_not_hidden(tmp_path: Path)
         pictures_in(tmp_path / "nowhere")
 
 
+def test_threads_that_use_pillow_at_once_leave_the_filters_of_warnings() -> None:
+    before = list(warnings.filters)
+    first, second = silent(), silent()
+    with warnings.catch_warnings():
+        first.__enter__()
+        second.__enter__()
+        warnings.filterwarnings("ignore", message="of the program")
+        assert warnings.filters[1:] != before
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert warnings.filters[1:] == before
+        assert "of the program" in str(warnings.filters[0])
+    assert warnings.filters == before
+
+
+def test_an_exif_block_without_its_head_is_refused() -> None:
+    pixels, block = np.zeros((4, 4, 3), np.uint8), b"II*\0\x08\0\0\0\0\0\0\0\0\0"
+    with pytest.raises(ValueError, match=r'^exif must start with b"Exif\\0\\0", found b\'II\*'):
+        Photo(pixels, exif=block)  # as Pillow gives it for WebP; a JPEG would be without it
+    target = io.BytesIO()
+    assert write_photo(Photo(pixels, exif=b"Exif\0\0" + block, format="JPEG"), target) == ()
+    assert b"Exif\0\0" + block in target.getvalue()
+
+
+def test_an_empty_name_is_seen_in_messages() -> None:
+    with pytest.raises(ImageError, match="^'' cannot be read: "):
+        read_photo("")
+
+
 def test_other_types_are_refused_by_name(tmp_path: Path) -> None:
     drawn = Image.new("RGB", (4, 4))
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(TypeError, match="^alpha must be a numpy array, found list$"):
+        Photo(pixels, pixels[..., 0].tolist())  # type: ignore[arg-type]
+    for limit in (None, "9"):
+        with pytest.raises(
+            TypeError, match=f"^max_pixels must be a number, found {type(limit).__name__}$"
+        ):
+            read_photo(b"", max_pixels=limit)  # type: ignore[arg-type]
+    for target in (None, b"a.png", Photo(pixels)):
+        with pytest.raises(TypeError, match=f"^target must be .*, found {type(target).__name__}$"):
+            write_photo(Photo(pixels), target)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="^quality must .* found True$"):
+        write_photo(Photo(pixels), io.BytesIO(), quality=True)
     with pytest.raises(TypeError, match="^pixels must be a numpy array, found Image$"):
         Photo(drawn)  # type: ignore[arg-type]
     for source in (None, drawn, np.zeros((4, 4, 3), np.uint8)):

@@ -233,6 +233,42 @@ def test_public_names_are_found_where_they_are_said_to_be() -> None:
         _ = cfrestore.nothing
 
 
+def test_every_error_of_the_library_is_public() -> None:
+    import cfrestore
+    from cfrestore import errors
+
+    raised = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert raised - set(cfrestore.__all__) == {"DegenerateFaceError"}  # only align_face raises it
+
+
+def test_type_checkers_see_the_public_names_and_no_others() -> None:
+    import cfrestore
+
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (seen,) = (node.body for node in tree.body if isinstance(node, ast.If))
+    names = {alias.name for part in seen for alias in part.names}  # type: ignore[attr-defined]
+    assert {*names, "__version__"} == set(cfrestore.__all__)
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert "__getattr__" not in functions  # would let any name pass
+
+
+def test_the_public_names_can_be_listed_without_pyav() -> None:
+    code = (
+        "import sys; sys.modules['av'] = None\n"
+        "import inspect, pydoc, cfrestore\n"
+        "from cfrestore import *\n"
+        "assert 'Options' in dict(inspect.getmembers(cfrestore))\n"
+        "pydoc.render_doc(cfrestore)\n"
+        "try: cfrestore.restore_video\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    expected = 'cfrestore.restore_video needs PyAV: pip install "cfrestore[video]" brings it'
+    assert done.stdout.strip() == expected
+
+
 @pytest.mark.parametrize("folder", ["benchmarks", "examples", "tests"])
 def test_what_scripts_take_from_the_package_is_there(folder: str) -> None:
     absent = []

@@ -1,10 +1,12 @@
 """Which options are accepted, and which are refused before any work."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from cfrestore.errors import ConfigError
-from cfrestore.options import Options
+from cfrestore.options import Options, Upsampling
 
 
 @pytest.mark.parametrize("value", ["foo", "", 900.5, 0, -1, True, b"auto", [9], float("nan")])
@@ -41,6 +43,21 @@ def test_other_types_are_refused(wrong: dict[str, object]) -> None:
 def test_an_array_is_refused_like_any_other_type(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name} must be .* found array"):
         Options(**{name: np.array([0, 1])})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["no", "false", 1, None])
+def test_a_flag_is_a_bool(value: object) -> None:
+    makers = ((Options, "aligned"), (Options, "draw_box"), (Upsampling, "faces"))
+    for make, name in makers:
+        with pytest.raises(ConfigError, match=f"^{name} must be True or False, found {value!r}$"):
+            make(**{name: value})
+
+
+@pytest.mark.parametrize("value", [3, True, b"compact"])
+def test_an_up_sampler_is_a_name_or_a_path(value: object) -> None:
+    with pytest.raises(ConfigError, match=f"must be a name or a path, found {value!r}$"):
+        Upsampling(value)  # type: ignore[arg-type]
+    assert Upsampling(Path("own.pth")).network == Path("own.pth")
 
 
 def test_what_is_refused_is_told_in_words() -> None:

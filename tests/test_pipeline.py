@@ -1,5 +1,8 @@
+import json
 from contextlib import nullcontext
 from dataclasses import replace
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +101,7 @@ def test_fidelity_reaches_the_network_and_changes_pixels() -> None:
 def test_sixteen_bits_and_alpha_and_metadata_are_kept() -> None:
     pixels = picture(80, 90, np.uint16)
     alpha = np.arange(80 * 90, dtype=np.uint16).reshape(80, 90) * 9
-    photo = Photo(pixels, alpha, icc=b"i", exif=b"e", xmp=b"x", format="TIFF")
+    photo = Photo(pixels, alpha, icc=b"i", exif=b"Exif\0\0e", xmp=b"x", format="TIFF")
     detector = StubDetector(face_at(20, 20, 48))
     result = Pipeline(negative(), detector)(photo)
     assert detector.seen[0].dtype == np.uint8
@@ -109,7 +112,7 @@ def test_sixteen_bits_and_alpha_and_metadata_are_kept() -> None:
     assert np.abs(result.photo.pixels[44, 44].astype(int) + pixels[44, 44] - 65535).max() < 10000
     assert result.photo.alpha is alpha
     found = result.photo
-    assert (found.icc, found.exif, found.xmp, found.format) == (b"i", b"e", b"x", "TIFF")
+    assert (found.icc, found.exif, found.xmp, found.format) == (b"i", b"Exif\0\0e", b"x", "TIFF")
 
 
 def test_alpha_grows_with_the_picture() -> None:
@@ -252,8 +255,76 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_w_alone_is_no_options() -> None:
-    with pytest.raises(TypeError, match="options must be Options, found float"):
-        Pipeline(StubNetwork(), StubDetector())(Photo(picture(40, 50)), 0.7)  # type: ignore[arg-type]
+    restore = Pipeline(StubNetwork(), StubDetector())
+    for method in (restore, restore.colorize, partial(restore.inpaint, holes=None)):
+        with pytest.raises(TypeError, match="options must be Options, found float"):
+            method(Photo(picture(40, 50)), options=0.7)  # type: ignore[operator]
+    with pytest.raises(TypeError, match="holes must be a numpy array, found Options"):
+        restore.inpaint(Photo(picture(40, 50)), Options())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+def test_numbers_of_other_libraries_are_settings_as_pythons_own(number: float) -> None:
+    restore = Pipeline(StubNetwork(), StubDetector())
+    options = Options(fidelity=number, samples=1, temperature=number)
+    settings = Pipeline(small_network(), restore.detector).restoring(options).settings
+    assert json.loads(json.dumps(settings))["fidelity"] == 0.5
+    assert settings["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": None},
+        {"model": b"compact"},
+        {"detector": None},
+        {"detector": 3},
+        {"detector": lambda pixels: ()},  # a detector has a name
+        {"threshold": "0.5"},
+        {"threshold": True},
+        {"parser": 3},
+        {"parser": ""},
+        {"compile": "no"},
+        {"aligned": "no"},
+        {"upsampling": None},
+        {"upsampling": "compact"},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_arguments_of_other_types_are_refused_by_name(wrong: dict[str, object]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=f"{name} must .* found ") as refused:
+        load_pipeline(**{"model": "compact", "detector": "mtcnn", "device": "cpu", **wrong})  # type: ignore[arg-type]
+    assert repr(value) in str(refused.value)
+
+
+def test_a_model_without_a_name_is_no_folder(machine: Path) -> None:
+    with pytest.raises(WeightsError, match="^model '' is neither a file nor one of auto"):
+        load_pipeline("", device="cpu")
+
+
+def test_a_detector_of_ones_own_is_taken_and_named(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "load_detector", None)
+    own = StubDetector(face_at(4, 4, 32))
+    loaded = load_pipeline("compact", own, "cpu")
+    assert len(loaded(Photo(picture(48, 48))).restored) == 1
+    assert loaded.restoring().settings["detector"] == "stub"
+    assert set(loaded.files) == {"model"}
+    assert load_pipeline("compact", own, "cpu", aligned=True).detector is None
+    with pytest.raises(ConfigError, match="has its own threshold"):
+        load_pipeline("compact", own, "cpu", threshold=0.5)
+
+
+def test_a_pipeline_does_only_what_it_was_loaded_for(machine: Path) -> None:
+    loaded = load_pipeline("compact", device="cpu")
+    refused = r"loaded for restoration; load_pipeline\(task='{}'\) loads one for {}"
+    with pytest.raises(ConfigError, match=refused.format("colorization", "colorization")):
+        loaded.colorize(Photo(picture(48, 48)))
+    with pytest.raises(ConfigError, match=refused.format("inpainting", "inpainting")):
+        loaded.inpaint(Photo(picture(48, 48)))
+    assert loaded(Photo(picture(48, 48))).faces == ()
 
 
 def test_auto_takes_the_compact_weights_and_says_why(machine: Path) -> None:
@@ -329,12 +400,13 @@ def test_what_aligned_faces_do_not_need_is_neither_loaded_nor_missed(
     assert len(loaded.notes) == 1
     assert (loaded.detector, loaded.detector_name, loaded.parser) == (None, None, None)
     assert loaded.identity["detector"] is None
-    procedures = (loaded.restoring, loaded.inpainting, loaded.colorizing)
+    for_all = replace(loaded, task=None)
+    procedures = (for_all.restoring, for_all.inpainting, for_all.colorizing)
     for make in procedures:
         make(options=Options(aligned=True))
         with pytest.raises(ConfigError, match="loaded for aligned faces"):
             make()
-    result = loaded(Photo(picture(48, 48)), Options(aligned=True))
+    result = for_all(Photo(picture(48, 48)), Options(aligned=True))
     assert result.photo.size == (32, 32)
 
 
@@ -390,7 +462,7 @@ def test_the_precision_reaches_the_painting(
     monkeypatch.setattr(
         restore, "reduced", lambda _, precision: asked.append(precision) or nullcontext()
     )
-    loaded = replace(loaded, detector=StubDetector(face_at(4, 4, 32)))
+    loaded = replace(loaded, detector=StubDetector(face_at(4, 4, 32)), task=None)
     for task in (loaded, loaded.colorize, loaded.inpaint):
         holed = picture(48, 48)
         holed[20:25, 20:25] = 255

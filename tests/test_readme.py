@@ -77,6 +77,28 @@ def test_the_python_example_runs(
     assert (elsewhere / "collins.png").is_file()
 
 
+def test_the_examples_of_the_library_run(
+    repository: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (repository / "docs/python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"\n```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {"__name__": "example"}
+    for block in blocks:
+        exec(compile(block, "python.md", "exec"), names)
+    assert len(blocks) == 6
+    assert (elsewhere / "collins.png").is_file()
+    assert "'eyes'" in capsys.readouterr().out
+
+
+def test_the_errors_of_the_library_are_documented(repository: Path) -> None:
+    import cfrestore
+
+    text = (repository / "docs/python.md").read_text(encoding="utf-8")
+    for name in cfrestore.__all__:
+        if name.endswith("Error"):
+            assert name in text
+
+
 COMPLETION = {"--install-completion", "--show-completion"}
 
 

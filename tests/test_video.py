@@ -657,6 +657,8 @@ def test_options_that_suit_no_video_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match="a video is restored without"):
             restore_video(source, tmp_path / "result.mkv", pipeline(), options)
+    with pytest.raises(TypeError, match="^options must be Options, found float$"):
+        restore_video(source, tmp_path / "result.mkv", pipeline(), 0.7)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"--codec must be auto, h264.*found 'xvid'"):
         restored(source, codec="xvid")
     with pytest.raises(ConfigError, match="ffv1 is lossless, so it takes no --crf"):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cfrestore import weights
 from cfrestore.checkpoint import read_checkpoint, write_tensors
+from cfrestore.device import choose_device
 from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 from cfrestore.models.vqgan import VQGANConfig
@@ -613,6 +614,14 @@ def test_an_absent_file_is_a_weights_error(tmp_path: Path) -> None:
         load_codeformer(tmp_path / "nowhere.pth")
     with pytest.raises(WeightsError, match="cannot be read"):
         load_codeformer(tmp_path)
+
+
+def test_a_device_is_named_as_anywhere(tmp_path: Path) -> None:
+    path = save_network(tmp_path / "a.safetensors", small_network())
+    place = next(load_codeformer(path, "auto").parameters()).device
+    assert place == next(load_codeformer(path, choose_device("auto")).parameters()).device
+    with pytest.raises(ConfigError, match="^device 'gpu' is unknown; choose one of: auto, "):
+        load_codeformer(path, "gpu")
 
 
 def test_safetensors_whose_length_begins_like_a_pickle(tmp_path: Path) -> None:

@@ -477,7 +477,7 @@ def _supply(
     model: str,
     detector: str,
     parser: Path | None,
-    upsampler: str | None,
+    upsampler: str | Path | None,
     *,
     aligned: bool,
 ) -> None:

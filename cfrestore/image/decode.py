@@ -67,8 +67,10 @@ def read_photo(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
         max_pixels: largest height times width that is decoded.
     Raises:
         ImageError: missing, unreadable, empty, unknown, damaged, truncated or too large.
-        TypeError: the source is of another type.
+        TypeError: the source is of another type, or max_pixels is no number.
     """
+    if not isinstance(max_pixels, (int, float)):  # or the picture would be blamed for it
+        raise TypeError(f"max_pixels must be a number, found {type(max_pixels).__name__}")
     name = name_of(source)
     data, kind = read_bytes(source, max_pixels)
     if needed := missing_codec(kind):

@@ -83,10 +83,13 @@ def write_photo(
         OutputError: the format is unknown or too small for the picture, or the target is not
             writable.
         ConfigError: another argument is out of range.
-        TypeError: the photo is none.
+        TypeError: the photo is none, or the target is of another type.
     """
     if not isinstance(photo, Photo):  # easily a Restoration, or the target
         raise TypeError(f"photo must be a Photo, found {type(photo).__name__}")
+    if not (isinstance(target, (str, os.PathLike)) or hasattr(target, "write")):
+        found = type(target).__name__
+        raise TypeError(f"target must be a path or a binary stream, found {found}")
     _check(quality, metadata, provenance or {})
     name = name_of(target)
     chosen = _choose_format(photo, target, format, name)
@@ -111,7 +114,7 @@ def write_photo(
 
 
 def _check(quality: object, metadata: str, provenance: Mapping[str, str]) -> None:
-    whole = isinstance(quality, int) and 1 <= quality <= 100
+    whole = isinstance(quality, int) and not isinstance(quality, bool) and 1 <= quality <= 100
     if not (quality is None or quality == "keep" or whole):
         raise ConfigError(f'quality must lie in [1, 100] or be "keep", found {quality!r}')
     if metadata not in ("keep", "strip"):

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import cv2
@@ -56,8 +57,8 @@ class Photo:
             format, replaced the file; data that no picture needs do not count.
 
     Raises:
-        ValueError: shapes or dtypes differ from the above.
-        TypeError: the pixels are no array of numpy.
+        ValueError: shapes or dtypes, or the beginning of exif, differ from the above.
+        TypeError: pixels or alpha are no array of numpy.
     """
 
     pixels: Pixels
@@ -85,9 +86,13 @@ class Photo:
             raise ValueError(f"pixels must be (H, W, 3) uint8 or uint16, found {shape} {dtype}")
         if not self.pixels.flags.c_contiguous:
             raise ValueError("pixels must be C-contiguous, found a strided view")
+        if not isinstance(self.alpha, (np.ndarray, NoneType)):
+            raise TypeError(f"alpha must be a numpy array, found {type(self.alpha).__name__}")
         if self.alpha is not None and (self.alpha.shape, self.alpha.dtype) != (shape[:2], dtype):
             found = f"{self.alpha.shape} {self.alpha.dtype}"
             raise ValueError(f"alpha must be {shape[:2]} {dtype}, found {found}")
+        if self.exif is not None and not self.exif.startswith(b"Exif\0\0"):  # a JPEG would lose it
+            raise ValueError(f'exif must start with b"Exif\\0\\0", found {self.exif[:6]!r}')
 
     @property
     def size(self) -> tuple[int, int]:
@@ -236,7 +241,7 @@ def resize(
 def name_of(place: object) -> str:
     """The name of a source or target for messages, always on one line."""
     if isinstance(place, (str, os.PathLike)):
-        return printable(os.fspath(place))
+        return printable(os.fspath(place)) or "''"
     name = getattr(place, "name", None)
     return printable(name) if isinstance(name, str) else "<bytes>"
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import PIL
 from PIL import Image, PngImagePlugin
@@ -31,6 +32,18 @@ class _Limits:
     readers = 0
     pixels: int | None = None
     text = 0
+
+
+class _Quiet:
+    """The filter that ignores Pillow's warnings while any thread uses Pillow.
+
+    `warnings.catch_warnings` would not do: it saves and restores the filters of all threads, so if
+    two overlap, the filter stays, and those that the program sets meanwhile are lost.
+    """
+
+    lock = threading.Lock()
+    users = 0
+    filter: object = None
 
 
 @contextmanager
@@ -59,9 +72,19 @@ def reading() -> Iterator[None]:
 def silent() -> Iterator[None]:
     """Keeps Pillow's messages off stderr; the user gets our errors and notes instead."""
     _silence()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    with _Quiet.lock:
+        if _Quiet.users == 0:
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _Quiet.filter = warnings.filters[0]
+        _Quiet.users += 1
+    try:
         yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.users -= 1
+            filters = cast("list[object]", warnings.filters)
+            if _Quiet.users == 0 and _Quiet.filter in filters:
+                filters.remove(_Quiet.filter)
 
 
 @cache

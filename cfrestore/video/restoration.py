@@ -101,6 +101,7 @@ def restore_video(
         VideoError: the video cannot be read.
         OutputError: the result cannot be written, or another run is writing it.
         ConfigError: the options do not suit a video, or codec or crf are out of range.
+        TypeError: the options are of another type.
     """
     check_options(options)
     source, target = Path(source), Path(target)
@@ -144,7 +145,9 @@ def restore_video(
 
 
 def check_options(options: Options) -> None:
-    """Raises ConfigError if the options do not suit a video."""
+    """Raises ConfigError if the options do not suit a video, TypeError if they are none."""
+    if not isinstance(options, Options):
+        raise TypeError(f"options must be Options, found {type(options).__name__}")
     if options.aligned or options.draw_box or options.samples:
         raise ConfigError("a video is restored without aligned, draw_box and samples")
 

@@ -26,19 +26,24 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
     The content decides, not the name. Weights written here carry their configuration; for a
     published file, codebook size, layers, fused sides and image side follow from the shapes.
 
+    Args:
+        path: the file.
+        device: one of torch's, or a name, see `choose_device`.
     Returns:
         the network in evaluation mode, float32, on the device.
     Raises:
+        ConfigError: the device is unknown or absent.
         WeightsError: the file cannot be read.
         CheckpointError: it is damaged, or not a CodeFormer; the first five differing keys of each
             kind are named.
     """
     import torch
 
-    from cfrestore.device import settle, spare_memory
+    from cfrestore.device import choose_device, settle, spare_memory
     from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
     from cfrestore.models.vqgan import Upsample
 
+    place = device if isinstance(device, torch.device) else choose_device(str(device))
     state, metadata = read_checkpoint(path)
     try:
         if "config" in metadata:
@@ -50,8 +55,8 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
     except (ConfigError, *MISFIT) as error:
         raise CheckpointError(f"{path} describes no CodeFormer: {error}") from error
     load_strictly(network, state, path, "CodeFormer")
-    settle(network, torch.device(device))
-    if torch.device(device).type == "cpu":
+    settle(network, place)
+    if place.type == "cpu":
         enlargements = [block for block in network.generator.blocks if isinstance(block, Upsample)]
         for largest in enlargements[-1:]:  # a network of one level has none
             spare_memory(largest)
