@@ -95,6 +95,20 @@ def test_faces_in_sepia_stay_so_and_as_bright_as_they_are_painted() -> None:
     assert np.abs(brightness - to_gray(painted)[..., 0]).mean() < 1.5
 
 
+def test_a_face_that_the_border_of_a_sepia_print_cuts_stays_sepia_up_to_it() -> None:
+    """What lies beyond the border counted as another colour, and the painted ones were kept."""
+    print_ = sepia(64, noise=1)
+    network = StubNetwork(lambda x: x * torch.tensor([0.2, 1.0, 0.2]).view(3, 1, 1))
+    result = Pipeline(network, StubDetector(face_at(-16, -8, 64)))(Photo(print_)).photo.pixels
+    assert not np.array_equal(result, print_)
+    tone = [
+        np.polyfit(to_gray(print_)[..., 0].ravel(), c.ravel(), 2) for c in print_.T.swapaxes(1, 2)
+    ]
+    wanted = np.stack([np.polyval(each, to_gray(result)[..., 0]) for each in tone], -1)
+    assert np.abs(result - wanted).mean(axis=2)[:48, :48].max() < 12
+    assert np.abs(result - wanted).mean() < 3
+
+
 def blurred(crop: Levels, sigma: float) -> Levels:
     return np.asarray(cv2.GaussianBlur(crop, (0, 0), sigma))
 
