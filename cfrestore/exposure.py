@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _DARKEST = 16  # levels: darker faces are brightened like one of this mean brightness
 _LEVELS = np.arange(256.0).clip(1)
-_NOT_WHITE = 99.5  # per cent of a crop's pixels that no gain may clip; the others are reflections
+_WHITE = 200.0  # levels: no gain makes the brightest part of a crop brighter
+_BRIGHTEST = 99.5  # per cent of a crop's pixels are darker than that; the others are reflections
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Exposure:
         found = max(_DARKEST, float(within_face(brightness).mean()))
         if found >= least:
             return cls()
-        white = max(1.0, float(np.percentile(crop.max(axis=2), _NOT_WHITE)))
-        gain = max(1.0, min(least / found, 255 / white))
+        brightest = max(1.0, float(np.percentile(crop.max(axis=2), _BRIGHTEST)))
+        gain = max(1.0, min(least / found, _WHITE / brightest))
         return cls(math.log(least / 255) / math.log(min(least, gain * found) / 255), gain)
 
     def shown(self, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
