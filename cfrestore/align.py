@@ -41,7 +41,7 @@ FACE_ELLIPSE = (0.5, 0.56), (0.26, 0.34)
 """Centre and half axes of the face proper in its crop, x then y, as shares of the side."""
 
 BORDER_COLOR = (132, 133, 135)
-"""RGB colour of the crop where the picture has no pixels."""
+"""RGB colour of a crop of 512 px where the picture has no pixels."""
 
 _MIN_SPREAD = 1.0  # px; landmarks closer together than one pixel say nothing about a direction
 _MAX_SUPERSAMPLING = 16  # limits memory in case of absurd landmarks: 4096 px for a crop of 256 px
@@ -125,22 +125,25 @@ def cut_crop(
 
     At 512 px this is the published bilinear warp, which skips pixels of faces larger than the crop.
     The smaller the crop, the more it would skip, so smaller crops are sampled at 2, 4, 8 or 16
-    times their size, never more sparsely than the picture's pixels, and averaged down.
+    times their size, never more sparsely than the picture's pixels, and averaged down. Where the
+    picture has no pixels they show its mirror image, as networks of this project saw in training:
+    beside a colour, they paint a rim, and a print in one tone seems to have two.
 
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB, or one channel (H, W) for a (size, size) crop.
         to_crop: (2, 3), image px -> crop px.
         size: side of the crop.
-        border: 8-bit colour of the crop where the picture has no pixels.
+        border: 8-bit colour of a crop of 512 px where the picture has no pixels.
     """
-    factor = 1 if size >= PUBLISHED_SIZE else _supersampling(to_crop, _MAX_SUPERSAMPLING)
+    published = size >= PUBLISHED_SIZE
+    factor = 1 if published else _supersampling(to_crop, _MAX_SUPERSAMPLING)
     unit = int(np.iinfo(pixels.dtype).max) // 255
     crop = cv2.warpAffine(
         pixels,
         rescale(to_crop, factor),
         (size * factor, size * factor),
         flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_CONSTANT,
+        borderMode=cv2.BORDER_CONSTANT if published else _beyond(pixels.shape, to_crop, size),
         borderValue=[channel * unit for channel in border],
     )
     return _average(crop, size)
@@ -190,8 +193,7 @@ def bounding_box(
     size: int, to_picture: NDArray[np.float64], shape: tuple[int, ...]
 ) -> tuple[slice, slice] | None:
     """Rows and columns of the picture that a warped crop can touch, or None if there are none."""
-    corners = np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
-    points = corners @ to_picture.T  # (4, 2)
+    points = _corners(size) @ to_picture.T  # (4, 2)
     limit = (shape[1], shape[0])
     low = np.clip(np.floor(points.min(axis=0)) - _MARGIN, 0, limit).astype(int)
     high = np.clip(np.ceil(points.max(axis=0)) + 1 + _MARGIN, 0, limit).astype(int)
@@ -208,6 +210,22 @@ def face_ellipse(side: int) -> NDArray[np.bool_]:
     within = np.hypot((x - centre[0]) / half_axes[0], (y - centre[1]) / half_axes[1]) < 1
     within.flags.writeable = False
     return np.asarray(within, np.bool_)
+
+
+def _beyond(shape: tuple[int, ...], to_crop: NDArray[np.float64], size: int) -> int:
+    """How OpenCV continues a picture: mirrored or, where once is not enough, by its border pixels.
+
+    Mirroring takes OpenCV a step for each mirror image, thousands of them if landmarks are absurd.
+    """
+    corners = _corners(size) @ cv2.invertAffineTransform(to_crop).T  # (4, 2)
+    last = np.array([shape[1], shape[0]]) - 1
+    once = (corners >= -last).all() and (corners <= 2 * last).all()
+    return cv2.BORDER_REFLECT_101 if once else cv2.BORDER_REPLICATE
+
+
+def _corners(size: int) -> NDArray[np.int_]:
+    """(4, 3), one pixel outside a crop's outermost ones: x, y, 1."""
+    return np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
 
 
 def _average(crop: Pixels, size: int) -> NDArray[np.uint8]:

@@ -47,8 +47,9 @@ def correct(
         crop, original: (S, S, 3) uint8.
         fidelity: the w that it was painted with.
         config: of the network, see `keep_colours` and `back_projection` there.
-        gray: the picture is gray; the result then is too, with the original's brightness, contrast
-            and tint. A tone is kept in any case, see `tone_of`.
+        gray: the picture is gray; the result then is too, with the original's tint. Where the
+            configuration does not keep colours, and with them the light, it also gets the
+            original's brightness and contrast. A tone is kept in any case, see `tone_of`.
     """
     if config.keep_colours:
         crop = keep_colours(crop, original)
@@ -56,13 +57,13 @@ def correct(
     if strength := config.back_projection:
         crop = back_project(crop, original, strength)
         crop = mix_in(crop, original, strength * math.sqrt(fidelity))
-    if gray:
+    if gray and not config.keep_colours:
         return _like_gray(crop, original)
-    tone = tone_of(original)
+    tone = tone_of(original, certain=gray)
     return crop if tone is None else _to_levels(_powers(to_gray(crop)[..., 0]) @ tone)
 
 
-def tone_of(crop: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+def tone_of(crop: NDArray[np.uint8], *, certain: bool = False) -> NDArray[np.float64] | None:
     """The tone that a crop has instead of colours, such as sepia prints and yellowed paper.
 
     Each channel is then a function of brightness, here a parabola, apart from noise, which is
@@ -70,6 +71,7 @@ def tone_of(crop: NDArray[np.uint8]) -> NDArray[np.float64] | None:
 
     Args:
         crop: (S, S, 3).
+        certain: it has no colours, however much its channels deviate from a tone.
     Returns:
         (3, 3), rows for the powers 0, 1 and 2 of brightness, columns for channels; None if the
         crop has colours.
@@ -79,7 +81,7 @@ def tone_of(crop: NDArray[np.uint8]) -> NDArray[np.float64] | None:
     powers = _powers(brightness)
     tone: NDArray[np.float64] = np.linalg.lstsq(powers, seen, rcond=None)[0]
     least = _TONED * min(1.0, float(brightness.mean()) / _DIM)
-    return tone if np.square(seen - powers @ tone).mean() <= least**2 else None
+    return tone if certain or np.square(seen - powers @ tone).mean() <= least**2 else None
 
 
 def _powers(brightness: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,8 +1,9 @@
 """Brightens dark faces before a network paints them, and darkens what it paints. No torch.
 
 Networks see little in faces much darker than most of those they were trained on, be it for the
-light or for the skin, and paint hazy and unequal eyes. A power of the brightness brings such faces
-to a usual one; its inverse brings the painted face back.
+light or for the skin, and paint hazy and unequal eyes. Such faces are brought to a usual
+brightness: by a gain, as a longer exposure would, as far as nothing near the face turns white by
+it, and by a power of the brightness for the rest. The inverse brings the painted face back.
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DARKEST = 16  # levels: darker faces are brightened like one of this mean brightness
+_LEVELS = np.arange(256.0).clip(1)
+_WHITE = 200.0  # levels: no gain makes the brightest part of a crop brighter
+_BRIGHTEST = 99.5  # per cent of a crop's pixels are darker than that; the others are reflections
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Exposure:
     """How a face is shown to the network.
 
     Attributes:
-        exponent: of brightness / 255; 1: as it is.
+        exponent: of gain * brightness / 255; 1: without a power.
+        gain: at least 1.
     """
 
-    exponent: float
+    exponent: float = 1.0
+    gain: float = 1.0
 
     @classmethod
     def of(cls, crop: NDArray[np.uint8], least: float) -> Exposure:
@@ -41,24 +47,33 @@ class Exposure:
             least: levels, below 255; 0: the crop is shown as it is.
         """
         if not least:
-            return cls(1.0)
+            return cls()
         brightness = to_gray(crop)[..., 0].astype(np.float32)
         found = max(_DARKEST, float(within_face(brightness).mean()))
-        return cls(math.log(least / 255) / math.log(found / 255) if found < least else 1.0)
+        if found >= least:
+            return cls()
+        brightest = max(1.0, float(np.percentile(crop.max(axis=2), _BRIGHTEST)))
+        gain = max(1.0, min(least / found, _WHITE / brightest))
+        return cls(math.log(least / 255) / math.log(min(least, gain * found) / 255), gain)
 
     def shown(self, crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The crop as the network sees it, (S, S, 3)."""
-        return self._power(crop, self.exponent)
+        return self._changed(crop, (self.gain * _LEVELS / 255).clip(0, 1) ** self.exponent)
 
     def undone(self, painted: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What the network painted, (S, S, 3), in the brightness of the crop."""
-        return self._power(painted, 1 / self.exponent)
+        return self._changed(painted, (_LEVELS / 255) ** (1 / self.exponent) / self.gain)
 
-    def _power(self, values: NDArray[np.uint8], exponent: float) -> NDArray[np.uint8]:
-        """Raises the brightness to a power; the ratios of the channels stay, and so do colours."""
-        if self.exponent == 1:
+    def _changed(
+        self, values: NDArray[np.uint8], brightness: NDArray[np.float64]
+    ) -> NDArray[np.uint8]:
+        """Changes the brightness; the ratios of the channels stay, and so do colours.
+
+        Args:
+            brightness: (256,), in [0, 1], for each of the levels that were.
+        """
+        if self == Exposure():
             return values
-        levels = np.arange(256).clip(1)
-        factors = 255 * (levels / 255) ** exponent / levels
-        brightness = np.rint(to_gray(values)[..., :1]).astype(np.uint8)
-        return np.asarray(np.rint((values * factors[brightness]).clip(0, 255)), np.uint8)
+        factors = 255 * brightness / _LEVELS
+        levels = np.rint(to_gray(values)[..., :1]).astype(np.uint8)
+        return np.asarray(np.rint((values * factors[levels]).clip(0, 255)), np.uint8)

@@ -169,12 +169,31 @@ def test_wild_landmarks_neither_hang_nor_exhaust_memory() -> None:
     assert align_face(picture, far, 128).crop.shape == (128, 128, 3)
 
 
-@pytest.mark.parametrize("size", [128, 512])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_outside_the_picture_lies_the_border_colour(size: int, dtype: type) -> None:
+def test_outside_the_picture_lies_the_border_colour(dtype: type) -> None:
     picture = np.zeros((100, 100, 3), dtype)
-    crop = align_face(picture, face_of_size(1500, (5000, 50)), size).crop
+    crop = align_face(picture, face_of_size(1500, (5000, 50)), 512).crop
     assert (crop == BORDER_COLOR).all()
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_smaller_crops_show_the_mirror_image_of_the_picture_outside(size: int) -> None:
+    picture = np.random.default_rng(5).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    around = np.pad(picture, ((250, 250), (250, 250), (0, 0)), "reflect")
+    face = face_of_size(280, (30, 200), angle=0.3)
+    moved = face_at(face.landmarks + np.float32(250))
+    assert_close(
+        align_face(picture, face, size).crop, align_face(around, moved, size).crop, tolerance=1
+    )
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_far_outside_the_picture_its_border_is_repeated(size: int) -> None:
+    """Mirroring the picture thousands of times would take minutes."""
+    picture = np.full((100, 100, 3), 40, np.uint8)
+    picture[:, -1] = 90
+    crop = align_face(picture, face_of_size(1500, (5000, 50)), size).crop
+    assert (crop == 90).all()
 
 
 @pytest.mark.parametrize("size", [128, 512])

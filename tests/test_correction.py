@@ -95,6 +95,37 @@ def test_faces_in_sepia_stay_so_and_as_bright_as_they_are_painted() -> None:
     assert np.abs(brightness - to_gray(painted)[..., 0]).mean() < 1.5
 
 
+def test_a_gray_face_is_as_bright_as_its_surroundings_whatever_contrast_is_painted() -> None:
+    """The contrast of a grainy original, given to all that is painted, shifted its light."""
+    y = np.mgrid[:128, :128][0]
+    light = np.where(y < 80, 200.0, 60.0)[..., None]
+    grain = np.random.default_rng(3).normal(0, 40, (128, 128, 1))
+    original, crop = (
+        np.repeat(np.rint(each.clip(0, 255)), 3, 2).astype(np.uint8)
+        for each in (light + grain, light)
+    )
+    config = replace(SMALL, keep_colours=True)
+    found = correct(crop, original, fidelity=0.5, config=config, gray=True)
+    for rows in (slice(8, 60), slice(100, 120)):
+        shift = found[rows].astype(float).mean() - original[rows].mean()
+        assert abs(shift) < 2
+    assert np.ptp(found, axis=2).max() == 0
+
+
+def test_a_face_that_the_border_of_a_sepia_print_cuts_stays_sepia_up_to_it() -> None:
+    """What lies beyond the border counted as another colour, and the painted ones were kept."""
+    print_ = sepia(64, noise=1)
+    network = StubNetwork(lambda x: x * torch.tensor([0.2, 1.0, 0.2]).view(3, 1, 1))
+    result = Pipeline(network, StubDetector(face_at(-16, -8, 64)))(Photo(print_)).photo.pixels
+    assert not np.array_equal(result, print_)
+    tone = [
+        np.polyfit(to_gray(print_)[..., 0].ravel(), c.ravel(), 2) for c in print_.T.swapaxes(1, 2)
+    ]
+    wanted = np.stack([np.polyval(each, to_gray(result)[..., 0]) for each in tone], -1)
+    assert np.abs(result - wanted).mean(axis=2)[:48, :48].max() < 12
+    assert np.abs(result - wanted).mean() < 3
+
+
 def blurred(crop: Levels, sigma: float) -> Levels:
     return np.asarray(cv2.GaussianBlur(crop, (0, 0), sigma))
 
