@@ -27,7 +27,8 @@ _TONED = 2.0  # levels: least deviation from a tone that counts as colour; scans
 _DIM = 128.0  # mean level below which that deviation shrinks, as colours do in too little light
 _OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: sigmas that remove the finest, the two finest
 _BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: sigmas that are tried
-_SHARP = 2 / 256  # of a crop's side: blur up to which the original is mixed in with full strength
+_SHARP = 2 / 256  # of a crop's side: blur up to which the original has its full share
+_HUES = 6 / 256  # of a crop's side: least sigma that colours are blurred by
 _SMOOTH = 1.5 / 256  # of a crop's side: sigma that colours which are mixed in are blurred by
 _REGAIN = 1.2  # exponent; the ratio of contrasts itself regains four fifths of what was lost
 _LEAST = 1e-6  # levels, prevents division by 0
@@ -53,6 +54,7 @@ def correct(
     """
     if config.keep_colours:
         crop = keep_colours(crop, original)
+        crop = keep_hues(crop, original)
         crop = keep_rim(crop, original)
     if strength := config.back_projection:
         crop = back_project(crop, original, strength)
@@ -101,6 +103,22 @@ def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArra
     """
     low = _blur(original.astype(np.float32) - crop, _LOW)
     return _to_levels(crop + _KEPT * low)
+
+
+def keep_hues(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Takes colours such as that of lips from the original, the less the more it is blurred.
+
+    Colours are coarser than structure, so more of them survives. They are blurred, since noise and
+    JPEG leave blotches. Brightness is not changed.
+
+    Args:
+        crop, original: (S, S, 3) uint8.
+    """
+    painted, seen = _brightness(crop), _brightness(original)
+    blur = _blur_between(painted, seen)
+    share = _KEPT * min(1.0, _SHARP / blur) ** 2
+    colour = original.astype(np.float32) - crop - (seen - painted)[..., None]
+    return _to_levels(crop + share * _blur(colour, max(_HUES, 3 * blur)))
 
 
 def keep_rim(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
