@@ -80,7 +80,7 @@ class Detail:
 
 
 def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
-    """Measures the detail of a face, in brightness, that the photograph shows but its crop does not.
+    """Measures the detail of a face that the photograph shows but its crop does not, in brightness.
 
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB, the picture in which the face was aligned.

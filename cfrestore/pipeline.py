@@ -180,7 +180,7 @@ class Pipeline:
                 return None if enlarge is None else enlarge(photo.pixels, options.upscale)
 
             def background() -> Pixels | None:
-                """The enlarged photograph; a copy if there are samples, as pasting overwrites it."""
+                """The enlarged photograph, which pasting overwrites; for samples a copy of it."""
                 pixels = enlarged()
                 return pixels.copy() if options.samples and pixels is not None else pixels
 
