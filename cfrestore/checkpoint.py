@@ -99,8 +99,8 @@ def load_strictly(
         network: may be on the meta device; the tensors are not copied where they need no change.
         path, kind: names of the file and the network for error messages.
     Raises:
-        CheckpointError: keys or shapes differ, or a floating-point tensor is stored as another
-            type; the first five of each kind of difference are named.
+        CheckpointError: keys or shapes differ, or a floating-point tensor is stored as another type
+            or sparsely; the first five of each kind of difference are named.
     """
     template = network.state_dict()
     expected, found = (

@@ -41,7 +41,7 @@ class Task:
         return f".{self.participle}"
 
     def matches(self, otherwise: bool) -> bool:
-        """Whether latent AdaIN is used; `otherwise` decides for tasks that leave it open."""
+        """Whether latent AdaIN is used; if the task leaves that open, the value of `otherwise`."""
         return otherwise if self.matched is None else self.matched
 
 

@@ -50,15 +50,14 @@ class CodeFormerConfig:
         keep_colours: whether the pipeline gives each result the low frequencies and the border of
             its input, which the models trained here, with fewer codes and pictures, do not
             reproduce well.
-        back_projection: share, in [0, 1], of the structure in which a painted face differs from its
-            input that the pipeline adds at any w, see `correction.back_project`; 0: none, as in the
+        back_projection: share, in [0, 1], that the pipeline restores of the input's structure that
+            a painted face lacks, at any w, see `correction.back_project`; 0: none, as in the
             published pipeline. Multiplied by the root of w, it is also the share of a sharp input
             that the pipeline mixes in, see `correction.mix_in`.
         recycles: how often the transformer reads the latent again, averaged with the vectors that
             it expects, see `CodeFormer.predictions`; 0: never, as in the published model.
-        consensus: temperature of the distribution over codes, to whose mean vector the nearest code
-            is chosen, see `CodeFormer.choose`; 0: the likeliest code is chosen, as in the published
-            model.
+        consensus: temperature of the distribution over codes; the code nearest to its mean vector
+            is chosen, see `CodeFormer.choose`; 0: the likeliest code, as in the published model.
         second_look: mean certainty of a face's codes, in [0, 1], below which the pipeline looks at
             the face again, see `CodeFormer.reconsider`; 0: never, as with the published model.
         least_brightness: mean level, in [0, 255), to which the pipeline brightens darker faces
@@ -389,8 +388,8 @@ class CodeFormer(nn.Module):
         Args:
             quantized: (B,d,s,s).
             skips: encoder features by side, from `encode`; not read if w is 0.
-            w: fidelity, usually in [0, 1]; training has used up to 1.3. A tensor () is an input of
-                an exported graph, which contains the fusion whatever the value.
+            w: fidelity, usually in [0, 1]; training has used up to 1.3. With a tensor (), as in
+                exported graphs, the fusion runs whatever its value.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """

@@ -46,7 +46,7 @@ def _tile(b, first, rows, C: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.const
 
 @triton.jit
 def _channels(pointer, b, C: tl.constexpr, WIDTH: tl.constexpr):
-    """The coefficients of one image's channels, of all in (B,C), as (1, WIDTH)."""
+    """Loads the coefficients of one image, from those of all (B,C), as (1, WIDTH)."""
     channel = tl.arange(0, WIDTH)
     return tl.load(pointer + b * C + channel, mask=channel < C, other=0.0)[None, :]
 
@@ -290,13 +290,13 @@ def group_norm(
     silu: bool,
     offset: Tensor | None = None,
 ) -> Tensor:
-    """Group normalisation, optionally followed by SiLU; can be differentiated once.
+    """Group normalisation, optionally followed by SiLU; differentiable once, unless compiled.
 
     Args:
         x: (B,C,H,W) in channels-last order, float32 or a 16-bit type, on a CUDA device.
         groups: G; must divide C.
         weight, bias: (C,) float32.
-        offset: (C,), added to x first; only without gradients, as is compiling.
+        offset: (C,), added to x first; only where no gradients are recorded.
     Returns:
         a tensor of the shape, memory order and type of x; computed in float32.
     """

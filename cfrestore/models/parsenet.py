@@ -59,7 +59,7 @@ class ConvUnit(nn.Module):
 class ParsingBlock(nn.Module):
     """Two convolution units and a shortcut, which is the identity or another unit.
 
-    To double the side, the first unit does; to halve it, the second.
+    In mode up the first unit doubles the side, in mode down the second one halves it.
     """
 
     def __init__(self, in_channels: int, out_channels: int, mode: Mode = "same") -> None:
