@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 _LOW = 1 / 10  # of a crop's side: sigma of the Gaussian that leaves colours and light
 _RIM = 1 / 64  # of a crop's side: width in which the original fades in
 _KEPT = 0.9  # share of the original's low frequencies in a restored crop
-_TONED = 2.0  # levels, RMS: deviation from a tone that counts as colour; scans have 1, photos 10
+_TONED = 2.0  # levels, RMS: least deviation from a tone that is colour; scans have 1, photos 10
 _DIM = 128.0  # mean level below which _TONED shrinks, as colours do in too little light
 _OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: sigmas that remove one octave, and two
 _BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: sigmas to choose from
-_SHARP = 2 / 256  # of a crop's side: blur up to which the original is mixed in with full strength
-_SMOOTH = 1.5 / 256  # of a crop's side: sigma of the blur of the colours that are mixed in
+_SHARP = 2 / 256  # of a crop's side: blur up to which the original has its full share
+_HUES = 6 / 256  # of a crop's side: least sigma of the blur of the colours that `keep_hues` takes
+_SMOOTH = 1.5 / 256  # of a crop's side: sigma of the blur of the colours that `mix_in` adds
 _REGAIN = 1.2  # exponent of the ratio of contrasts; with 1, only four fifths of a loss is regained
 _LEAST = 1e-6  # levels, prevents division by 0
 
@@ -54,6 +55,7 @@ def correct(
     """
     if config.keep_colours:
         crop = keep_colours(crop, original)
+        crop = keep_hues(crop, original)
         crop = keep_rim(crop, original)
     if strength := config.back_projection:
         crop = back_project(crop, original, strength)
@@ -102,6 +104,22 @@ def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArra
     """
     low = _blur(original.astype(np.float32) - crop, _LOW)
     return _to_levels(crop + _KEPT * low)
+
+
+def keep_hues(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Takes the colours of small areas, such as lips, from the original, fewer if it is blurred.
+
+    Colours vary more coarsely than structure, so more of them survives the blur. The difference in
+    colour is blurred, since noise and JPEG leave blotches. Brightness is not changed.
+
+    Args:
+        crop, original: (S, S, 3) uint8.
+    """
+    painted, seen = _brightness(crop), _brightness(original)
+    blur = _blur_between(painted, seen)
+    share = _KEPT * min(1.0, _SHARP / blur) ** 2
+    colour = original.astype(np.float32) - crop - (seen - painted)[..., None]
+    return _to_levels(crop + share * _blur(colour, max(_HUES, 3 * blur)))
 
 
 def keep_rim(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -93,7 +93,7 @@ class RestoredFace:
 
 @dataclass(frozen=True, eq=False)
 class FailedFace:
-    """A face that could not be painted, and was left unchanged.
+    """A face that could not be restored, and was left unchanged.
 
     Attributes:
         face: as the detector found it, in image pixels.

@@ -12,6 +12,7 @@ from cfrestore.correction import (
     back_project,
     correct,
     keep_colours,
+    keep_hues,
     keep_rim,
     mix_in,
     tone_of,
@@ -35,6 +36,25 @@ def test_colours_are_kept_where_the_model_asks_for_it() -> None:
     assert np.abs(left - shift / 10).max() < 1  # a tenth comes from the network
     assert np.corrcoef(kept[..., 1].ravel(), detail.ravel())[0, 1] > 0.95
     assert (keep_colours(original, original) == original).all()
+
+
+def test_the_colour_of_lips_is_kept_unless_the_original_is_badly_blurred() -> None:
+    lips = np.zeros((256, 256), np.float32)
+    cv2.ellipse(lips, (128, 190), (30, 10), 0, 0, 360, (1.0,), -1)
+    red = np.array((50, -20, -20))  # of hardly any brightness
+    painted = detailed(256)
+    clean = np.clip(painted + lips[..., None] * red, 0, 255).astype(np.uint8)
+
+    def left(original: Levels) -> float:
+        """The share of the red that the lips get from the original."""
+        change = keep_hues(painted, original).astype(float) - painted
+        return float((change[lips > 0] @ red / (red @ red)).mean())
+
+    assert 0.5 < left(clean) < 0.9
+    assert 0.4 < left(blurred(clean, 2)) < 0.9
+    assert left(blurred(clean, 9)) < 0.1
+    change = keep_hues(painted, clean).astype(float) - painted
+    assert np.abs(to_gray(change)).mean() < 0.5
 
 
 def test_a_crop_fades_into_the_original_at_its_border(repository: Path) -> None:
