@@ -107,7 +107,7 @@ def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArra
 
 
 def keep_hues(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Takes the colours of small areas, such as lips, from the original, fewer if it is blurred.
+    """Takes colours of small areas, such as lips, from the original; less, the more it is blurred.
 
     Colours vary more coarsely than structure, so more of them survives the blur. The difference in
     colour is blurred, since noise and JPEG leave blotches. Brightness is not changed.

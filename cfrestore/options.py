@@ -195,7 +195,9 @@ def parse_max_face(text: str) -> MaxFace:
 
 
 def parse_upsampling(background: str, faces: bool, tile: int) -> Upsampling:
-    """The Upsampling that arguments mean; the background none, in upper or lower case, is None.
+    """The Upsampling that the arguments mean.
+
+    A background of none, in upper or lower case, is None, as published.
 
     Raises:
         ConfigError: as Upsampling.
@@ -248,7 +250,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _is_word(value: object, *words: str) -> bool:
-    """Whether a value is one of the words; an array is not, though == with one gives no bool."""
+    """Whether a value is one of the words; an array is not compared, since that gives no bool."""
     return isinstance(value, str) and value in words
 
 

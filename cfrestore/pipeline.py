@@ -56,7 +56,7 @@ class Pipeline:
         network: a CodeFormer in evaluation mode, on the device; or an exported network.
         detector: finds the faces; None: only pictures of aligned faces can be processed.
         parser: limits what is pasted to the face proper; None: a whole soft square is pasted.
-        execution: how the network computes; exported ones fix the precision, see `painted_in`.
+        execution: how the network computes; an exported one fixes its precision, see `painted_in`.
         model_name: name of the network in messages.
         notes: sentences about the choice of weights that the user should read.
         identity: everything besides the options that decides results, such as SHA-256 of weights.
