@@ -96,7 +96,7 @@ def estimate_similarity(
         landmarks.astype(np.float32), template.astype(np.float32), method=cv2.LMEDS
     )
     fits = matrix is not None and np.isfinite(matrix).all()
-    if not fits or _scale(matrix) * spread < _MIN_SPREAD:  # as good as 0, rarely exactly
+    if not fits or _scale(matrix) * spread < _MIN_SPREAD:  # the scale is nearly 0, rarely exactly
         raise DegenerateFaceError(f"no similarity fits the landmarks {landmarks.tolist()}")
     return np.asarray(matrix, dtype=np.float64)
 
@@ -124,16 +124,16 @@ def cut_crop(
     """Samples the (size, size, 3) uint8 crop that to_crop describes.
 
     At 512 px this is the published bilinear warp, which skips pixels of faces larger than the crop.
-    The smaller the crop, the more it would skip, so smaller crops are sampled at 2, 4, 8 or 16
-    times their size, never more sparsely than the picture's pixels, and averaged down. Where the
-    picture has no pixels they show its mirror image, as networks of this project saw in training:
-    beside a colour, they paint a rim, and a print in one tone seems to have two.
+    It would skip more pixels for smaller crops. These are sampled at up to 16 times their size, a
+    power of two at which no pixel of the picture is skipped, and averaged down. Beyond the picture
+    they show its mirror image, as in the training of this project's networks. Beside a constant
+    colour these networks paint a rim, and a print in one tone would seem to have two.
 
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB, or one channel (H, W) for a (size, size) crop.
         to_crop: (2, 3), image px -> crop px.
         size: side of the crop.
-        border: 8-bit colour of a crop of 512 px where the picture has no pixels.
+        border: 8-bit colour beyond the picture, for crops from 512 px on.
     """
     published = size >= PUBLISHED_SIZE
     factor = 1 if published else _supersampling(to_crop, _MAX_SUPERSAMPLING)
@@ -213,9 +213,9 @@ def face_ellipse(side: int) -> NDArray[np.bool_]:
 
 
 def _beyond(shape: tuple[int, ...], to_crop: NDArray[np.float64], size: int) -> int:
-    """How OpenCV continues a picture: mirrored or, where once is not enough, by its border pixels.
+    """OpenCV's border mode: mirrored or, where one mirror image is not enough, edge repeated.
 
-    Mirroring takes OpenCV a step for each mirror image, thousands of them if landmarks are absurd.
+    OpenCV takes a step for each mirror image, thousands of them if landmarks are absurd.
     """
     corners = _corners(size) @ cv2.invertAffineTransform(to_crop).T  # (4, 2)
     last = np.array([shape[1], shape[0]]) - 1
@@ -224,12 +224,12 @@ def _beyond(shape: tuple[int, ...], to_crop: NDArray[np.float64], size: int) -> 
 
 
 def _corners(size: int) -> NDArray[np.int_]:
-    """(4, 3), one pixel outside a crop's outermost ones: x, y, 1."""
+    """Corners of a crop, one pixel outside it, in homogeneous coordinates x, y, 1: (4, 3)."""
     return np.array([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
 
 
 def _average(crop: Pixels, size: int) -> NDArray[np.uint8]:
-    """The square crop averaged down to a side, and to 8 bits."""
+    """The square crop, averaged down to the side `size` and converted to 8 bits."""
     if len(crop) > size:
         crop = np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA))
     return to_uint8(crop)

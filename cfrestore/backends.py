@@ -126,7 +126,7 @@ class ExportedNetwork:
         """Returns the images unchanged, because `decode` runs the whole graph at once.
 
         Raises:
-            ConfigError: the graph is for a task that treats statistics differently.
+            ConfigError: as `check`.
         """
         self.check(match_statistics)
         return Features(x, {})
@@ -215,7 +215,8 @@ def exported(weights: Path, *, match_statistics: bool | None = None) -> Path:
     If two processes export at once, the second replaces the file with an equal one.
 
     Args:
-        match_statistics: whether latent AdaIN is part of it; None: as the weights say.
+        match_statistics: whether latent AdaIN is part of the graph; None: as the network's
+            configuration says.
     Raises:
         WeightsError, CheckpointError: the weights cannot be read, or are something else.
         ConfigError: a package needed for exporting is not installed.
@@ -247,8 +248,8 @@ def graph_of(
     network: CodeFormer, weights: Path, *, match_statistics: bool | None = None
 ) -> onnx.ModelProto:
     """The graph of a network that was loaded from a weight file; see `export_file`."""
-    matches = network.config.match_statistics if match_statistics is None else match_statistics
-    own = read_metadata(weights)
-    licence = {"licence": own["licence"]} if "licence" in own else {}
+    uses_adain = network.config.match_statistics if match_statistics is None else match_statistics
+    metadata = read_metadata(weights)
+    licence = {"licence": metadata["licence"]} if "licence" in metadata else {}
     facts = {**origin_of(weights), **licence}
-    return export.export(network, match_statistics=matches, facts=facts)
+    return export.export(network, match_statistics=uses_adain, facts=facts)

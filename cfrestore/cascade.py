@@ -35,8 +35,8 @@ LIKELY, LIKELIER = 0.6, 0.7
 """Lowest scores that pass the first two stages."""
 
 MOST_SHARED, MOST_SHARED_AT_FIRST = 0.7, 0.5
-"""Largest overlap of two boxes after each stage, and within one level of the pyramid; see
-`suppress`."""
+"""Largest overlap of two boxes after each stage, and before that within one level of the pyramid;
+see `suppress`."""
 
 AT_ONCE = 512
 """Boxes given to a network at a time, which bounds memory."""
@@ -129,15 +129,16 @@ class Cascade:
 def suppress(
     boxes: Floats, scores: Floats, most: float, *, of_smaller: bool = False
 ) -> NDArray[np.intp]:
-    """Indices of the boxes that no better box overlaps too much, best first.
-
-    This is non-maximum suppression.
+    """Non-maximum suppression: drops boxes that overlap a better one too much.
 
     Args:
         boxes: (N, 4) x0 y0 x1 y1.
         scores: (N,).
         most: largest accepted overlap, as a share of the union.
-        of_smaller: measure it as a share of the smaller box instead, counting its last pixel.
+        of_smaller: measure the overlap as a share of the smaller box instead, with sides that
+            count the last pixel.
+    Returns:
+        indices of the boxes that are kept, the best first.
     """
     rim = 1 if of_smaller else 0
     low, high = boxes[:, :2], boxes[:, 2:]
@@ -172,11 +173,12 @@ def _squared(boxes: Floats) -> Floats:
 
 
 def _moved(boxes: Floats, offsets: Floats) -> Floats:
+    """Boxes whose corners are moved by offsets (N, 4), fractions of the sides."""
     return boxes + offsets * np.tile(boxes[:, 2:] - boxes[:, :2] + 1, 2)
 
 
 def _looked_at(table: Table, boxes: Floats, side: int) -> tuple[Floats, Tensor]:
-    """The boxes' parts inside the picture, and those resized to one size, (N,3,side,side)."""
+    """The boxes that overlap the picture, and what they show of it, resized: (N,3,side,side)."""
     height, width = _size_of(table)
     corners = np.trunc(boxes).astype(int)
     low, high = np.maximum(corners[:, :2], 1) - 1, np.minimum(corners[:, 2:], (width, height))
@@ -210,6 +212,7 @@ def _averaged(table: Table, boxes: NDArray[np.intp], size: tuple[int, int]) -> T
     sums, width = table.reshape(-1, 3), table.shape[1]
 
     def until(y: NDArray[np.intp], x: NDArray[np.intp]) -> Table:
+        """Sums over all pixels above y (N, height) and to the left of x (N, width)."""
         return sums.take((y * width)[:, :, None] + x[:, None], 0)
 
     of_areas = until(bottom, right)
@@ -230,6 +233,6 @@ def _cut(
 
 
 def _in_parts(network: torch.nn.Module, seen: Tensor) -> list[Floats]:
-    """The network's outputs for the pictures, computed in parts."""
+    """The network's outputs for all pictures, computed for AT_ONCE of them at a time."""
     outputs = [network(part) for part in seen.split(AT_ONCE)]
     return [torch.cat(values).numpy() for values in zip(*outputs, strict=True)]

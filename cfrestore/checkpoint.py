@@ -99,12 +99,12 @@ def load_strictly(
         network: may be on the meta device; the tensors are not copied where they need no change.
         path, kind: names of the file and the network for error messages.
     Raises:
-        CheckpointError: keys or shapes differ, or numbers are not stored as such; the first five of
-            each kind of difference are named.
+        CheckpointError: keys or shapes differ, or a floating-point tensor is stored as another type
+            or sparsely; the first five of each kind of difference are named.
     """
-    own = network.state_dict()
+    template = network.state_dict()
     expected, found = (
-        {key: tuple(value.shape) for key, value in table.items()} for table in (own, state)
+        {key: tuple(value.shape) for key, value in table.items()} for table in (template, state)
     )
     kinds = {
         "missing": [key for key in expected if key not in found],
@@ -117,7 +117,7 @@ def load_strictly(
         "of another type": [
             f"{key} {str(value.dtype).removeprefix('torch.')}{' sparse' * value.is_sparse}"
             for key, value in state.items()
-            if key in own and own[key].is_floating_point()
+            if key in template and template[key].is_floating_point()
             if value.is_sparse or not value.is_floating_point()
         ],
     }
@@ -137,7 +137,7 @@ def load_network(path: str | Path, build: Callable[[Mapping[str, Tensor]], Netwo
     """The network of a file of tensors, in evaluation mode, on the CPU.
 
     Args:
-        build: makes a network of the shape that the tensors have; its own are not used.
+        build: makes a network to hold these tensors, by key; its initial values are not used.
     Raises:
         WeightsError, CheckpointError: as `read_checkpoint` and `load_strictly`.
     """
@@ -180,7 +180,7 @@ def _is_safetensors(path: Path) -> bool:
             head = file.read(9)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
-    # Eight bytes of header length, which may begin with any byte, pickle's included.
+    # Eight bytes of header length, which may look like a pickle's start, then the header's "{".
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return True
     if head.startswith((b"PK\x03\x04", b"\x80")):  # zip, and the bare pickle of old files

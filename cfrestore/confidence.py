@@ -50,7 +50,7 @@ def confidence_by_region(
 def _distance(
     places: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Distance of points (...,2) from the line between two others."""
+    """Distance of points (...,2) from the line segment between two others."""
     along = end - start
     length = float(along @ along)
     share = (

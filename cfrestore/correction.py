@@ -1,7 +1,7 @@
 """Corrects a painted face by the crop that it was painted from. No torch.
 
 The network paints what is likely. Where the photograph shows something else, the photograph wins:
-in colours and light, in structure that its blur has left, and in a lack of colours.
+in colours and light, in structure that its blur has not removed, and in being gray or toned.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 _LOW = 1 / 10  # of a crop's side: sigma of the Gaussian that leaves colours and light
 _RIM = 1 / 64  # of a crop's side: width in which the original fades in
 _KEPT = 0.9  # share of the original's low frequencies in a restored crop
-_TONED = 2.0  # levels: least deviation from a tone that counts as colour; scans have 1, photos 10
-_DIM = 128.0  # mean level below which that deviation shrinks, as colours do in too little light
-_OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: sigmas that remove the finest, the two finest
-_BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: sigmas that are tried
+_TONED = 2.0  # levels, RMS: least deviation from a tone that is colour; scans have 1, photos 10
+_DIM = 128.0  # mean level below which _TONED shrinks, as colours do in too little light
+_OCTAVES = (1 / 256, 2 / 256)  # of a crop's side: sigmas that remove one octave, and two
+_BLURS = tuple(2 ** (k / 2) / 512 for k in range(10))  # of a crop's side: sigmas to choose from
 _SHARP = 2 / 256  # of a crop's side: blur up to which the original has its full share
-_HUES = 6 / 256  # of a crop's side: least sigma that colours are blurred by
-_SMOOTH = 1.5 / 256  # of a crop's side: sigma that colours which are mixed in are blurred by
-_REGAIN = 1.2  # exponent; the ratio of contrasts itself regains four fifths of what was lost
+_HUES = 6 / 256  # of a crop's side: least sigma of the blur of the colours that `keep_hues` takes
+_SMOOTH = 1.5 / 256  # of a crop's side: sigma of the blur of the colours that `mix_in` adds
+_REGAIN = 1.2  # exponent of the ratio of contrasts; with 1, only four fifths of a loss is regained
 _LEAST = 1e-6  # levels, prevents division by 0
 
 
@@ -46,11 +46,12 @@ def correct(
 
     Args:
         crop, original: (S, S, 3) uint8.
-        fidelity: the w that it was painted with.
-        config: of the network, see `keep_colours` and `back_projection` there.
-        gray: the picture is gray; the result then is too, with the original's tint. Where the
-            configuration does not keep colours, and with them the light, it also gets the
-            original's brightness and contrast. A tone is kept in any case, see `tone_of`.
+        fidelity: the w that the crop was painted with.
+        config: the network's, see `keep_colours` and `back_projection` there.
+        gray: whether the picture is gray. Then the result is too, with the original's tint; without
+            `config.keep_colours`, which keeps the light, it also gets the original's brightness and
+            contrast. An original with a tone instead of colours gives it to the result in any case,
+            see `tone_of`.
     """
     if config.keep_colours:
         crop = keep_colours(crop, original)
@@ -66,14 +67,14 @@ def correct(
 
 
 def tone_of(crop: NDArray[np.uint8], *, certain: bool = False) -> NDArray[np.float64] | None:
-    """The tone that a crop has instead of colours, such as sepia prints and yellowed paper.
+    """The tone that a crop has instead of colours, such as that of sepia or yellowed paper.
 
-    Each channel is then a function of brightness, here a parabola, apart from noise, which is
-    blurred first.
+    In such a crop each channel is a function of brightness, fitted here by a parabola. The crop is
+    blurred first, so that noise does not count as colour.
 
     Args:
         crop: (S, S, 3).
-        certain: it has no colours, however much its channels deviate from a tone.
+        certain: the crop is known to have no colours, however much it deviates from a tone.
     Returns:
         (3, 3), rows for the powers 0, 1 and 2 of brightness, columns for channels; None if the
         crop has colours.
@@ -82,8 +83,8 @@ def tone_of(crop: NDArray[np.uint8], *, certain: bool = False) -> NDArray[np.flo
     brightness = to_gray(seen)[:, 0]
     powers = _powers(brightness)
     tone: NDArray[np.float64] = np.linalg.lstsq(powers, seen, rcond=None)[0]
-    least = _TONED * min(1.0, float(brightness.mean()) / _DIM)
-    return tone if certain or np.square(seen - powers @ tone).mean() <= least**2 else None
+    limit = _TONED * min(1.0, float(brightness.mean()) / _DIM)
+    return tone if certain or np.square(seen - powers @ tone).mean() <= limit**2 else None
 
 
 def _powers(brightness: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -106,10 +107,10 @@ def keep_colours(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArra
 
 
 def keep_hues(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Takes colours such as that of lips from the original, the less the more it is blurred.
+    """Takes colours of small areas, such as lips, from the original; less, the more it is blurred.
 
-    Colours are coarser than structure, so more of them survives. They are blurred, since noise and
-    JPEG leave blotches. Brightness is not changed.
+    Colours vary more coarsely than structure, so more of them survives the blur. The difference in
+    colour is blurred, since noise and JPEG leave blotches. Brightness is not changed.
 
     Args:
         crop, original: (S, S, 3) uint8.
@@ -122,9 +123,9 @@ def keep_hues(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[n
 
 
 def keep_rim(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Fades into the original at the border.
+    """Fades the crop into the original at its border.
 
-    There, where convolutions are padded, and most of all in the corners, networks paint spots.
+    Networks paint spots there, most of all in the corners, because convolutions are padded.
 
     Args:
         crop, original: (S, S, 3) uint8.
@@ -142,8 +143,8 @@ def back_project(
 
     The blur is estimated as the Gaussian that brings the crop nearest to the original. The
     remaining difference is structure that the network painted differently from the original. It is
-    denoised, blurred once more and added. Only brightness is changed, since the colours of degraded
-    pictures are noisy, and no frequencies that `keep_colours` sets.
+    denoised, blurred once more and added. This changes brightness only, since the colours of
+    degraded pictures are noisy, and leaves out the low frequencies, which `keep_colours` sets.
 
     Args:
         crop, original: (S, S, 3) uint8.
@@ -163,17 +164,17 @@ def back_project(
 def mix_in(
     crop: NDArray[np.uint8], original: NDArray[np.uint8], strength: float
 ) -> NDArray[np.uint8]:
-    """Mixes the original in, the more the less it is blurred, and restores the crop's contrast.
+    """Mixes the original into the crop, more of it the sharper it is, and restores the contrast.
 
-    A blurred original knows little that `back_project` has not brought already, and would be a haze
-    over the face. A sharp one knows the person better than any network. The difference in
-    brightness is denoised. That in colour is added by the square of the share only, since JPEG
-    leaves blotches. What the mixture has lost in contrast, compared with the crop and for structure
-    finer than the blur, is restored by unsharp masking.
+    A blurred original adds little to what `back_project` has brought already, and would be a haze
+    over the face. A sharp one shows the person better than any network. The difference in
+    brightness is denoised. The difference in colour is added by the square of the share only, since
+    JPEG leaves blotches of colour. Mixing lowers the contrast of structure finer than the blur;
+    unsharp masking brings it back to the crop's.
 
     Args:
         crop, original: (S, S, 3) uint8.
-        strength: share of an original without blur, in [0, 1].
+        strength: share of the original in the mixture, in [0, 1], if it is not blurred.
     Returns:
         (S, S, 3) uint8.
     """
@@ -190,15 +191,15 @@ def mix_in(
 
 
 def _brightness(crop: NDArray[Any]) -> NDArray[np.float32]:
-    """Of (S, S, 3): (S, S)."""
+    """The brightness (S, S) of a crop (S, S, 3)."""
     return to_gray(crop)[..., 0].astype(np.float32)
 
 
 def _blur_between(sharp: NDArray[np.float32], blurred: NDArray[np.float32]) -> float:
-    """The Gaussian that brings one picture (S, S) nearest to the other: sigma / S.
+    """Sigma / S of the Gaussian that brings the sharp picture (S, S) nearest to the blurred one.
 
-    Between the sigmas that are tried, the error is taken for a parabola, since in videos the result
-    must not jump.
+    The errors around the best sigma of _BLURS are interpolated by a parabola, so that the result
+    does not jump between the frames of a video.
     """
     errors = [float(np.square(_blur(sharp, sigma) - blurred).mean()) for sigma in _BLURS]
     best = min(range(1, len(errors) - 1), key=errors.__getitem__)
@@ -209,7 +210,7 @@ def _blur_between(sharp: NDArray[np.float32], blurred: NDArray[np.float32]) -> f
 
 
 def _denoised(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shrinks the two finest octaves of (S, S) where they are no stronger than their noise."""
+    """Weakens the two finest octaves of an image (S, S) where they are hardly more than noise."""
     result, finer = np.zeros_like(values), values
     for sigma in _OCTAVES:
         coarser = _blur(values, sigma)
@@ -220,7 +221,7 @@ def _denoised(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def without_colours(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The crop (S, S, 3) in gray, with its brightness."""
+    """The crop (S, S, 3) in gray, of the same brightness."""
     return _to_levels(to_gray(crop))
 
 

@@ -1,16 +1,20 @@
 """Measures how sharp a large face is in its photograph: (pixels, AlignedFace) -> Detail. No torch.
 
 A face that spans more pixels than the crop a network restores has detail that the network can
-neither see nor paint. Whether it is worth keeping depends on what it is: real sharpness, noise, or
-almost nothing where the photograph is blurred. The energy of the octave just finer than the crop
-distinguishes these. In sharp photographs each octave has about the energy of the next (Field,
-"Relations between the statistics of natural images and the response properties of cortical cells",
-1987); in blurred ones the finer octave has less. It is compared with the stronger of the two next
-ones: in a picture that was enlarged and then saved as JPEG, or in a frame of a video, both finest
-octaves hold hardly more than the traces of coding, alike in both. Detail is strong in few places,
-such as lashes and hair, while noise is the same everywhere; the median shows its level (Donoho and
-Johnstone, "Ideal spatial adaptation by wavelet shrinkage", 1994). Both decide what is kept at each
-pixel (Lee, "Digital image enhancement and noise filtering by use of local statistics", 1980).
+neither see nor paint. It is worth keeping if it is real sharpness, not if it is noise, or almost
+nothing because the photograph is blurred. The octave just finer than the crop tells these apart:
+
+- Blur: in sharp photographs each octave has about the energy of the next (Field, "Relations between
+  the statistics of natural images and the response properties of cortical cells", 1987); in blurred
+  ones the finer octave has less. The finer octave is compared with the stronger of the next two,
+  because in a picture that was enlarged and then saved as JPEG, or in a frame of a video, the two
+  finest octaves hold hardly more than coding artefacts, of similar energy in both.
+- Noise: detail is strong in few places, such as lashes and hair, while noise is the same
+  everywhere, so the median shows the level of the noise (Donoho and Johnstone, "Ideal spatial
+  adaptation by wavelet shrinkage", 1994).
+
+The energy around a pixel and the level of the noise decide what is kept there (Lee, "Digital image
+enhancement and noise filtering by use of local statistics", 1980).
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ SIGNAL_FROM = 0.3
 TOO_SHARP = "sharper than the network paints"
 
 _REACH = 3 / 256  # of an octave's side: sigma of the Gaussian by which energy is averaged
-_LEAST_PART = 0.5  # of the finer octave, however few pixels there are: filters pass that much
+_LEAST_PART = 0.5  # of the finer octave: filters pass this much even if it is hardly resolved
 _LEAST = 1e-6  # energy, prevents division by 0
 _NORMAL_MEDIAN = 0.6745  # median magnitude of a standard normal variable
 
@@ -57,9 +61,10 @@ class Detail:
     """The detail of a face that is finer than its crop.
 
     Attributes:
-        sharpness: energy of the octave finer than the crop, without noise, over that of the
-            stronger of the crop's two finest octaves, as far as the photograph has pixels for it; 0
-            if all is blur or noise, about 0.1 in a sharp photograph.
+        sharpness: energy of the octave just finer than the crop, without noise, divided by the
+            energy expected of it: that of the stronger of the crop's two finest octaves, or less if
+            the photograph resolves only part of the octave. 0 if all is blur or noise, about 0.1 in
+            a sharp photograph.
         share: part of the finer octave's energy that is not noise, in [0, 1].
         kept: (S, S) float32 in [0, 1], the share worth keeping at each pixel of the crop.
     """
@@ -75,7 +80,7 @@ class Detail:
 
 
 def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
-    """Measures the detail, in brightness, of a face in the photograph that its crop does not show.
+    """Measures the detail of a face that the photograph shows but its crop does not, in brightness.
 
     Args:
         pixels: (H, W, 3) uint8 or uint16 RGB, the picture in which the face was aligned.
@@ -104,7 +109,7 @@ def measure_detail(pixels: Pixels, aligned: AlignedFace) -> Detail | None:
 def weigh(
     pixels: Pixels, max_face: MaxFace, aligned: Sequence[AlignedFace]
 ) -> list[AlignedFace | SkippedFace]:
-    """The same faces; large ones keep some of their detail, or are skipped because of it."""
+    """The same faces; large ones keep some of their detail, or are skipped if that is too sharp."""
     weighed: list[AlignedFace | SkippedFace] = []
     for face in aligned:
         detail = measure_detail(pixels, face)
@@ -141,7 +146,7 @@ def signal_share(octave: NDArray[np.float32], noise: float) -> NDArray[np.float3
     """The share of an octave (T, T) that is not noise, at each pixel: (T, T) in [0, 1].
 
     Args:
-        noise: its energy, see `noise_energy`.
+        noise: energy of the octave's noise, see `noise_energy`.
     Source: Lee (1980).
     """
     around = cv2.GaussianBlur(np.square(octave), (0, 0), _REACH * len(octave))

@@ -29,10 +29,10 @@ MIN_EYE_DISTANCE = 5.0
 """Faces whose eyes are closer together, in pixels of the picture, are not worth restoring."""
 
 RETINAFACE_THRESHOLD = 0.8
-"""Score above which a face counts; the published pipeline's."""
+"""Score above which a face counts, as in the published pipeline."""
 
 RETINAFACE_OVERLAP = 0.4
-"""Largest overlap of two faces, as a share of their union; likewise."""
+"""Largest intersection over union of two faces, as in the published pipeline."""
 
 LONG_SIDE = 4096
 """Longest side that is searched, so that a picture of 1 x 20000 costs no more than others."""
@@ -52,7 +52,7 @@ class Face:
             image-right mouth corner.
 
     Raises:
-        TypeError: box or landmarks are no array of numpy.
+        TypeError: box or landmarks are not a numpy array.
         ValueError: their shapes differ from the above.
     """
 
@@ -173,10 +173,12 @@ class MTCNNDetector:
     LONG_SIDE; faces below 20 px there are not found. It always runs on the CPU: its networks are
     tiny, and some devices lack the area pooling it relies on.
 
-    Source: `cascade`. A doubtful face (score 0.7 to 0.9) counts only if it is large: then it is
-    more likely the only face of a degraded portrait than an ear or a pattern. On 40 old
-    photographs, 102 portraits and 25 pictures without faces this kept every face and dropped every
-    false one. A threshold given by the caller replaces both, whatever the size.
+    A doubtful face (score 0.7 to 0.9) counts only if its box is at least a quarter as high as the
+    picture's short side: then it is more likely the only face of a degraded portrait than an ear or
+    a pattern. On 40 old photographs, 102 portraits and 25 pictures without faces this kept every
+    face and dropped every false one. A threshold given by the caller replaces both scores, for
+    faces of all sizes.
+    Source: `cascade`.
     """
 
     name = "mtcnn"
@@ -197,9 +199,9 @@ class MTCNNDetector:
         with inference(alone=False):
             boxes, scores, landmarks = self._cascade(padded, least=20, threshold=self._doubtful)
         heights = boxes[:, 3] - boxes[:, 1]
-        sure = (scores >= self._sure) | (heights >= min(resized.shape[:2]) / 4)
+        accepted = (scores >= self._sure) | (heights >= min(resized.shape[:2]) / 4)
         boxes, landmarks = (boxes - margin) / scale, (landmarks - margin) / scale
-        return _to_faces(boxes[sure], scores[sure], landmarks[sure])
+        return _to_faces(boxes[accepted], scores[accepted], landmarks[accepted])
 
 
 def make_priors(height: int, width: int) -> Floats:
@@ -246,10 +248,10 @@ def decode(priors: Floats, offsets: Floats, landmark_offsets: Floats) -> tuple[F
 def _resize(
     pixels: NDArray[np.uint8], *, short_side: int, enlarge: bool
 ) -> tuple[float, NDArray[np.uint8]]:
-    """Resizes the picture to the short side, or further down if the long side is too long.
+    """Resizes the picture to a short side, or smaller if its long side would exceed LONG_SIDE.
 
     Returns:
-        the factor, and the picture; its sides are the products, truncated as published.
+        the scale factor, and the picture, whose sides are rounded down, as published.
     """
     height, width = pixels.shape[:2]
     scale = min(short_side / min(height, width), LONG_SIDE / max(height, width))
@@ -277,7 +279,7 @@ def _load_retinaface(path: str | Path, device: torch.device) -> tuple[str, Any]:
     """Name and network of a RetinaFace weight file, its backbone deduced from the keys."""
     try:
         from facexlib.detection.retinaface import RetinaFace
-    except RuntimeError as error:  # of torchvision, if it is made for another version of torch
+    except RuntimeError as error:  # torchvision's, if built for another version of torch
         raise ImportError(str(error), name="facexlib") from error
 
     from cfrestore.checkpoint import load_strictly, read_checkpoint, unfilled

@@ -1,8 +1,8 @@
 """Chooses device, precision and inference mode; no other module does.
 
-Codes are chosen in float32 by default: a code is an argmax, and rounding flips some of them, each
-of which repaints a patch of the face. Painting is two thirds of the operations, and errors do not
-grow there, so it may use a lower precision. On CUDA a separate option chooses codes in TF32.
+Codes are chosen in float32 by default: a code is an argmax, and rounding errors change some codes,
+each of which repaints a patch of the face. Painting is two thirds of the operations, and errors do
+not grow there, so it may use a lower precision. On CUDA a separate option chooses codes in TF32.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ _TRIMMING = list[Callable[[int], int]]()
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # in malloc.h
 
-# Messages of torch, by device and library, where it has no exception type for this. The last is
-# oneDNN's, where the code or the scratch space of a convolution finds no place.
+# Parts of the messages by which torch reports a lack of memory without an exception type for it.
+# The last is oneDNN's, if there is no room for the code or the scratch space of a convolution.
 _OUT_OF_MEMORY = (
     "out of memory",
     "not enough memory",
@@ -238,9 +238,9 @@ def reuse_memory() -> None:
 def spare_memory(layer: nn.Module) -> None:
     """Returns free memory to the system whenever inference reaches the layer.
 
-    The blocks that `reuse_memory` keeps are too small for what the network needs next, so at its
-    peak the most memory would be free but unusable. In programs that do not call `reuse_memory`,
-    and in training, nothing happens.
+    For a layer that needs larger blocks than those that `reuse_memory` keeps, these would stay
+    allocated unused, just when the network needs the most memory. In programs that do not call
+    `reuse_memory`, and in training, nothing happens.
     """
     layer.register_forward_pre_hook(_trim)
 
@@ -305,7 +305,7 @@ def one_thread() -> Iterator[None]:
         if not _ONE_THREAD.users:
             _ONE_THREAD.before = torch.get_num_threads()
         _ONE_THREAD.users += 1
-    torch.set_num_threads(1)  # also for this thread itself
+    torch.set_num_threads(1)  # in each thread, as torch may keep the number per thread
     try:
         yield
     finally:
@@ -317,15 +317,17 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
+    """The context of one thread at a time, with float32 exact everywhere."""
     with _COMPUTING, _tf32(convolutions=False):
         yield
 
 
 @contextmanager
 def _tf32(*, convolutions: bool) -> Iterator[None]:
-    """Sets TF32 for convolutions and disables it for matrix products; restores both afterwards.
+    """Switches TF32 on or off for convolutions, and off for matrix products; restores both later.
 
-    Products never use it: they compute the logits, and are 2 % of the published network's work.
+    Matrix products never use TF32: they compute the logits, and are 2 % of the published network's
+    work.
     """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     name: str
@@ -356,18 +358,18 @@ def reduced(device: torch.device, precision: Precision) -> AbstractContextManage
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Fuses the elementwise steps of a function; compiled at the first call for each set of shapes.
+    """Compiles a function, at its first call for each set of shapes, to fuse elementwise steps.
 
-    CUDA graphs are not used: for the batches that justify compiling, launches cost little, and
-    torch's graphs belong to one thread and overwrite their earlier results.
+    CUDA graphs are not used: for the batches that justify compiling, kernel launches cost little,
+    and torch's CUDA graphs belong to one thread and overwrite their earlier results.
     """
     return torch.compile(function, fullgraph=True)
 
 
 def settle(network: nn.Module, device: torch.device) -> None:
-    """Moves a network to the device; on CUDA its kernels become channels last, like the faces.
+    """Moves a network to the device; on CUDA its weights become channels last, like the faces.
 
-    Otherwise each convolution there would reorder its kernel at every call.
+    Otherwise each convolution there would reorder its weights at every call.
     """
     network.to(device)
     if device.type == "cuda":

@@ -55,8 +55,9 @@ class _Graph(nn.Module):
 class _WholeMapNorm(nn.Module):
     """Group normalisation that never reshapes maps.
 
-    Exporters flatten maps to groups, which needs NCHW, while OpenVINO's convolutions use channels
-    last: each norm would then cost two copies, in all 6 % of the CPU time.
+    The exporter's group normalisation flattens maps to groups, which needs NCHW memory, while
+    OpenVINO's convolutions use channels last. Each normalisation would cost two copies, in all 6 %
+    of the CPU time.
     """
 
     weight: Tensor
@@ -163,7 +164,7 @@ def config_of(facts: Mapping[str, str], path: Path) -> CodeFormerConfig:
 def without_fusion(model: onnx.ModelProto) -> None:
     """Removes the fusion, a quarter of the graph, which w = 0 does not need.
 
-    It replaces x + w * change by x.
+    Each x + w * change becomes x.
 
     Raises:
         CheckpointError: the graph was not made by `export`.
@@ -189,13 +190,13 @@ def _keep_reachable(model: onnx.ModelProto) -> None:
         if wanted & set(node.output):
             wanted |= set(node.input)
     kept = [node for node in graph.node if wanted & set(node.output)]
-    for field, names in (
+    for field, entries in (
         (graph.node, kept),
         (graph.initializer, [value for value in graph.initializer if value.name in wanted]),
         (graph.input, [value for value in graph.input if value.name in wanted]),
     ):
         del field[:]
-        field.extend(names)
+        field.extend(entries)
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:
@@ -250,12 +251,13 @@ def is_exported(path: str | Path) -> bool:
             head = file.read(9)
     except OSError:
         return False
-    # Field 1, the version, comes first; a safetensors file may start like it, but then has its "{".
+    # A graph begins with its field 1, the version. A safetensors file may begin with the same byte,
+    # but its ninth is "{".
     return head[:1] == b"\x08" and head[8:] != b"{"
 
 
 def for_runtimes(network: CodeFormer) -> CodeFormer:
-    """A copy of a network with constant kernels and without reshaped maps, which suits runtimes."""
+    """A copy of a network for other runtimes: up-sampling kernels computed, no maps reshaped."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

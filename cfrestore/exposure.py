@@ -2,8 +2,8 @@
 
 Networks see little in faces much darker than most of those they were trained on, be it for the
 light or for the skin, and paint hazy and unequal eyes. Such faces are brought to a usual
-brightness: by a gain, as a longer exposure would, as far as nothing near the face turns white by
-it, and by a power of the brightness for the rest. The inverse brings the painted face back.
+brightness. A gain, like a longer exposure, does as much as it can without turning anything near the
+face white; a power of the brightness does the rest. The painted face is darkened by the inverse.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DARKEST = 16  # levels: darker faces are brightened like one of this mean brightness
-_LEVELS = np.arange(256.0).clip(1)
-_WHITE = 200.0  # levels: no gain makes the brightest part of a crop brighter
-_BRIGHTEST = 99.5  # per cent of a crop's pixels are darker than that; the others are reflections
+_LEVELS = np.arange(256.0).clip(1)  # 0 counts as 1, so that it can be divided by
+_WHITE = 200.0  # levels: no gain makes the brightest part of a crop brighter than this
+_BRIGHTEST = 99.5  # percentile that is the brightest part of a crop; pixels above are reflections
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Exposure:
     """How a face is shown to the network.
 
     Attributes:
-        exponent: of gain * brightness / 255; 1: without a power.
-        gain: at least 1.
+        exponent: the power to which gain * brightness / 255 is raised; 1: it is not changed.
+        gain: factor of the brightness, at least 1.
     """
 
     exponent: float = 1.0
@@ -40,11 +40,11 @@ class Exposure:
 
     @classmethod
     def of(cls, crop: NDArray[np.uint8], least: float) -> Exposure:
-        """The exposure that gives the face in a crop at least some mean brightness.
+        """The exposure that brings the face in a crop to a mean brightness of at least `least`.
 
         Args:
             crop: (S, S, 3).
-            least: levels, below 255; 0: the crop is shown as it is.
+            least: levels, below 255; 0: the crop is shown unchanged.
         """
         if not least:
             return cls()
@@ -61,7 +61,7 @@ class Exposure:
         return self._changed(crop, (self.gain * _LEVELS / 255).clip(0, 1) ** self.exponent)
 
     def undone(self, painted: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What the network painted, (S, S, 3), in the brightness of the crop."""
+        """The painted crop (S, S, 3), darkened to the brightness of the original crop."""
         return self._changed(painted, (_LEVELS / 255) ** (1 / self.exponent) / self.gain)
 
     def _changed(
@@ -70,7 +70,7 @@ class Exposure:
         """Changes the brightness; the ratios of the channels stay, and so do colours.
 
         Args:
-            brightness: (256,), in [0, 1], for each of the levels that were.
+            brightness: (256,), the new brightness, in [0, 1], of each old level.
         """
         if self == Exposure():
             return values

@@ -1,4 +1,4 @@
-"""Fills the holes of a photograph with painted faces: which faces, and what of each is kept."""
+"""Fills the holes of a photograph: chooses the faces to paint, and pastes them into the holes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Filling:
 
     Attributes:
         photo: the photograph.
-        holes: (H, W) bool, its size.
+        holes: (H, W) bool, of the photograph's size; true where it is to be filled.
         crop_size: S, side of the crops in pixels.
         scale: size of the result divided by that of the photograph.
         aligned: whether the photograph is one aligned face; then the whole crop is the result.
@@ -56,7 +56,7 @@ class Filling:
             raise ImageError(f"the mask has {found} pixels and the photograph {wanted}")
 
     def choose(self, aligned: Sequence[AlignedFace]) -> list[AlignedFace | SkippedFace]:
-        """The faces that fill a hole, as the network sees them; others are skipped."""
+        """The faces that fill a hole, with the holes in their crops white; others are skipped."""
         owners = set(np.unique(share_holes(self.holes, aligned)))
         return [
             replace(face, crop=blank(face.crop, self._gap_of(face)))
@@ -66,9 +66,10 @@ class Filling:
         ]
 
     def correct(self, face: RestoredFace) -> RestoredFace:
-        """A painted face as it is pasted: gray in a gray photograph.
+        """Prepares a painted face for pasting: in a gray photograph it becomes gray.
 
-        An aligned face keeps its own pixels beside the holes. In a photograph they limit pasting.
+        If the photograph is one aligned face, the crop is the whole result, so it gets back its
+        original pixels outside the holes. Otherwise `paste` leaves those pixels as they are.
         """
         crop = without_colours(face.crop) if self._gray else face.crop
         if self.aligned:
@@ -82,7 +83,7 @@ class Filling:
         return paste_faces(self.photo.pixels, faces, scale=self.scale, owners=owners)
 
     def remarks(self, faces: Sequence[RestoredFace]) -> tuple[str, ...]:
-        """What these faces leave unfilled, half a sentence; none if all is filled."""
+        """Half a sentence if these faces leave hole pixels unfilled, or if there is no hole."""
         wanted = int(self.holes.sum())
         if not wanted:
             return ("there is no hole",)

@@ -48,7 +48,7 @@ def enlarge_holes(holes: Holes, scale: int) -> Holes:
 def share_holes(holes: Holes, faces: Sequence[AlignedFace], *, scale: int = 1) -> NDArray[np.int16]:
     """Decides which face fills each pixel: of all crops containing it, the one with nearest centre.
 
-    So a face at the edge of its neighbour's crop is filled from its own crop, in any order.
+    So a face at the edge of its neighbour's crop is filled from its own, whatever their order.
 
     Args:
         holes: (H * scale, W * scale).
@@ -69,9 +69,9 @@ def share_holes(holes: Holes, faces: Sequence[AlignedFace], *, scale: int = 1) -
         to_crop = cv2.invertAffineTransform(to_picture)
         across, down = (abs(a * x + b * y + c - (size - 1) / 2) for a, b, c in to_crop)
         distance = np.maximum(across, down).astype(np.float32)  # from the middle of the crop
-        own = holes[box] & (distance <= size / 2) & (distance < nearest[box])
-        owners[box][own] = index
-        nearest[box][own] = distance[own]
+        claimed = holes[box] & (distance <= size / 2) & (distance < nearest[box])
+        owners[box][claimed] = index
+        nearest[box][claimed] = distance[claimed]
     return owners
 
 

@@ -94,7 +94,7 @@ def choose_weights(model: str) -> tuple[Path, str, tuple[str, ...]]:
 
     Raises:
         WeightsError, CheckpointError: as `choose_model`.
-        ConfigError: it is an exported file.
+        ConfigError: the name is that of an exported file.
     """
     path, name, notes = choose_model(model, RESTORATION)
     if is_exported(path):
@@ -120,8 +120,8 @@ def choose_model(model: str, task: Task) -> tuple[Path, str, tuple[str, ...]]:
         if not model or not exists(Path(model)):
             names = "auto, published" + ", compact" * task.has_compact
             raise WeightsError(f"model {model!r} is neither a file nor one of {names}")
-        said = exported_facts(Path(model)) if is_exported(model) else read_metadata(model)
-        licence = said.get("licence")
+        metadata = exported_facts(Path(model)) if is_exported(model) else read_metadata(model)
+        licence = metadata.get("licence")
         notes = (f"{model} says of its licence: {licence}.",) if licence else ()
         return Path(model), Path(model).name, notes
     row = weight_file(task.weights)

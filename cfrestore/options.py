@@ -45,14 +45,14 @@ class Options:
         faces: all; center, the one nearest to the middle of the picture; largest, the one whose box
             covers most of it; or indices from 0, in descending order of the detector's score.
         min_face: leaves out faces whose box has a shorter side below this, in picture pixels;
-            center and largest choose among the others. Indices count every face.
+            center and largest choose among the others. Indices count all detected faces.
         max_face: leaves out faces whose box has a shorter side above this; None: no face is too
             large; auto: restoration leaves out faces that are larger than the network paints and
             sharper than it can paint, see `detail.measure_detail`; other tasks take it as None.
         draw_box: draws a green frame around what was pasted.
         samples: number of additional results, whose codes are drawn from the distribution that the
             network predicts; the main result has the codes that the network chooses.
-        temperature: of that distribution; below 1 samples are more alike.
+        temperature: that of the distribution for samples; below 1 they are more alike.
         seed: determines, together with the crop of a face, what is drawn for it.
 
     Raises:
@@ -119,10 +119,10 @@ class Upsampling:
     """Which network enlarges what is not painted, see `upsample`.
 
     Attributes:
-        background: name or file of the one that enlarges the picture around the faces; None: it is
-            interpolated.
-        faces: whether one also enlarges painted faces that the result shows larger than they were
-            painted: the same or, without one, realesrgan.
+        background: name or file of the network that enlarges the picture around the faces; None:
+            the picture is interpolated.
+        faces: whether a network also enlarges painted faces that the result shows larger than they
+            were painted. It is the background's or, if there is none, realesrgan.
         tile: side in pixels of the parts of a picture that are enlarged at once, at least 64.
     Raises:
         ConfigError: a value is of another type, the name is empty, or the side is too small.
@@ -148,7 +148,7 @@ class Upsampling:
 
 
 def check_flags(**flags: object) -> None:
-    """Raises ConfigError if one of the flags, by name, is not a bool; texts would all be true."""
+    """Raises ConfigError if a flag is not a bool; any non-empty text would count as true."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ConfigError(f"{name} must be True or False, found {value!r}")
@@ -195,7 +195,9 @@ def parse_max_face(text: str) -> MaxFace:
 
 
 def parse_upsampling(background: str, faces: bool, tile: int) -> Upsampling:
-    """What the arguments mean; none is no network, in any case, as published.
+    """The Upsampling that the arguments mean.
+
+    A background of none, in upper or lower case, is None, as published.
 
     Raises:
         ConfigError: as Upsampling.
@@ -248,7 +250,7 @@ def _is_finite(value: object) -> bool:
 
 
 def _is_word(value: object, *words: str) -> bool:
-    """Whether a value is one of the words; an array, which equals nothing as a whole, is not."""
+    """Whether a value is one of the words; an array is not compared, since that gives no bool."""
     return isinstance(value, str) and value in words
 
 

@@ -70,7 +70,7 @@ class FaceParser:
             (N, S, S) float32 in [0, 1], 0 along all four sides.
         """
         masks = np.empty(crops.shape[:3], dtype=np.float32)
-        for mask, crop in zip(masks, crops, strict=True):  # singly: 512 px take about a gigabyte
+        for mask, crop in zip(masks, crops, strict=True):  # one by one: each takes about a gigabyte
             with inference(), reduced(self.device, self.precision):
                 batch = from_levels(upload([_resize(crop, self.side)], self.device))
                 logits = self.network(batch)  # (1, 3, side, side) to (1, 19, side, side)

@@ -5,9 +5,10 @@ published full-frame formulas with two corrections: it is rounded, not truncated
 pixels of a face are blended with the picture, where the published code multiplies them by their
 coverage and so draws a dark frame (86 levels around a face of 30 px, 0.6 at 200 px).
 
-A face that is larger than its crop can keep detail finer than the crop: then restored +
-k (picture - original) is pasted, with both crops warped into the picture and k the share of detail
-that is kept at a pixel. Where k = 1, that is the picture plus what the network changed.
+A face that is larger than its crop can keep detail finer than the crop. Then
+restored + k (picture - input) is pasted, where `restored` and `input` are the network's output and
+input crops, warped into the picture, and k is the share of detail that is kept at a pixel. Where
+k = 1, that is the picture plus what the network changed.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from cfrestore.image import Pixels
     from cfrestore.restore import RestoredFace
 
-_EXACT_FADE = 20  # px; wider fades are blurred in a smaller picture, in which they have
-_SMALL_FADE = 15  # px; this keeps their error within 1/255
+_EXACT_FADE = 20  # px; wider fades are computed in a smaller picture
+_SMALL_FADE = 15  # px; width of a fade in the smaller picture, which keeps its error within 1/255
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,8 @@ def paste_faces(
         owners: (H * scale, W * scale), see `share_holes`: each face fully replaces exactly the
             pixels that have its index; masks are not used.
     Returns:
-        (H * scale, W * scale, 3) of the dtype of pixels, newly allocated but for such a background.
-        Outside the masks it is the background, bit for bit.
+        (H * scale, W * scale, 3) of the dtype of pixels, newly allocated unless the background
+        becomes the result. Outside the masks it is the background, bit for bit.
     Raises:
         ValueError: masks do not match the faces, or the background has another dtype.
     """
@@ -85,7 +86,7 @@ def paste_faces(
         raise ValueError(f"background must be {pixels.dtype} like the picture, not {canvas.dtype}")
     original = pixels if scale == 1 and background is None else canvas
     if original is canvas and len(faces) > 1 and any(f.aligned.kept is not None for f in faces):
-        original = canvas.copy()  # otherwise it is read before anything else is pasted
+        original = canvas.copy()  # a single face reads each pixel before changing it
     limits = masks if masks is not None else [None] * len(faces)
     for index, (face, mask) in enumerate(zip(faces, limits, strict=True)):
         to_picture = invert(face.aligned.to_crop, scale)
@@ -104,7 +105,7 @@ def paste_faces(
 
 
 def _blend(region: Pixels, layer: Layer, original: Pixels) -> None:
-    """Blends a face into a region of its size; both are overwritten.
+    """Blends a layer into a region of its size; overwrites the region and `layer.face`.
 
     Processes a few rows at a time, which stay in the processor's cache.
 
@@ -243,7 +244,10 @@ def _erode(mask: NDArray[np.float32], side: int) -> NDArray[np.float32]:
 
 
 def _enlarge(pixels: Pixels, scale: int, background: Pixels | None) -> Pixels:
-    """A picture of scale times the size: the background if given, else a new one of the pixels."""
+    """The picture to paste into, `scale` times the size of pixels.
+
+    It is the background, resized unless it has that size, or else the enlarged pixels.
+    """
     height, width = pixels.shape[:2]
     size = (width * scale, height * scale)
     if background is None:

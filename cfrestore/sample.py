@@ -33,10 +33,10 @@ def sample_faces(
 
     Args:
         network: in evaluation mode, with the codebook that the prior was trained on.
-        prior: without conditions, in evaluation mode, on the network's device.
+        prior: unconditional, in evaluation mode, on the network's device.
         count: number of faces.
         size: height and width in pixels, multiples of the pixels per code and at least the
-            network's side; None: that side.
+            network's side; None: the network's side for both.
         seed: decides what is drawn.
         temperature, top_k: see `draw`.
     Returns:

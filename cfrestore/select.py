@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SkippedFace:
-    """A face that was left out.
+    """A face that was left out on purpose.
 
     Attributes:
         face: as the detector found it, in image pixels.
@@ -39,7 +39,7 @@ def select_faces(
         faces: in the detector's order.
         size: height and width of the picture.
         wanted: see Options.faces.
-        min_face, max_face: see Options; center and largest choose among the others.
+        min_face, max_face: see Options; center and largest choose among the faces in between.
     Source: the published pipeline for center and largest.
     """
     unfit = {k: reason for k, f in enumerate(faces) if (reason := _unfit(f, min_face, max_face))}

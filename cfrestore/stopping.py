@@ -1,4 +1,4 @@
-"""Lets threads give up work that takes minutes once nobody waits for it. No torch."""
+"""Lets a thread give up work that takes minutes once nobody waits for the result. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Stopped(BaseException):
 
 
 def stop_with(event: threading.Event) -> None:
-    """From now on the work of the calling thread is unwanted once the event is set."""
+    """Makes `check_wanted` raise Stopped in the calling thread once the event is set."""
     _OWN.event = event
 
 

@@ -17,10 +17,10 @@ class Task:
     Attributes:
         name: what callers and records call it.
         weights: name of its published weights in the table of weight files.
-        participle: what has been done to a face.
+        participle: what has been done to a face, in one word.
         fidelity: the w that faces are always painted with; None: Options.fidelity.
-        matched: whether codes get the statistics of the input's features, latent AdaIN; None: as
-            the network's configuration says.
+        matched: whether the codes' features get the statistics of the input's, by latent AdaIN;
+            None: as the network's configuration says.
         parses: whether a face parser limits what is pasted.
         has_compact: whether cfrestore comes with compact weights for it.
 
@@ -41,7 +41,7 @@ class Task:
         return f".{self.participle}"
 
     def matches(self, otherwise: bool) -> bool:
-        """Whether codes get the input's statistics; otherwise is for tasks that leave it open."""
+        """Whether latent AdaIN is used; if the task leaves that open, the value of `otherwise`."""
         return otherwise if self.matched is None else self.matched
 
 

@@ -38,7 +38,7 @@ UPSAMPLERS = {
     "realesr-general": "realesr-general",
     "compact": "compact-upsampler",
 }
-"""Names of upsamplers, and theirs in the table of weight files."""
+"""Names of upsamplers, and the names of their files in the table of weight files."""
 
 PADDING = 40
 """How many pixels around a tile the network sees, as published."""
@@ -79,8 +79,8 @@ class Upsampler:
     def __call__(self, pixels: Pixels, scale: int) -> Pixels:
         """The picture at exactly `scale` times its size.
 
-        What the network enlarges more is averaged, and what it enlarges less is interpolated
-        further. At scale 1 the picture is only cleaned.
+        If the network's own scale is larger, its output is averaged down; if it is smaller, the
+        output is interpolated further. At scale 1 the picture is only cleaned.
 
         Args:
             pixels: (H, W, 3) uint8 or uint16 RGB.
@@ -90,8 +90,8 @@ class Upsampler:
         Raises:
             MemoryError: there is not enough memory for the smallest tiles either.
             CheckpointError: what the network paints is not finite.
-        Source: the published tiles and paddings. There a tile that fails is replaced by the one
-            before it, and a result that is too large is reduced without averaging.
+        Source: the published tiles and paddings. The published code, unlike this, replaces a tile
+            that fails by the one before it, and reduces a result without averaging.
         """
         height, width = pixels.shape[:2]
         result = np.empty((height * scale, width * scale, 3), pixels.dtype)
@@ -110,22 +110,22 @@ class Upsampler:
                 return result
 
     def _enlarge(self, pixels: Pixels, scale: int) -> Pixels:
-        """The same in one step; raises Stopped in a thread whose work is no longer wanted."""
+        """Enlarges a picture without tiling; raises Stopped as `check_wanted` does."""
         top = np.float32(np.iinfo(pixels.dtype).max)
         height, width = pixels.shape[:2]
         values = torch.from_numpy(pixels.astype(np.float32) / top)
-        own = self.network.scale
+        factor = self.network.scale
         with inference():
-            check_wanted()  # here, as threads may have waited for each other
+            check_wanted()  # within inference, for which the thread may have waited
             x = values.to(self.device).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last
             painted = self._paint(_completed(x, self.network.multiple))
-            painted = painted[0, :, : own * height, : own * width].permute(1, 2, 0)
+            painted = painted[0, :, : factor * height, : factor * width].permute(1, 2, 0)
             result = np.ascontiguousarray(painted.clamp(0, 1).cpu().numpy())
         result = resize(result, height * scale, width * scale, enlarge=cv2.INTER_LANCZOS4)
         return np.rint(result.clip(0, 1) * top).astype(pixels.dtype)
 
     def _paint(self, x: Tensor) -> Tensor:
-        """The network's output, float32; again in full precision if less spoils it."""
+        """The network's output as float32, computed again in it if reduced precision spoils it."""
         for precision in dict.fromkeys((self.precision, Precision.FP32)):
             with reduced(self.device, precision):
                 painted: Tensor = self.network(x).float()
@@ -140,7 +140,7 @@ def load_upsampler(
     tile: int = TILE,
     precision: Precision = Precision.FP32,
 ) -> Upsampler:
-    """The upsampler with a name of UPSAMPLERS, or of a file.
+    """The upsampler that has a name in UPSAMPLERS or is in a file.
 
     Raises:
         WeightsError: the weights are missing, or differ from the published ones; or there is
@@ -159,9 +159,9 @@ def load_upsampler(
 
 
 def with_more_pixels(face: RestoredFace, upsampler: Upsampler, scale: int) -> RestoredFace:
-    """The face in more pixels, for pasting, if the result shows it larger than it was painted.
+    """The face, enlarged for pasting if the result shows it larger than it was painted.
 
-    A face that keeps detail of the picture stays as it is: it has that detail from there.
+    A face that keeps detail of the picture is not enlarged, as that detail comes from the picture.
 
     Args:
         scale: size of the result divided by that of the picture.
@@ -177,7 +177,11 @@ def with_more_pixels(face: RestoredFace, upsampler: Upsampler, scale: int) -> Re
 
 
 def _deduced(state: Mapping[str, Tensor], path: str | Path) -> _Network:
-    """A network of the shape that the tensors have, as far as they have one."""
+    """A network of the kind and size that the tensors' keys and shapes imply.
+
+    Raises:
+        CheckpointError: they imply none.
+    """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     count = len({key.split(".")[1] for key in shapes if key.startswith("body.")})
     match shapes:
@@ -200,14 +204,14 @@ def _deduced(state: Mapping[str, Tensor], path: str | Path) -> _Network:
 
 def _tiles(height: int, width: int, side: int) -> Iterator[_Area]:
     """Squares that cover a picture; at its lower and right border they are cut off."""
-    side -= side % 4  # so that the networks' blocks of pixels lie alike in all tiles
+    side -= side % 4  # so that pixel_unshuffle forms the same blocks in all tiles
     for top in range(0, height, side):
         for left in range(0, width, side):
             yield slice(top, min(top + side, height)), slice(left, min(left + side, width))
 
 
 def _grown(area: _Area, height: int, width: int) -> _Area:
-    """The area with its padding, as far as the picture has it."""
+    """The area with PADDING on all sides, cut off at the picture's borders."""
     rows, columns = (
         slice(max(0, span.start - PADDING), min(span.stop + PADDING, side))
         for span, side in zip(area, (height, width), strict=True)
@@ -216,7 +220,7 @@ def _grown(area: _Area, height: int, width: int) -> _Area:
 
 
 def _scaled(area: _Area, scale: int, origin: _Area = (slice(0, 0), slice(0, 0))) -> _Area:
-    """The area in an enlarged picture that begins at the origin."""
+    """The area in the enlarged picture or, given an origin, in that enlarged part of it."""
     rows, columns = (
         slice((span.start - start.start) * scale, (span.stop - start.start) * scale)
         for span, start in zip(area, origin, strict=True)
@@ -225,6 +229,6 @@ def _scaled(area: _Area, scale: int, origin: _Area = (slice(0, 0), slice(0, 0)))
 
 
 def _completed(x: Tensor, multiple: int) -> Tensor:
-    """The picture (1, 3, h, w) with its last row and column repeated, up to multiples."""
+    """The picture (1, 3, h, w), its last row and column repeated until its sides are multiples."""
     height, width = x.shape[2:]
     return pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")

@@ -50,17 +50,18 @@ class CodeFormerConfig:
         keep_colours: whether the pipeline gives each result the low frequencies and the border of
             its input, which the models trained here, with fewer codes and pictures, do not
             reproduce well.
-        back_projection: share, in [0, 1], of the input's structure missing from a result that the
-            pipeline restores, at any w; 0 for none, as in the published pipeline. See
-            `correction.back_project`. Also the share of an input without blur that is mixed in
-            at w = 1, in proportion to the root of w; see `correction.mix_in`.
-        recycles: how often the transformer rereads the latent together with its own expectation.
-        consensus: temperature of the distribution whose mean decides the code, the one nearest to
-            it; 0: the likeliest code, as in the published model. See `CodeFormer.choose`.
-        second_look: mean certainty of its codes, in [0, 1], below which the pipeline looks at a
-            face again, see `CodeFormer.reconsider`; 0: never, as with the published model.
-        least_brightness: mean level of a face, in [0, 255), to which the pipeline brightens darker
-            ones before they are painted, see `exposure`; 0: never, as with the published model.
+        back_projection: share, in [0, 1], that the pipeline restores of the input's structure that
+            a painted face lacks, at any w, see `correction.back_project`; 0: none, as in the
+            published pipeline. Multiplied by the root of w, it is also the share of a sharp input
+            that the pipeline mixes in, see `correction.mix_in`.
+        recycles: how often the transformer reads the latent again, averaged with the vectors that
+            it expects, see `CodeFormer.predictions`; 0: never, as in the published model.
+        consensus: temperature of the distribution over codes; the code nearest to its mean vector
+            is chosen, see `CodeFormer.choose`; 0: the likeliest code, as in the published model.
+        second_look: mean certainty of a face's codes, in [0, 1], below which the pipeline looks at
+            the face again, see `CodeFormer.reconsider`; 0: never, as with the published model.
+        least_brightness: mean level, in [0, 255), to which the pipeline brightens darker faces
+            before they are painted, see `exposure`; 0: never, as with the published model.
 
     Raises:
         ConfigError: the values are inconsistent.
@@ -238,7 +239,7 @@ class ControllableFeatureTransform(nn.Module):
         self, encoder_feature: Tensor, decoder_feature: Tensor, w: float | Tensor
     ) -> Tensor:
         """Both features (B,C,side,side); returns the decoder feature, transformed."""
-        # Two types would become the wider one, in which nothing else is computed here.
+        # Concatenating two types would give the wider one; the generator computes in this one.
         encoder_feature = encoder_feature.to(decoder_feature.dtype)
         fused = self.encode_enc(torch.cat((encoder_feature, decoder_feature), dim=1))
         # F_d <- F_d + w (F_d * alpha + beta)
@@ -253,7 +254,7 @@ class Features(NamedTuple):
         quantized: (B,d,s,s), the input of the generator.
         skips: encoder features for fusion, {side: (B,C,side,side)}.
         latent: (B,d,s,s), not quantised; None if a runtime does not provide it.
-        logits: (B,T,K), by which the codes were chosen; None likewise.
+        logits: (B,T,K), by which the codes were chosen; None if a runtime does not provide them.
     """
 
     quantized: Tensor
@@ -315,7 +316,7 @@ class CodeFormer(nn.Module):
         """Logits (B,T,K) of each reading of the latent (B,d,s,s); the last is the best.
 
         Each reading after the first sees the mean of the latent and of the vectors that the
-        previous reading expects; no gradient flows through the latter.
+        previous reading expects; no gradient flows through these vectors.
         Source: recycling, Jumper et al., "Highly accurate protein structure prediction with
         AlphaFold" (2021).
         """
@@ -333,10 +334,10 @@ class CodeFormer(nn.Module):
     def choose(self, logits: Tensor) -> Tensor:
         """Chooses codes (B,T) by logits (B,T,K).
 
-        They are the likeliest ones or, with `config.consensus`, those nearest to the expected
-        vectors, which have the least expected squared distance from the right codes (minimum Bayes
-        risk). Where many codes are plausible, the likeliest at each position may not fit together,
-        and each may differ from all other likely ones.
+        Without `config.consensus` these are the likeliest codes. With it they are the codes nearest
+        to the expected vectors; their expected squared distance from the right codes is the least
+        (minimum Bayes risk). Where many codes are plausible, the likeliest codes of neighbouring
+        positions may not fit together, and each may differ from all other likely ones.
         """
         if not self.config.consensus:
             return logits.argmax(-1)
@@ -345,8 +346,9 @@ class CodeFormer(nn.Module):
     def reconsider(self, logits: Tensor) -> Tensor:
         """Logits (B,T,K) after a second look at faces with predicted logits (B,T,K).
 
-        The expected face, which is coherent, is painted and read as if it were the input. The
-        probabilities of both readings are multiplied.
+        The expected face, which is coherent, is painted at w = 0 and read as if it were the input.
+        The logits of both readings are averaged: the result is the geometric mean of their
+        probabilities, normalised.
         Source: products of experts, Hinton (2002).
         """
         expected = self.quantize.nearest(self.expected(logits))
@@ -386,8 +388,8 @@ class CodeFormer(nn.Module):
         Args:
             quantized: (B,d,s,s).
             skips: encoder features by side, from `encode`; not read if w is 0.
-            w: fidelity, usually in [0, 1]; training has used up to 1.3. A tensor () is an input
-                like the others, and fusion runs whatever its value.
+            w: fidelity, usually in [0, 1]; training has used up to 1.3. With a tensor (), as in
+                exported graphs, the fusion runs whatever its value.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """
@@ -407,14 +409,14 @@ class CodeFormer(nn.Module):
         Args:
             x: (B,3,S,S), RGB in [-1, 1].
             w: fidelity; 0 trusts the codebook alone, 1 follows the input closely.
-            match_statistics: give the features of the codes the mean and standard deviation of the
-                input's (latent AdaIN), as published restoration does; None: as the configuration
-                says.
+            match_statistics: whether the codes' features get the mean and standard deviation of the
+                input's latent (latent AdaIN), as in published restoration; None: as the
+                configuration says.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
         """
-        matches = self.config.match_statistics if match_statistics is None else match_statistics
-        features = self.predict_features(x, matches)
+        uses_adain = self.config.match_statistics if match_statistics is None else match_statistics
+        features = self.predict_features(x, uses_adain)
         return self.decode(features.quantized, features.skips, w)
 
 

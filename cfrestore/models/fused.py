@@ -1,12 +1,12 @@
 """Group normalisation followed by SiLU, as CUDA kernels for maps in channels-last order.
 
-torch's own kernel reorders such maps and back, in float32, and applies SiLU in another pass: it
-moves 46 bytes per 16-bit number. These kernels move 6 bytes, and 10 for the gradient. Outside
-training, the bias of the convolution before a normalisation or before a sum can be added in the
-same pass, which torch adds in its own.
+torch's own kernel converts such maps to channels-first order and back, in float32, and applies SiLU
+in another pass: it moves 46 bytes per 16-bit number. These kernels move 6 bytes, and 10 for the
+gradient. Outside training, they can also add the bias of the convolution before a normalisation or
+before a sum, for which torch needs a pass of its own.
 Written in Triton, which comes with torch for CUDA on Linux; imported only where it is used.
 
-The statistics of image b and group g, over the n numbers of its channels:
+In each image and group, with mean and std over the n numbers of the group's channels:
 
     y = u sigmoid(u),  u = x scale + shift,  scale = weight / std,  shift = bias - mean scale
 
@@ -37,7 +37,7 @@ PROGRAMS = 1024
 
 @triton.jit
 def _tile(b, first, rows, C: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr):
-    """Offsets of rows of an image, (HEIGHT, WIDTH), and which of them exist."""
+    """Memory offsets of the values in some rows of an image, and which exist: (HEIGHT, WIDTH)."""
     channel = tl.arange(0, WIDTH)
     row = first + tl.arange(0, HEIGHT)
     place = (b * rows + row).to(tl.int64)[:, None] * C + channel[None, :]
@@ -46,7 +46,7 @@ def _tile(b, first, rows, C: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.const
 
 @triton.jit
 def _channels(pointer, b, C: tl.constexpr, WIDTH: tl.constexpr):
-    """The (B,C) coefficients of an image, (1, WIDTH)."""
+    """Loads the coefficients of one image, from those of all (B,C), as (1, WIDTH)."""
     channel = tl.arange(0, WIDTH)
     return tl.load(pointer + b * C + channel, mask=channel < C, other=0.0)[None, :]
 
@@ -57,7 +57,7 @@ def _sums(
     C: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
     GRADIENT: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums (B,parts,2,C) over rows: of x and x^2, or for the gradient of v and v x."""
+    """Partial sums (B,parts,2,C) over rows: of x and x^2 or, with GRADIENT, of v and v x."""
     b, part = tl.program_id(0), tl.program_id(1)
     one = tl.zeros([WIDTH], tl.float32)
     two = tl.zeros([WIDTH], tl.float32)
@@ -81,7 +81,7 @@ def _sums(
 
 @triton.jit
 def _added(partial, b, g, parts, C: tl.constexpr, K: tl.constexpr, KS: tl.constexpr):
-    """Both sums (KS,) of a group's channels over all parts; their offsets, and which exist."""
+    """Both sums (KS,) over all parts for a group's channels; their indices, and which exist."""
     STEP: tl.constexpr = 32
     within = tl.arange(0, KS)
     channel = g * K + within
@@ -103,7 +103,7 @@ def _coefficients(
 ):  # fmt: skip
     """For each group: scale and shift (B,C) of its channels, mean and 1/std (B,G).
 
-    With OFFSET (C,) those of x + offset, from the sums of x.
+    With OFFSET they are those of x + offset (C,), computed from the sums of x.
     """
     b, g = tl.program_id(0), tl.program_id(1)
     one, two, channel, exists = _added(partial, b, g, parts, C, K, KS)
@@ -152,7 +152,7 @@ def _gradient_coefficients(
     partial, weight, mean, rstd, slope, offset, to_weight, to_bias, parts, n,
     C: tl.constexpr, G: tl.constexpr, K: tl.constexpr, KS: tl.constexpr,
 ):  # fmt: skip
-    """dL/dx = v scale + x slope + offset, both (B,C); and the parameters' gradients by image."""
+    """slope and offset (B,C) in dL/dx = v scale + x slope + offset; parameter gradients (B,C)."""
     b, g = tl.program_id(0), tl.program_id(1)
     one, two, channel, exists = _added(partial, b, g, parts, C, K, KS)
     m = tl.load(mean + b * G + g)
@@ -271,7 +271,7 @@ class _GroupNorm(torch.autograd.Function):
     "Tensor? offset) -> Tensor",
 )
 def _operator(x: Tensor, *others: Any) -> Tensor:
-    """`group_norm` as a step of compiled networks, which torch does not look into."""
+    """`group_norm` as one operator of compiled networks, into which torch.compile does not look."""
     return _normalised(x.contiguous(memory_format=torch.channels_last), *others)[0]
 
 
@@ -290,13 +290,13 @@ def group_norm(
     silu: bool,
     offset: Tensor | None = None,
 ) -> Tensor:
-    """Group normalisation, optionally followed by SiLU; can be differentiated once.
+    """Group normalisation, optionally followed by SiLU; differentiable once, unless compiled.
 
     Args:
         x: (B,C,H,W) in channels-last order, float32 or a 16-bit type, on a CUDA device.
         groups: G; must divide C.
         weight, bias: (C,) float32.
-        offset: (C,), added to x before; only without gradients, like compiled networks.
+        offset: (C,), added to x first; only where no gradients are recorded.
     Returns:
         a tensor of the shape, memory order and type of x; computed in float32.
     """

@@ -57,7 +57,10 @@ class ConvUnit(nn.Module):
 
 
 class ParsingBlock(nn.Module):
-    """Two units and a shortcut, identity or a unit; the first may double, the second halve."""
+    """Two convolution units and a shortcut, which is the identity or another unit.
+
+    In mode up the first unit doubles the side, in mode down the second one halves it.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, mode: Mode = "same") -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Priors over code maps: they give the likelihood of a map, and maps can be drawn from them.
 
-Both kinds factorise it in raster order, p(s) = prod_u p(s_u | s_<u, condition), so that likelihoods
-are exact and codes are drawn one after the other.
+Both kinds factorise a map's likelihood in raster order, p(s) = prod_u p(s_u | s_<u, condition), so
+that likelihoods are exact and codes are drawn one after the other.
 
 Shapes: B batch, n side of the trained map, N = n*n codes in row-major order, K codebook size,
 F width.
@@ -97,9 +97,10 @@ class PriorConfig:
 class MaskedConv2d(nn.Conv2d):
     """A convolution that sees only earlier positions in raster order.
 
-    Its k x k kernel W is masked, W * M: the vertical stack sees the rows above, the horizontal one
-    the positions to the left; with mask B (all layers but the first) also the same row or position,
-    which there contains nothing of its own code. Only the unmasked part is stored.
+    Its k x k kernel is masked. The vertical stack sees the rows above, the horizontal stack the
+    positions to the left in the same row. With mask B, in all layers but the first, they also see
+    their own row or position, whose features then depend only on earlier codes. Only the unmasked
+    part of the kernel is stored.
     """
 
     def __init__(
@@ -155,7 +156,11 @@ class GatedLayer(nn.Module):
         return self._onward(v, _gate(above)), told
 
     def go_along(self, h: Tensor, told: Tensor) -> Tensor:
-        """The horizontal stack (B,F,h,w) of the next layer; rows are independent."""
+        """The next layer's horizontal stack (B,F,h,w); rows are independent.
+
+        Args:
+            told: what `go_down` passes to it.
+        """
         beside = self.horizontal(h) + told
         return self._onward(h, self.out(self.dropout(_gate(beside))))
 
@@ -212,8 +217,8 @@ class PixelCNN(nn.Module):
         if memory is None or column == 0:
             told = self._tell(codes[:, : row + 1], condition)
             memory = [(layer[:, :, row : row + 1],) for layer in told]
-        own = slice(row, row + 1)
-        logits = self._read(codes[:, own], [layer for (layer,) in memory], self.position[:, own])
+        now = slice(row, row + 1)
+        logits = self._read(codes[:, now], [layer for (layer,) in memory], self.position[:, now])
         return logits[:, column], memory
 
     def _tell(self, codes: Tensor, condition: Tensor | None) -> list[Tensor]:
@@ -230,9 +235,9 @@ class PixelCNN(nn.Module):
     def _read(self, codes: Tensor, told: list[Tensor], position: Tensor) -> Tensor:
         """Logits (B,h*n,K) of some rows of codes (B,h,n), given what the vertical stack passes."""
         h = self._embed(codes)
-        for layer, own in zip(self.layers, told, strict=True):
+        for layer, passed in zip(self.layers, told, strict=True):
             assert isinstance(layer, GatedLayer)
-            h = layer.go_along(h, own)
+            h = layer.go_along(h, passed)
             if layer.first:
                 h = h + position
         return self.head(h).flatten(2).mT
@@ -402,8 +407,8 @@ def sample_codes(
         prior: in evaluation mode.
         size: height and width H, W of the maps, at least n each.
         generator, temperature, top_k: see `draw`.
-        condition: (B,M) int64, the same in all windows; or (B,H,W), of which each window has its
-            own part as prefix; only if the prior is conditional.
+        condition: (B,M) int64, the same in all windows; or (B,H,W), of which each window takes the
+            part that it covers as its prefix; only if the prior is conditional.
     Returns:
         (B,H,W) int64, on the prior's device.
     Raises:
@@ -422,10 +427,10 @@ def sample_codes(
             rows, columns = slice(top, top + n), slice(left, left + n)
             if (top, left) != last:
                 memory, last = None, (top, left)
-            own = condition
+            prefix = condition
             if condition is not None and condition.ndim == 3:
-                own = condition[:, rows, columns].flatten(1)
+                prefix = condition[:, rows, columns].flatten(1)
             t = (i - top) * n + j - left
-            logits, memory = prior.predict(codes[:, rows, columns], t, own, memory)
+            logits, memory = prior.predict(codes[:, rows, columns], t, prefix, memory)
             codes[:, i, j] = draw(logits, generator, temperature, top_k).to(device)
     return codes

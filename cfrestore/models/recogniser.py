@@ -26,8 +26,8 @@ LENGTH = 128
 class Block(nn.Module):
     """Two 3x3 convolutions with a shortcut.
 
-    If the block halves the side, the shortcut averages; the smaller of both, in side or in
-    channels, is padded with zeros.
+    If the block halves the side, average pooling halves the shortcut. Where the two branches then
+    differ, in side or in channels, the smaller one is padded with zeros.
     """
 
     def __init__(self, inner: int, outer: int, halves: bool) -> None:

@@ -72,7 +72,7 @@ class ResidualInResidualBlock(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """Enlarges pictures; below 4 times, blocks of the input's pixels become channels first."""
+    """Enlarges pictures; at scales below 4, `pixel_unshuffle` first turns blocks into channels."""
 
     def __init__(self, config: RRDBNetConfig = RRDBNetConfig()) -> None:
         super().__init__()

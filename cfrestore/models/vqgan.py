@@ -86,10 +86,10 @@ class VQGANConfig:
 class GroupNorm(nn.GroupNorm):
     """Group normalisation with accurate statistics in channels-last memory too.
 
-    There torch 2.14 adds up a whole map value by value, which costs four digits at 512 px; so
-    outside training rows are averaged first, and then their averages. On other devices this saves
-    two reorderings of the map, in any type. Below float32 the CPU uses torch's kernel, which is ten
-    times as fast.
+    On the CPU torch 2.14 adds up such a map value by value, which costs four digits at 512 px. So,
+    outside training, each row is averaged first, and then the rows' averages. On other devices, at
+    any precision, this saves two reorderings of the map. On the CPU below float32, torch's kernel
+    is used instead, which is ten times as fast.
     """
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -103,7 +103,9 @@ class GroupNorm(nn.GroupNorm):
             return super().forward(x)
         rows = x.permute(0, 2, 3, 1).float()  # (B, H, W, C)
         squares = (part.square().mean(2) for part in rows.split(64, 1))  # saves a map of memory
-        mean, power = (self._over_groups(of) for of in (rows.mean(2), torch.cat((*squares,), 1)))
+        mean, power = (
+            self._over_groups(means) for means in (rows.mean(2), torch.cat((*squares,), 1))
+        )
         # y = (x - mean) / sqrt(variance) * weight + bias
         scale = self.weight * (power - mean.square() + self.eps).rsqrt()  # (B, C)
         shift = self.bias - mean * scale
@@ -113,8 +115,8 @@ class GroupNorm(nn.GroupNorm):
     def is_fused(x: Tensor) -> bool:
         """Whether the device and memory order of x suit the kernels of `fused`.
 
-        Compiled networks use them as well, so that only the steps around them are torch's, but
-        not in training.
+        Compiled networks use them too, so that torch compiles only the steps around them, but not
+        in training.
         """
         if not (x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)):
             return False
