@@ -47,9 +47,9 @@ class CodeFormerConfig:
         connect: feature sides at which encoder features may be fused into the generator.
         match_statistics: whether restoration uses latent AdaIN, as the published model does; the
             models trained here do not, see NOTES.md.
-        keep_colours: whether the pipeline gives each result the low frequencies and the border of
-            its input, which the models trained here, with fewer codes and pictures, do not
-            reproduce well.
+        keep_colours: whether the pipeline gives each result the low frequencies, the colours and
+            the border of its input, which the models trained here, with fewer codes and pictures,
+            do not reproduce well.
         back_projection: share, in [0, 1], that the pipeline restores of the input's structure that
             a painted face lacks, at any w, see `correction.back_project`; 0: none, as in the
             published pipeline. Multiplied by the root of w, it is also the share of a sharp input
