@@ -51,7 +51,7 @@ PACKAGES = {
 """Distributions and the names of their modules."""
 
 EXTRAS = {"av": "av", "onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-"""The same for optional packages, which are examined only if installed."""
+"""Distributions and modules of optional packages, which are examined only if installed."""
 
 VARIABLES = (
     "CFRESTORE_HOME",

@@ -96,7 +96,7 @@ class Polish(RestoringStage):
             with torch.no_grad():
                 latent, skips = self.network.encode(to_network(damaged))
                 predicted = self.network.choose(self.network.predict_codes(latent))
-            # With gradient, as in Fusion.
+            # The skips require gradient for the reason given in Fusion.step.
             kept = {side: skip[: b - a].requires_grad_() for side, skip in skips.items()}
             fakes = (
                 self.network.decode(self.network.lookup(codes), {}, 0),

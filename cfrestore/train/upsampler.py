@@ -1,4 +1,4 @@
-"""The training stage of an upsampler: pictures of any content, reduced and worn, are enlarged."""
+"""The training stage of an upsampler, which learns to enlarge reduced and damaged pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cfrestore.train.learner import Learner, Report
 
 
 class SuperResolution:
-    """An SRVGGNetCompact that learns the pixels themselves, so that it invents nothing.
+    """An SRVGGNetCompact trained with a pixel loss alone, so that it invents nothing.
 
     Args:
         recipe: the settings.
@@ -184,7 +184,10 @@ def bicubic(small: Tensor, sharp: Tensor) -> Tensor:
 
 
 def _start(network: SRVGGNetCompact) -> None:
-    """Weights that keep the variance of what passes, and at first paint hardly anything."""
+    """Initialises the network so that convolutions keep the variance, and the output is near 0.
+
+    The output is added to the enlarged input.
+    """
     convs = [layer for layer in network.body if isinstance(layer, nn.Conv2d)]
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight, a=0.25)  # the slope at which PReLU starts

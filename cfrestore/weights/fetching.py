@@ -94,7 +94,7 @@ def fetch(name: str, report: Report | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(row, folder, tell):
             return locate(name) or _download(row, folder, tell)
-    except OSError as error:  # of the disk; those of the network are converted below
+    except OSError as error:  # a disk error; network errors are converted further down
         raise WeightsError(
             f"{row.file} of {row.urls[0]} cannot be stored in {folder}: {error.strerror or error}"
         ) from error
