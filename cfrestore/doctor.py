@@ -315,7 +315,7 @@ def _trial(name: str, description: str) -> Device:
 def _difference(
     low: RestoredFace | FailedFace, high: RestoredFace | FailedFace
 ) -> tuple[float | None, str | None]:
-    """Mean difference between two paintings of a face, and what is wrong with it."""
+    """Mean difference between two paintings of a face, and what is wrong, if anything is."""
     import numpy as np
 
     from cfrestore.restore import FailedFace

@@ -180,7 +180,7 @@ def run(
     If the iterator is closed or interrupted, pictures in progress are given up.
 
     Args:
-        jobs: of `plan`, without streams.
+        jobs: from `plan`, without streams.
         load: makes the procedure, once in each actor.
         settings: everything that decides the results: the procedure's settings, and the options of
             read and write.

@@ -76,7 +76,7 @@ def run(
     are being written are still completed, but no others.
 
     Args:
-        jobs: of `plan`.
+        jobs: from `plan`.
         procedure: what is done to each picture; a Pipeline makes it.
         workers: threads that read, and as many that write.
         read: `read_photo` with its options.

@@ -197,9 +197,9 @@ def _walk(
 
 
 def _is_of(path: Path, kind: Kind) -> bool:
-    """Whether a path is a file with an extension of the kind, or cannot be inspected.
+    """Whether a path is a file with an extension of the kind, and is not hidden.
 
-    In the latter case reading it fails, which is reported. So are broken links.
+    Broken links and paths that cannot be inspected count too: reading them fails, and is reported.
     """
     if path.suffix.lower() not in kind.endings or path.name.startswith("."):
         return False

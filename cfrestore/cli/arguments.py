@@ -235,7 +235,7 @@ class CommonArguments:
         """The options of the pipeline; `more` are those that only some commands have.
 
         Raises:
-            ConfigError: as Options.
+            ConfigError: a value is invalid or out of range.
         """
         return Options(
             batch_size=parse_batch_size(self.batch_size),

@@ -115,8 +115,8 @@ def with_arguments(
     shared.sort(key=lambda parameter: _help_rank(parameter.annotation))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-        parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+        others = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others)]
 
         @wraps(command)
         def call(**values: Any) -> None:

@@ -287,7 +287,7 @@ def as_record(
     """Converts an evaluation to JSON values, without NaN and infinities; see docs/evaluation.md.
 
     Args:
-        protocol: how it was measured.
+        protocol: how the faces were measured, as JSON values.
         metrics: from `Judge.facts`; those without a value for any face become not computed.
     """
     rows = list(evaluation.rows.values())

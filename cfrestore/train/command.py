@@ -195,8 +195,8 @@ def _prior(
     model = CodeFormerConfig.from_json(stored) if stored else CodeFormerConfig()
     teacher = Teacher(arguments.autoencoder, model).to(place.device)
     file = arguments.code_file or arguments.output / "codes.pt"
-    keep = place.rank == 0
-    codes = load_codes(arguments.data, teacher, file, place.device, say, place.mixed, keep)
+    settings = place.device, say, place.mixed, place.rank == 0
+    codes = load_codes(arguments.data, teacher, file, *settings)
     seen, held_out = codes.split(recipe.held_out)
 
     def build(recipe: Recipe) -> Stage:
@@ -300,8 +300,9 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
     if not isinstance(recipe, config.CodesRecipe):
         return replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
     if appearance := recipe.appearance:
-        perceptual = replace(appearance.perceptual, kind=arguments.perceptual)
-        appearance = replace(appearance, perceptual=perceptual)
+        appearance = replace(
+            appearance, perceptual=replace(appearance.perceptual, kind=arguments.perceptual)
+        )
     return replace(recipe, appearance=appearance)
 
 

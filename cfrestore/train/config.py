@@ -355,7 +355,7 @@ class PriorRecipe:
         prior: its configuration; number and side of the codes are those of the model.
         augmentation: only `mirror` and `repeats` apply to codes.
         held_out: every `held_out`-th face is held out, to measure the likelihood of unseen faces.
-        evaluations: how often a run measures that.
+        evaluations: how many times a run measures that likelihood.
     """
 
     model: CodeFormerConfig

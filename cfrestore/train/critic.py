@@ -72,7 +72,7 @@ class Critic:
         return self.recipe.scale * factor * loss, factor
 
     def learn(self, real: Tensor, fake: Tensor, t: int, pace: float) -> Tensor:
-        """Trains on the pictures of iteration t and on replayed ones; returns the former's loss.
+        """Trains on the pictures of iteration t, then on replayed ones; returns the first loss.
 
         Args:
             real, fake: (B,3,S,S) in [-1, 1].

@@ -29,7 +29,7 @@ class CodePrior:
         teacher: the autoencoder of stage I, which defines the codes.
         seen: the codes to learn from, used here only for their frequencies.
         held_out: the codes on which the likelihood is measured.
-        device, mixed: as in stage I.
+        device, mixed: as in `stages.Autoencoder`.
     """
 
     name = "prior"

@@ -225,11 +225,11 @@ class CodePrediction(RestoringStage):
         recipe: the settings.
         autoencoder: path of stage I's checkpoint; its averaged weights initialise the network and
             give the target codes.
-        device, mixed: as in stage I.
+        device, mixed: as in `Autoencoder`.
         start: path of a whole network's weights or checkpoint, which initialise the network
             instead, to train it further. If its codebook is not the autoencoder's, codebook and
             generator still come from the autoencoder, because they belong together.
-        perceptual, identity: as in stage I, for the appearance of the painted codes.
+        perceptual, identity: as in `Autoencoder`, for the appearance of the painted codes.
     """
 
     name = "codes"
@@ -247,9 +247,9 @@ class CodePrediction(RestoringStage):
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.compare: Comparison | None = None
-        if how := recipe.appearance:
-            size, weight = recipe.model.image_size, how.perceptual.weight
-            self.compare = Comparison(size, perceptual, weight, eyes=how.eyes, identity=identity)
+        if look := recipe.appearance:
+            size, weight = recipe.model.image_size, look.perceptual.weight
+            self.compare = Comparison(size, perceptual, weight, eyes=look.eyes, identity=identity)
             self.compare.to(device)
         self.network = CodeFormer(recipe.model)
         self.teacher = Teacher(autoencoder, recipe.model).to(device)
@@ -310,7 +310,7 @@ class Fusion(RestoringStage):
         codes: path of stage II's checkpoint, whose averaged weights initialise the network.
         autoencoder: path of stage I's checkpoint, which gives the target codes and, if it trained
             one, the initial discriminator, which must have the same shape.
-        perceptual, device, mixed: as in stage I.
+        perceptual, device, mixed: as in `Autoencoder`.
     """
 
     name = "fusion"

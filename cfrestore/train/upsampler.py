@@ -21,7 +21,7 @@ class SuperResolution:
 
     Args:
         recipe: the settings.
-        device, mixed: as in stage I.
+        device, mixed: as in `stages.Autoencoder`.
     """
 
     name = "upsampler"
@@ -33,7 +33,7 @@ class SuperResolution:
         self.learner = Learner(self.network, recipe.optimisation)
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Runs iteration t on clean pictures; returns its loss, and that of interpolation."""
+        """Runs iteration t on clean pictures; returns its loss and, to compare, interpolation's."""
         sharp = season(cut(clean, self.recipe, generator), self.recipe, generator)
         small = wear(sharp, self.recipe, generator)
         with autocast(self.device, self.mixed):

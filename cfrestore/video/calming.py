@@ -32,7 +32,7 @@ FALLOFF = 1.5
 TOLERANCE = 6.0
 """Difference of two crops, in 8-bit levels, at which a neighbour has lost most of its weight."""
 
-_AREA = 1 / 64  # of the crop's side: sigma of the Gaussian by which differences are averaged
+_AREA = 1 / 64  # sigma, in sides of the crop, of the Gaussian that averages differences
 
 
 def calm(own: Crops, others: Iterable[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]) -> Crops:

@@ -150,7 +150,7 @@ class FrameConverter:
     """Converts frames of a video to pixels and back.
 
     Attributes:
-        pix_fmt: of the frames that are coded.
+        pix_fmt: pixel format of the frames that are coded.
         matrix, span: FFmpeg's numbers of the matrix and the range of the colours.
     """
 
@@ -246,7 +246,7 @@ def code(frames: Iterable[av.VideoFrame], video: Video, coding: Coding) -> list[
     """
     context: Any = av.CodecContext.create(coding.encoder, "w")
     set_up(context, video, coding)
-    context.flags |= Flags.global_header  # which the containers we write store once
+    context.flags |= Flags.global_header  # our containers store the header once, not in frames
     packets = []
     for frame in frames:
         frame.pict_type = 0  # the encoder's choice, not the original's

@@ -54,7 +54,7 @@ class VideoRestoration:
     """What became of a video.
 
     Attributes:
-        video: what was known of it.
+        video: the properties of the original.
         plan: which faces were followed and restored.
         failures: in how many frames a face was left as it is, by the index of its track and the
             reason.

@@ -45,7 +45,7 @@ def run_videos(
     """Restores and records videos; what an earlier run did with the same settings is not repeated.
 
     Args:
-        jobs: of `plan`, of files.
+        jobs: from `plan`, with files as sources and targets.
         restore: restores one video.
         settings: everything that decides the results.
         fidelity: w, for the reports.

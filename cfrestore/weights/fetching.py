@@ -76,7 +76,7 @@ def fetch(name: str, report: Report | None = None) -> Path:
     final name only once its SHA-256 is verified. Several processes may fetch one file at once.
 
     Args:
-        name: of the file, in the table.
+        name: the file's name in the table of weight files.
         report: called with every block that arrives, and with remarks.
     Raises:
         ConfigError: the table has no such name.
