@@ -444,7 +444,7 @@ class _Closing:
         """Uploads the files below the current folder: manifests first, then the other files.
 
         Args:
-            outcomes: of the block; if an upload fails, all that were done are failed instead.
+            outcomes: of the block; if an upload fails, all that were done become failed.
         """
         files = [path for path in Path().rglob("*") if path.is_file() and is_remote(path)]
         manifests = [path for path in files if path.suffix == ".jsonl"]

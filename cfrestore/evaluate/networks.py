@@ -41,7 +41,7 @@ ARCFACE_TEMPLATE: Floats = np.array(
      [70.7299, 92.2041]],
     np.float32,
 )  # fmt: skip
-"""(x, y) of the five landmarks in an ArcFace recogniser's 112 px input; order as in Face."""
+"""Where ArcFace expects the five landmarks (x, y) in its input of 112 px; order as in Face."""
 
 NIQE_BLOCK = 96
 """Side, in pixels, of the blocks whose statistics NIQE compares."""
