@@ -51,7 +51,7 @@ PACKAGES = {
 """Distributions and the names of their modules."""
 
 EXTRAS = {"av": "av", "onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino"}
-"""The same for optional packages, which are examined only if installed."""
+"""Distributions and modules of optional packages, which are examined only if installed."""
 
 VARIABLES = (
     "CFRESTORE_HOME",
@@ -315,7 +315,7 @@ def _trial(name: str, description: str) -> Device:
 def _difference(
     low: RestoredFace | FailedFace, high: RestoredFace | FailedFace
 ) -> tuple[float | None, str | None]:
-    """Mean difference between two paintings of a face, and what is wrong with it."""
+    """Mean difference between two paintings of a face, and what is wrong, if anything is."""
     import numpy as np
 
     from cfrestore.restore import FailedFace

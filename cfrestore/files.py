@@ -51,7 +51,10 @@ def sha256_of(path: Path) -> str:
 
 
 def plain(path: Path) -> Path:
-    """The path, without `..` if its folder is missing: creating that would change its meaning."""
+    """The path; if its folder is missing, without `..`.
+
+    Making the folder would otherwise change what the path means.
+    """
     missing = ".." in path.parts and not exists(path.parent)
     return Path(os.path.realpath(path)) if missing else path
 
@@ -60,8 +63,9 @@ def plain(path: Path) -> Path:
 def drafted(target: Path, folder: Path | None = None) -> Iterator[Path]:
     """Yields an empty file, which replaces target at the end unless there is an error.
 
-    So target is always either the old or the complete new file. Links are followed. Whatever fills
-    the draft may replace it; a new file has the mode that the umask gives, see also `settle`.
+    So target is always either the old or the complete new file. Links are followed. The caller may
+    replace the draft by another file of that name. A new target has the mode that the umask gives,
+    see also `settle`.
 
     Args:
         folder: for the draft, in the target's file system; by default the target's.

@@ -1,4 +1,4 @@
-"""Many pictures: planned before any work, done side by side, recorded, taken up again."""
+"""Batches of pictures: jobs are planned before any work, overlapped, recorded, and resumed."""
 
 from cfrestore.batch.engine import PIXELS_AHEAD, WORKERS, run
 from cfrestore.batch.inputs import find_pictures, read_list

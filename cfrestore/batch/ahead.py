@@ -17,9 +17,9 @@ Done = TypeVar("Done")
 
 @contextmanager
 def threads(count: int) -> Iterator[Executor]:
-    """Threads for `ahead`; what they have not begun at the end is not done.
+    """A pool of threads for `ahead`; work that has not begun at the end of the context is dropped.
 
-    After an error or an interruption, what takes minutes is given up too, see `stopping`.
+    After an error or an interruption, long computations in progress stop early too, see `stopping`.
     """
     end = Event()
     pool = ThreadPoolExecutor(count, initializer=stop_with, initargs=(end,))
@@ -44,9 +44,9 @@ def ahead(
 ) -> Iterator[Done]:
     """Maps work over the items, in order.
 
-    Items are taken in the caller's thread, as long as at most `count` of them, with at most that
-    total weight, are in progress or wait to be consumed. An item heavier than that is processed on
-    its own.
+    Items are taken in the caller's thread. At most `count` of them, of at most `weight` in total,
+    are in progress or wait to be consumed at any time. An item heavier than `weight` is processed
+    on its own.
 
     Args:
         pool: runs the work; None: the caller's thread does, one item at a time.
@@ -62,15 +62,15 @@ def ahead(
     begun: deque[tuple[Future[Done], int]] = deque()
     held = 0
     for item in items:
-        own = weigh(item)
+        added = weigh(item)
         while begun and (
-            len(begun) >= count or held + own > weight or (prompt and begun[0][0].done())
+            len(begun) >= count or held + added > weight or (prompt and begun[0][0].done())
         ):
             future, released = begun.popleft()
             held -= released
             yield future.result()
-        begun.append((pool.submit(work, item), own))
-        held += own
+        begun.append((pool.submit(work, item), added))
+        held += added
     while begun:
         yield begun.popleft()[0].result()
 
@@ -87,16 +87,16 @@ def grouped(
     """Items in order, in groups that have enough faces for a batch where possible.
 
     Args:
-        faces, weigh: number of faces, and weight, of an item.
-        enough: faces for which a group need not wait for more; items without any never wait.
-        count, weight: the most items, and the largest weight, for which a group waits.
+        faces, weigh: give the number of faces, and the weight, of an item.
+        enough: a group with so many faces is complete; so is one without any faces.
+        count, weight: a group with so many items, or of so much weight, is complete too.
     """
     waiting: list[Item] = []
     for item in items:
         waiting.append(item)
-        own = sum(map(faces, waiting))
+        found = sum(map(faces, waiting))
         full = len(waiting) >= count or sum(map(weigh, waiting)) >= weight
-        if own == 0 or own >= enough or full:
+        if found == 0 or found >= enough or full:
             yield waiting
             waiting = []
     if waiting:

@@ -53,7 +53,7 @@ BLOCK = 32
 """Most pictures that one worker is given at once."""
 
 TASK_CORES = 0.5
-"""What a reading or writing task takes of a core: it waits for storage half of the time."""
+"""CPU cores that a reading or writing task reserves: it waits for storage half of the time."""
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def connected(address: str | None) -> Iterator[None]:
         ConfigError: there is no Ray, or no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it comments on our actors
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray prints about our actors
     require("ray.data", extra="ray")
     import ray
 
@@ -97,8 +97,8 @@ class Staff:
 
     Attributes:
         actors: how many.
-        gpus, cpus: what each takes of those of the cluster.
-        threads: of each, that find, and as many that paste.
+        gpus, cpus: how many of the cluster's each actor reserves.
+        threads: how many each actor has to find and paste faces.
     """
 
     actors: int
@@ -108,14 +108,15 @@ class Staff:
 
 
 def hire(actors: int | None, gpus: float | None, threads: int | None) -> Staff:
-    """As many actors as were requested, or as the cluster has room for.
+    """Decides how many actors there are and what each reserves; starts none.
 
-    They get half of the cores; the other half is left to the tasks.
+    The actors get half of the cores; the other half is left to the tasks that read and write.
 
     Args:
-        actors: None: one for every `gpus` of a GPU there are, or without any, for every two cores.
-        gpus: None: 1 if the cluster has any, else 0.
-        threads: None: one for each core of an actor.
+        actors: how many; None: as many as the GPUs allow with `gpus` each or, if that is 0, one
+            for every two cores.
+        gpus: GPUs, or part of one, for each actor; None: 1 if the cluster has any, else 0.
+        threads: for each actor; None: one for each of its cores.
     Raises:
         ConfigError: the cluster is too small.
     """
@@ -137,10 +138,13 @@ def hire(actors: int | None, gpus: float | None, threads: int | None) -> Staff:
 
 
 def ask(question: Callable[[], Answer], staff: Staff, home: Path | None = None) -> Answer:
-    """What a function returns in a place such as the actors will have, see `run`.
+    """Calls a function once on the cluster, with the resources of an actor; returns its result.
 
+    Args:
+        home: the folder in which it is called; None: the current one, which must exist there.
     Raises:
-        CFRestoreError: whatever of this kind it raises.
+        CFRestoreError: the function raised it.
+        ConfigError: the current folder is not on that machine.
     """
     import ray
 
@@ -171,16 +175,16 @@ def run(
 ) -> Generator[Outcome, None, None]:
     """Does the jobs as `engine.run` does, on the cluster that this process is connected to.
 
-    Paths are the same on all machines of the cluster, relative ones from the current folder. Where
-    there are URLs among them, see `remote`, what is not is absolute.
+    Paths are the same on all machines of the cluster, relative ones from the current folder. If
+    some are URLs, see `remote`, all other paths are absolute.
     If the iterator is closed or interrupted, pictures in progress are given up.
 
     Args:
-        jobs: of `plan`, without streams.
+        jobs: from `plan`, without streams.
         load: makes the procedure, once in each actor.
-        settings: all that decides the results: those of the procedure and of the options of read
-            and write.
-        home: where load is called, if that is another folder than the current one.
+        settings: everything that decides the results: the procedure's settings, and the options of
+            read and write.
+        home: the folder in which load is called, if it is not the current one.
     Yields:
         an outcome per job, in the order in which they finish.
     Raises:
@@ -199,7 +203,7 @@ def run(
                 outcome = io.ledger.earlier(job)
                 if outcome is None:
                     waiting[index] = job
-                elif alone:  # recorded by a worker that died before it could say so
+                elif alone:  # recorded by a worker that died before it could return the outcome
                     yield replace(outcome, status="done")
                 else:
                     yield outcome
@@ -214,7 +218,7 @@ def run(
         sweep(lost)
     finally:
         for manifest in {job.manifest for job in jobs if job.manifest}:
-            with suppress(OSError):  # separate files are read as well
+            with suppress(OSError):  # `Manifest.read` finds the workers' files unmerged, too
                 _collect(manifest, f".cfrestore-{mark}-*.jsonl")
 
 
@@ -242,7 +246,7 @@ def _pass(
     *,
     alone: bool,
 ) -> Iterator[tuple[int, Outcome]]:
-    """The outcomes of jobs, by their numbers, except those whose worker died.
+    """Yields the number and the outcome of each job, except of those whose worker died.
 
     Args:
         alone: each worker has one picture at a time, and no more are waiting for it.
@@ -294,9 +298,9 @@ class _Place:
     """Where a worker works and records.
 
     Attributes:
-        mark: of this run, in the names of its manifests.
-        folder: that relative paths start from.
-        apart: pictures are behind URLs, and each task has a folder of its own for them.
+        mark: identifies this run in the names of its workers' manifests.
+        folder: the folder that relative paths start from.
+        apart: whether pictures are behind URLs; each task then works in a temporary folder.
     """
 
     mark: str
@@ -304,7 +308,7 @@ class _Place:
     apart: bool = False
 
     def enter(self) -> None:
-        """Changes to the folder; raises ConfigError if it is missing and needed."""
+        """Changes to the folder; raises ConfigError if it is missing, unless `apart` is set."""
         try:
             os.chdir(self.folder)
         except OSError as error:
@@ -314,7 +318,7 @@ class _Place:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """The current folder is where paths of jobs start from."""
+        """Within this context, the current folder is the one that paths of jobs start from."""
         if not self.apart:
             self.enter()
             yield
@@ -328,7 +332,7 @@ class _Place:
                 os.chdir(before)
 
     def job(self, job: Job) -> Job:
-        """The job, recorded in this worker's own file."""
+        """The job, to be recorded in the manifest of this worker."""
         import ray
 
         if job.manifest is None:
@@ -339,7 +343,7 @@ class _Place:
         )
 
     def item(self, item: Item) -> Item:
-        """The picture, recorded in this worker's own file."""
+        """The picture, its job to be recorded in the manifest of this worker."""
         return item if isinstance(item, Outcome) else replace(item, job=self.job(item.job))
 
 
@@ -437,10 +441,10 @@ class _Closing:
         return self._sent(done) if self.place.apart else done
 
     def _sent(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Sends what lies below the current folder: what is recorded first, then results.
+        """Uploads the files below the current folder: manifests first, then the other files.
 
         Args:
-            outcomes: of the block; those whose files cannot be sent fail.
+            outcomes: of the block; if an upload fails, all that were done become failed.
         """
         files = [path for path in Path().rglob("*") if path.is_file() and is_remote(path)]
         manifests = [path for path in files if path.suffix == ".jsonl"]

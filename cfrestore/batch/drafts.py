@@ -34,13 +34,14 @@ def put(
     write: Writer,
     record: Callable[[Mapping[Path, Fingerprint], Sequence[str]], Ended],
 ) -> Ended:
-    """Writes the files of a job, all of them or, if one cannot be, none.
+    """Writes all files of a job or, if one cannot be written, none.
 
     Args:
         files: what is to be written where, the result of the job last.
         job: whose files they are.
-        write: how.
-        record: called with what was written and the writer's notes, just before the renaming.
+        write: encodes a photograph.
+        record: called just before the renaming, with the fingerprint of each file, if the job has
+            a manifest, and the writer's notes.
     Returns:
         what record returned.
     Raises:
@@ -80,11 +81,11 @@ def sweep(jobs: Iterable[Job]) -> None:
     for job in jobs:
         for folder in _folders(job):
             keys.setdefault(folder, set()).add(_key(job))
-    for folder, own in keys.items():
+    for folder, in_folder in keys.items():
         with suppress(OSError):
             for path in folder.iterdir():
                 match = _DRAFT.fullmatch(path.name)
-                if match and match[1] in own:
+                if match and match[1] in in_folder:
                     path.unlink(missing_ok=True)
 
 
@@ -103,7 +104,7 @@ def _key(job: Job) -> str:
 
 
 def _write(photo: Photo, draft: Path, path: Path, write: Writer, format: str) -> Sequence[str]:
-    """Writes a draft and brings it to the disk."""
+    """Writes a draft and syncs it to the disk."""
     with draft.open("xb", buffering=0) as stream:
         stream.name = str(path)  # the name in messages
         notes = write(photo, stream, format=format)

@@ -48,12 +48,13 @@ Reader: TypeAlias = Callable[[Path | BinaryIO], Photo]
 WORKERS = min(4, os.cpu_count() or 1)
 
 PIXELS_AHEAD = 100_000_000
-"""Most pixels of pictures that are being read, wait for the network, or are being written, each."""
+"""Most pixels in the pictures of each stage: being read, waiting for the network, being written."""
 
 PICTURES_AHEAD = 64
 """Most pictures that wait for the network."""
 
 _UNKNOWN_PIXELS = 25_000_000
+"""Pixels that a picture is assumed to have if its header does not tell."""
 
 
 def run(
@@ -75,25 +76,26 @@ def run(
     are being written are still completed, but no others.
 
     Args:
-        jobs: of `plan`.
-        procedure: what to do, of a Pipeline.
+        jobs: from `plan`.
+        procedure: what is done to each picture; a Pipeline makes it.
         workers: threads that read, and as many that write.
-        read: to a photograph; `read_photo` with its options.
+        read: `read_photo` with its options.
         write: `write_photo` with its options.
-        settings: what of these options decides the results, beside the procedure's settings.
+        settings: the options of read and write that decide the results, as the procedure's
+            settings do.
         stdin, stdout: for jobs that read or write one.
     Yields:
         an outcome per job, in their order.
     Raises:
         ConfigError: the settings suit no picture, or a stream is missing.
     """
-    every = {**procedure.settings, **(settings or {})}
-    io = PictureIO(read, write, Ledger(every, manifests_of(jobs)), stdin, stdout)
+    all_settings = {**procedure.settings, **(settings or {})}
+    io = PictureIO(read, write, Ledger(all_settings, manifests_of(jobs)), stdin, stdout)
     processor = FaceProcessor(io, procedure)
     sweep(jobs)
     count, weight = 2 * workers, PIXELS_AHEAD
     with ExitStack() as stack:
-        # One picture is done by the caller's thread: there, reading stdin can be interrupted.
+        # A single picture is read in the caller's thread, where reading stdin can be interrupted.
         readers, writers = (
             stack.enter_context(threads(workers)) if len(jobs) > 1 else None
             for _ in ("read", "write")
@@ -110,7 +112,7 @@ class Opened:
     """A picture that has been read.
 
     Attributes:
-        holder: one photograph; the next stage removes it, see `_Begun`.
+        holder: a list of one photograph, which the next stage pops, see `_Begun`.
     """
 
     job: Job
@@ -124,8 +126,9 @@ class _Begun:
     """A picture that has been read, and its faces cut out.
 
     Attributes:
-        holder: one (photo, prepared) pair; the last stage removes it, so that its memory is freed.
-        faces: the prepared photograph's.
+        holder: a list of one (photo, prepared) pair, which pasting pops, so that its memory is
+            freed.
+        faces: those of the prepared photograph.
         pixels: how many the photograph has.
     """
 
@@ -150,7 +153,7 @@ class Pasted:
     """A picture that is to be written.
 
     Attributes:
-        fingerprint: of the picture.
+        fingerprint: of the file that was read.
         files: what is to be written where, the result of the job last.
         outcome: of the job, once the files are written.
     """
@@ -163,7 +166,7 @@ class Pasted:
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds the time that passes to that of a stage."""
+    """Adds the seconds spent in this context to those of a stage."""
     start = time.perf_counter()
     yield
     seconds[stage] = seconds.get(stage, 0) + time.perf_counter() - start
@@ -184,7 +187,7 @@ class PictureIO:
     stdout: BinaryIO | None = None
 
     def knowing(self, manifests: Mapping[Path, Manifest]) -> PictureIO:
-        """The same with other manifests."""
+        """A copy whose ledger has these manifests."""
         return replace(self, ledger=replace(self.ledger, manifests=manifests))
 
     def open(self, job: Job) -> Opened | Outcome:
@@ -200,7 +203,7 @@ class PictureIO:
             photo = self.read(source or self._given(self.stdin, job.source))
             if source and fingerprint and not fingerprint.is_recent(source):
                 raise FailureError("modified", f"{source} was written to while it was read")
-        with failing(job, "unwritable"):  # rather than when its faces have been painted
+        with failing(job, "unwritable"):  # checked now, so that no face is painted in vain
             writable_format(job.ending or photo.format, str(job.target))
         if job.once and self.ledger.has_made(photo, job):
             return left_as_it_is(job, Outcome(job, notes=photo.notes))
@@ -236,7 +239,7 @@ class PictureIO:
         def record(prints: Mapping[Path, Fingerprint], notes: Sequence[str]) -> Outcome:
             ended = outcome((*notes, *(f"{path} is left from an earlier run." for path in left)))
             self.ledger.record(ended, picture.fingerprint, prints)
-            for path in outdated:  # before the renaming: if it never comes, all is made again
+            for path in outdated:  # before the renaming; if the run dies here, all is made again
                 path.unlink(missing_ok=True)
             return ended
 
@@ -311,9 +314,9 @@ class FaceProcessor:
             painted = iter(self.procedure.paint(faces))
         results = []
         for picture in pictures:
-            own = tuple(islice(painted, len(picture.faces)))
-            picture.seconds["paint"] = seconds["paint"] * len(own) / len(faces)
-            results.append(_PaintedPicture(picture, own))
+            in_picture = tuple(islice(painted, len(picture.faces)))
+            picture.seconds["paint"] = seconds["paint"] * len(in_picture) / len(faces)
+            results.append(_PaintedPicture(picture, in_picture))
         return results
 
     def paste(self, picture: _PaintedPicture | Outcome) -> Pasted | Outcome:
@@ -360,7 +363,7 @@ def _fingerprint(source: Path) -> Fingerprint | None:
 
 
 def _pixels_of(job: Job) -> int:
-    """Number of pixels according to the file's header, or a usual number if it gives none."""
+    """Number of pixels according to the file's header, or _UNKNOWN_PIXELS if it does not tell."""
     if job.refusal or not isinstance(job.source, Path):
         return _UNKNOWN_PIXELS
     try:

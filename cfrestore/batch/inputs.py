@@ -22,9 +22,9 @@ class FoundPicture:
 
     Attributes:
         source: the picture.
-        root: the folder that was searched for it, or below which it keeps its place; None if it
-            was named itself.
-        named: the root is a folder that was named itself, and is no part of a pattern.
+        root: the folder that was searched for it, or below which its result keeps its sub-folder;
+            None if the picture itself was named.
+        named: whether the root itself was named, and not deduced from a pattern or a list.
     """
 
     source: Place
@@ -33,13 +33,13 @@ class FoundPicture:
 
     @property
     def inner(self) -> Path:
-        """Its folder below the root."""
+        """The picture's folder, relative to the root."""
         if self.root is None or isinstance(self.source, Stream):
             return Path()
         return self.source.parent.relative_to(self.root)
 
     def belongs(self, part: int, parts: int) -> bool:
-        """Whether it is of that part, from 1, of so many; wherever the root lies."""
+        """Whether the picture is in shard `part` (from 1) of `parts`, wherever the root lies."""
         source = self.source
         if self.root is not None and isinstance(source, Path):
             source = source.relative_to(self.root)
@@ -49,7 +49,7 @@ class FoundPicture:
 
 
 def read_list(stream: BinaryIO, *, null: bool = False) -> tuple[Path, ...]:
-    """The names in a list, one a line, or each ended by a zero byte.
+    """Reads a list of names, one a line, or each ended by a zero byte.
 
     Names are taken literally, not as patterns.
 
@@ -57,8 +57,8 @@ def read_list(stream: BinaryIO, *, null: bool = False) -> tuple[Path, ...]:
         stream: read to its end; names may be of any bytes.
         null: zero bytes end names, which can then contain line ends.
     Raises:
-        ImageError: it cannot be read.
-        ConfigError: zero bytes end names, but `null` does not say so.
+        ImageError: the stream cannot be read.
+        ConfigError: the list has zero bytes, but `null` is not set.
     """
     try:
         data = stream.read()
@@ -78,18 +78,18 @@ def find_pictures(
     without: Path | None = None,
     skipped: Callable[[Path], object] = lambda folder: None,
 ) -> tuple[FoundPicture, ...]:
-    """The pictures that one input stands for, sorted; none is a value and no error.
+    """The pictures that one input stands for, sorted; finding none is no error.
 
-    Of a folder or a pattern, pictures are what is called so by its extension, without hidden ones
-    and earlier results: those with a mark, and `photo_suffix.jpg` where `photo.jpg` is there too.
+    In a folder or a pattern, files count as pictures by their extension. Hidden files are left out,
+    and so are earlier results: files with a mark, and `photo_suffix.jpg` beside `photo.jpg`.
 
     Args:
         word: a file, which may be absent, or a folder; if it is a str, also `-`, or a pattern
             with *, ? or [ that names no existing file; ** goes through folders.
-        recursive: folders with their sub-folders, each once, links among them followed.
+        recursive: search sub-folders too, each once, following links to folders.
         without: a folder of results, not to be searched.
-        skipped: called with each other folder that is not searched because it is named like one
-            of KEPT; a user may have chosen that name independently.
+        skipped: called with each other folder that is not searched because its name is one of
+            KEPT; a user may have chosen that name independently.
     Raises:
         OSError: the folder is unreadable. An unreadable sub-folder is listed among the pictures,
             so that it alone fails.
@@ -108,7 +108,7 @@ def find_pictures(
 
 
 def has_deeper(folder: Path, kind: Kind = PICTURES) -> bool:
-    """Whether there are files in sub-folders, however deep, that would be found there."""
+    """Whether sub-folders, however deep, hold files of the kind that are no results."""
     parts = islice(_walk(folder, recursive=True, kind=kind), 1, None)
     return any(not path.stem.endswith(MARKS) for part in parts for path in part)
 
@@ -116,7 +116,7 @@ def has_deeper(folder: Path, kind: Kind = PICTURES) -> bool:
 def rooted(pictures: Sequence[FoundPicture]) -> tuple[FoundPicture, ...]:
     """The same pictures; those named directly get the folder that they have in common as root.
 
-    There is none if relative names are mixed with absolute ones, or if .. leads out of it again.
+    They get no root if relative names are mixed with absolute ones, or if .. leads out of it again.
     """
     parents = [p.source.parent for p in pictures if p.root is None and isinstance(p.source, Path)]
     try:
@@ -129,6 +129,7 @@ def rooted(pictures: Sequence[FoundPicture]) -> tuple[FoundPicture, ...]:
 
 
 def _has_sign(text: str) -> bool:
+    """Whether a text has a character that makes it a pattern."""
     return any(sign in text for sign in "*?[")
 
 
@@ -166,9 +167,10 @@ def _walk(
     without: Path | None = None,
     skipped: Callable[[Path], object] = lambda folder: None,
 ) -> Iterator[list[Path]]:
-    """The pictures of a folder, then of each folder below it, or that folder if it is unreadable.
+    """Yields the pictures of a folder, then, if recursive, those of each folder below it.
 
-    Each folder comes once, however many links lead there.
+    For an unreadable folder below, the folder itself is yielded. Each folder is searched once,
+    however many links lead there.
     """
     seen = {_identity(root)}
     if without is not None and without.is_dir():
@@ -195,7 +197,10 @@ def _walk(
 
 
 def _is_of(path: Path, kind: Kind) -> bool:
-    """Whether a file is called like one of the kind; if it cannot be looked at, it fails later."""
+    """Whether a path is a file with an extension of the kind, and is not hidden.
+
+    Broken links and paths that cannot be inspected count too: reading them fails, and is reported.
+    """
     if path.suffix.lower() not in kind.endings or path.name.startswith("."):
         return False
     try:
@@ -205,7 +210,7 @@ def _is_of(path: Path, kind: Kind) -> bool:
 
 
 def _is_searched(name: str) -> bool:
-    """Whether a sub-folder of that name may hold anything but results, by its name."""
+    """Whether sub-folders of that name are searched: not hidden ones, and not those of results."""
     return not (name.startswith(".") or name.endswith(MARKS) or name in KEPT)
 
 

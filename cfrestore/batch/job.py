@@ -38,7 +38,7 @@ Place: TypeAlias = Path | Stream
 
 
 def named(place: Place) -> str:
-    """What a place is called; of a URL, its path lacks a slash, see `remote`."""
+    """The text of a place; a URL gets back the slash that its path lacks, see `remote`."""
     return re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]+):/(?!/)", _slashes, str(place))
 
 
@@ -55,11 +55,11 @@ class Job:
         target: where its result goes.
         kept: which of KEPT are written beside the result.
         name: what the files in those folders are called, without number and extension.
-        format: what the result is written as; None: what the target's name says.
-        in_place: whether the result replaces the picture itself, its target.
+        format: of the result; None: that of the target's name, see `ending`.
+        in_place: whether the result replaces the picture itself, which then is its target.
         overwrite: whether files that exist may be replaced.
-        manifest: the file in which its end is recorded, if a manifest is kept.
-        refusal: why it must not be done, one sentence; None if it may.
+        manifest: the file in which the outcome is recorded, if a manifest is kept.
+        refusal: why the job must not be done, one sentence; None if it may be.
     """
 
     source: Place
@@ -80,7 +80,7 @@ class Job:
 
     @property
     def once(self) -> bool:
-        """Whether it is not to be done if the picture is a result already."""
+        """Whether a picture that is already a result is left as it is."""
         return self.in_place and not self.overwrite
 
     @property
@@ -96,7 +96,7 @@ class Job:
 
     @property
     def series(self) -> tuple[Path, ...]:
-        """The first of each series of files, of which there are as many as faces, or samples."""
+        """The first file of each numbered series; a series has a file per face, or per sample."""
         series = (CROPS, RESTORED, SAMPLES)
         return tuple(self.numbered(folder, 0) for folder in series if folder in self.kept)
 

@@ -1,4 +1,4 @@
-"""What earlier runs have done, what this one may write, and what becomes of it."""
+"""The records of earlier runs: what need not be repeated, what may be replaced, what is added."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Ledger:
     manifests: Mapping[Path, Manifest]
 
     def earlier(self, job: Job) -> Outcome | None:
-        """The outcome that planning or an earlier run has decided, if it is still valid."""
+        """The outcome that planning (a refusal) or an earlier run has decided, if still valid."""
         if job.refusal:
             return self.failed(job, FailureError("refused", job.refusal))
         return self.tried(job, "unreadable", lambda: self._earlier(job))
@@ -87,7 +87,7 @@ class Ledger:
         return replace(record.outcome, job=job, status="unchanged", notes=notes, seconds={})
 
     def manifest_of(self, job: Job) -> Manifest | None:
-        """What earlier runs have recorded where the job is recorded; None if it is not."""
+        """The records of earlier runs in the folder of the job's manifest; None if it has none."""
         return self.manifests[job.manifest.parent] if job.manifest else None
 
     def tried(self, job: Job, code: str, work: Callable[[], Done]) -> Done | Outcome:
@@ -102,8 +102,8 @@ class Ledger:
         """Raises FailureError if a result would replace a file that must be kept."""
         manifest = self.manifest_of(job)
         for path in paths:
-            own = job.in_place and path == job.target
-            if exists(path) and not (job.overwrite or own):
+            is_source = job.in_place and path == job.target
+            if exists(path) and not (job.overwrite or is_source):
                 if manifest is None or not manifest.knows(path, job):
                     text = f"{path} exists; only --overwrite replaces it"
                     raise FailureError("exists", text)
@@ -114,13 +114,14 @@ class Ledger:
     def earlier_files(
         self, job: Job, written: Sequence[Path], faces: int
     ) -> tuple[list[Path], list[Path]]:
-        """Numbered faces and samples of earlier runs, which are not the new result's.
+        """Numbered faces and samples on the disk that do not belong to the new result.
 
         Args:
             written: the files of the new result.
             faces: number of faces of the new result.
         Returns:
-            those that are as a run wrote them, which go; and others, which may be somebody's.
+            files unchanged since a run wrote them, which can be removed; and all others, which may
+            be edited or somebody else's, and stay.
         """
         numbers = range(1 + max(faces, len(written)))
         places = [job.numbered(first.parent.name, k) for first in job.series for k in numbers]
@@ -129,13 +130,14 @@ class Ledger:
         if manifest is None:
             return [], found
         known = manifest.outdated(job, written)
-        own = [path for path in known if manifest.wrote(path, job)]
-        return own, [path for path in dict.fromkeys((*known, *found)) if path not in own]
+        ours = [path for path in known if manifest.wrote(path, job)]
+        return ours, [path for path in dict.fromkeys((*known, *found)) if path not in ours]
 
     def has_made(self, photo: Photo, job: Job) -> bool:
-        """Whether a picture says itself that it is a result of this task; a manifest knows better.
+        """Whether a picture's metadata says that it is a result of this task.
 
-        Only that tells whether there was a face at all.
+        False if the manifest records the file, because the manifest was asked before: it alone
+        tells whether any face was restored.
         """
         manifest = self.manifest_of(job)
         assert isinstance(job.source, Path)
@@ -163,11 +165,11 @@ class Ledger:
 
     def digest(self, job: Job) -> str:
         """The digest of all settings of a job, as it is recorded."""
-        own = {"version": __version__, "kept": sorted(job.kept), "format": job.format}
-        return digest_of({**self.settings, **own})
+        of_job = {"version": __version__, "kept": sorted(job.kept), "format": job.format}
+        return digest_of({**self.settings, **of_job})
 
 
 def left_as_it_is(job: Job, before: Outcome) -> Outcome:
-    """The outcome of a picture that is a result already, and so is not replaced by another."""
+    """The outcome of a picture that is already a result, and so is not worked on again."""
     text = "it is a result of an earlier run already, which only --overwrite replaces"
     return replace(before, job=job, status="unchanged", remarks=(text,), seconds={})

@@ -4,10 +4,10 @@ A manifest is kept in a folder of results or, where pictures are replaced in pla
 that was given. Results beside their sources, single files and streams have none.
 
 It is a JSON Lines file, one line per picture that was written or failed, and only ever grows. A
-line is on the disk before its results get their names, with their SHA-256: so any recorded file
-that exists is complete and ours, even after `kill -9`; a line whose result never appeared has no
-effect. Each shard has a file of its own, because machines cannot be relied on to append to a shared
-one. All files are read together, as a set without order.
+line, with the SHA-256 of its results, is on the disk before the results get their names: so any
+recorded file that exists is complete and ours, even after `kill -9`; a line whose result never
+appeared has no effect. Each shard has a file of its own, because machines cannot be relied on to
+append to a shared one. All files are read together, as a set without order.
 
 A result is made again, and replaced without --overwrite, if its source or a setting has changed
 since, or if it is empty or cut short. A result that somebody has edited is no longer ours, and
@@ -34,7 +34,7 @@ from cfrestore.image import EXTENSIONS, read_photo
 from cfrestore.image.formats import kind_of
 
 _ALWAYS_READ = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
-"""Formats of which every whole picture can be read; others have kinds that cannot."""
+"""Formats of which every undamaged picture can be read; the others have variants that cannot."""
 
 _APPENDING = threading.Lock()
 
@@ -47,7 +47,7 @@ def manifest_in(folder: Path, shard: tuple[int, int] | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells one content of a file from another.
+    """Identifies one version of a file's content.
 
     Attributes:
         size: in bytes.
@@ -66,7 +66,7 @@ class Fingerprint:
         return cls(status.st_size, status.st_mtime_ns, sha256_of(path))
 
     def fits(self, path: Path) -> bool:
-        """Whether a file has this content; it is read only if its time is another."""
+        """Whether a file has this content; its bytes are hashed only if its time differs."""
         try:
             status = path.stat()
             if status.st_size != self.size or not path.is_file():
@@ -76,10 +76,10 @@ class Fingerprint:
             return False
 
     def is_cut(self, path: Path) -> bool:
-        """Whether a file is at most a beginning of this content, so that nobody can have edited it.
+        """Whether a file seems to be a truncated copy of this content, and not an edited one.
 
-        Either it is empty, or it is shorter and so damaged that it cannot be read. Files that might
-        be whole pictures of a kind that is not read here do not count.
+        It is either empty, or shorter and too damaged to be read. Files in formats of which not
+        every picture can be read (all but _ALWAYS_READ) do not count: they may be undamaged.
         """
         try:
             status = path.stat()
@@ -99,7 +99,7 @@ class Fingerprint:
         return False
 
     def is_recent(self, path: Path) -> bool:
-        """Whether a file has not been written to since."""
+        """Whether a file still has this size and time of change."""
         try:
             status = path.stat()
         except OSError:
@@ -130,9 +130,9 @@ class Record:
 
     Attributes:
         source: path of the picture, relative to the folder of the manifest.
-        settings: digest of what it was made with.
-        input: the picture as it was; None if it was no file.
-        outputs: what was written, by path relative to the folder of the manifest.
+        settings: digest of the settings that it was made with.
+        input: fingerprint of the picture; None if it was no file.
+        outputs: fingerprints of what was written, by path relative to the folder of the manifest.
         outcome: what was reported.
         task: name of the task; None in records of earlier versions.
     """
@@ -199,9 +199,9 @@ class Manifest:
         return any(record.outputs[name].is_cut(path) for record in self._records(path, job))
 
     def outdated(self, job: Job, written: Iterable[Path]) -> tuple[Path, ...]:
-        """Numbered files that runs made from the job's picture, and that the last has not written.
+        """Existing numbered files that runs made from the job's picture, other than `written`.
 
-        Edited ones are among them, see `wrote`.
+        Files that were edited since are among them; `wrote` tells which.
         """
         now = {relative(path, self.folder) for path in written}
         names = self._by_source.get(self._source_of(job), ())
@@ -210,11 +210,11 @@ class Manifest:
         return tuple(filter(exists, numbered))
 
     def finished(self, job: Job, settings: str) -> Record | None:
-        """The record of this job done with these settings, if all it wrote is still there.
+        """The record of a run of this job with these settings, if all it wrote is still intact.
 
         A result that was edited since counts as well, unless files may be overwritten: the edit is
-        not ours to undo. One that was cut short does not. A picture that was replaced in place is
-        its own result.
+        not ours to undo. A result that was cut short does not. The source is not compared if it was
+        replaced in place, because it now is the result.
         """
         assert isinstance(job.target, Path)
         edited = (
@@ -230,10 +230,10 @@ class Manifest:
         return None
 
     def replaced(self, job: Job, task: str | None) -> Record | None:
-        """The record of the run that has painted faces into the picture itself, as it is now.
+        """The record of a run that restored faces in place and wrote the picture as it is now.
 
         Args:
-            task: the run was of this one; of unknown ones are suspected to be.
+            task: that of the run; a run whose task is not on record counts too, to be safe.
         """
         assert isinstance(job.target, Path)
         name = relative(job.target, self.folder)
@@ -250,7 +250,7 @@ class Manifest:
                 yield record
 
     def _source_of(self, job: Job) -> str:
-        """The job's picture, as Record.source says it; empty if it is no file."""
+        """The job's picture, spelled as in Record.source; empty if it is no file."""
         return relative(job.source, self.folder) if isinstance(job.source, Path) else ""
 
     def _intact(self, record: Record) -> bool:

@@ -19,9 +19,9 @@ class Kind:
 
     Attributes:
         noun: what they are called, plural.
-        endings: by which they are known in folders, in lower case.
-        written: endings that results may have; None: any.
-        otherwise: the ending of the result of a file whose own is none of them.
+        endings: extensions by which they are found in folders, with a dot, in lower case.
+        written: extensions that results may have; None: any.
+        otherwise: extension of the result of a file whose own extension is not in `written`.
     """
 
     noun: str
@@ -30,9 +30,9 @@ class Kind:
     otherwise: str = ""
 
     def ending(self, source: Path) -> str:
-        """The ending of a result of this file."""
-        own = self.written is None or source.suffix.lower() in self.written
-        return source.suffix if own else self.otherwise
+        """The extension of the result of this file."""
+        kept = self.written is None or source.suffix.lower() in self.written
+        return source.suffix if kept else self.otherwise
 
 
 PICTURES = Kind("pictures", frozenset(EXTENSIONS))
@@ -46,8 +46,8 @@ class Naming:
         mark: added before the extension to results beside their sources.
         suffix: replaces the mark, and is added to results elsewhere too.
         extension: replaces that of the picture, with its dot; empty: the picture's is kept.
-        fidelity: the value of {w} in a template; None: there is none.
-        kind: of the files.
+        fidelity: the value of {w} in a template; None: templates cannot use {w}.
+        kind: the kind of the files.
     """
 
     mark: str = MARK

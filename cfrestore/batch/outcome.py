@@ -87,7 +87,7 @@ class FaceReport:
             values["softened"],
             values.get("detail_kept"),  # records of before 2026-11-26 lack it
             values["reason"],
-            values.get("confidence"),  # likewise
+            values.get("confidence"),  # older records lack this, too
             tuple(values["frames"]) if values.get("frames") else None,
         )
 
@@ -141,10 +141,10 @@ class Outcome:
         faces: every face that was found, in the detector's order.
         missing: requested indices that no face has.
         remarks: what else was requested but not done, each half a sentence.
-        notes: whole sentences on what of the file is not in the result, and the like.
+        notes: whole sentences, such as on parts of the file that the result lacks.
         seconds: time spent, by stage: read, find, paint, paste, write. Pictures that were painted
-            together share the time by their faces; finding includes waiting for the painting of
-            others, because networks compute one at a time.
+            together share the time in proportion to their faces. Finding includes waiting while
+            other pictures are painted, because networks compute one at a time.
     """
 
     job: Job
@@ -169,12 +169,12 @@ class Outcome:
 
     @property
     def left_alone(self) -> tuple[str, ...]:
-        """Why each face that should have been restored was not."""
+        """The reason of each face that should have been restored but was not."""
         return tuple(str(face.reason) for face in self.faces if face.status == "failed")
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """Why each of the other faces was not to be restored."""
+        """The reason of each face that was not to be restored."""
         return tuple(str(face.reason) for face in self.faces if face.status == "skipped")
 
     @property

@@ -50,8 +50,9 @@ def plan(
     Args:
         inputs: files, folders, patterns and `-` for stdin, see `find_pictures`.
         output: `-` for stdout; a template with {stem}, {ext}, {name}, {dir} or {w}, see
-            `Naming.filled`; a file for one file; else, or if it exists as one or ends with a slash,
-            a folder. With several inputs each input folder gets a folder of its name in it.
+            `Naming.filled`; a file, if one file is the input; else a folder, also if it exists as
+            one or ends with a slash. With several inputs, each input folder gets a folder of its
+            name in it.
         overwrite: whether existing files may be replaced. Inputs never are. What an earlier run
             wrote of the same pictures may always be, see `Manifest`.
         mark: one of MARKS, in place of `.restored`.
@@ -59,18 +60,18 @@ def plan(
         kept: which of KEPT are to be written beside the results. Their files have the stem of the
             source, or its full name where two stems are equal.
         recursive: include sub-folders.
-        in_place: each result replaces its picture; a picture that is a result already is left so,
-            unless `overwrite` is set.
+        in_place: each result replaces its picture; a picture that is already a result is left as it
+            is, unless `overwrite` is set.
         format: one of FORMATS or an extension, in place of that of each picture.
         fidelity: the value of {w}.
         shard: number, from 1, and count of the parts into which the pictures are divided by name;
             only the jobs of this part are returned.
         isolate: an error of one picture becomes a Job.refusal, and having no pictures is no
             error.
-        listed: more files and folders, from a list such as find writes. In a folder of results
-            their files keep their folders, below the one that all have in common; names inside the
-            folder of results are skipped as earlier results, unless all are.
-        spared: files that are read beside the pictures, and so are never overwritten either.
+        listed: more files and folders, from a list such as `find` writes. Their results keep the
+            tree of folders below the one that all have in common. Names inside the folder of
+            results are skipped as earlier results, unless all names are inside.
+        spared: other files that are read, and so are never overwritten either.
         kind: of the files that are worked on.
         say: called with sentences on inputs that are left out.
     Raises:
@@ -110,8 +111,8 @@ def plan(
                     manifest=manifest_in(plain(folder), shard) if folder is not None else None,
                 )
             )
-        own = [shard is None or picture.belongs(*shard) for picture in found]
-        return _checked(_named(jobs, naming), own, isolate, spared, kind)
+        in_shard = [shard is None or picture.belongs(*shard) for picture in found]
+        return _checked(_named(jobs, naming), in_shard, isolate, spared, kind)
     except OSError as error:
         raise ImageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
@@ -288,7 +289,7 @@ def _folder(output: str | Path, kind: Kind) -> Path:
 
 
 def _named(jobs: Sequence[Job], naming: Naming) -> list[Job]:
-    """The jobs with names that are unique within each folder."""
+    """The jobs with a `Job.name` that is unique within each folder of results."""
     places = [
         (
             os.path.realpath(job.target.parent) if isinstance(job.target, Path) else "",
@@ -312,14 +313,14 @@ def _stem(source: Place) -> str:
 
 
 def _checked(
-    jobs: Sequence[Job], own: Sequence[bool], isolate: bool, spared: Sequence[Path], kind: Kind
+    jobs: Sequence[Job], in_shard: Sequence[bool], isolate: bool, spared: Sequence[Path], kind: Kind
 ) -> tuple[Job, ...]:
     """This shard's jobs, after checking that they would destroy nothing.
 
     Targets are compared with those of all jobs, but existing files are checked for this shard only:
     other shards may be writing theirs at this moment.
     """
-    mine = [job for job, yes in zip(jobs, own, strict=True) if yes]
+    mine = [job for job, yes in zip(jobs, in_shard, strict=True) if yes]
     refusals: dict[int, str] = {}
     found = (*_unwritable(mine, kind), *_collisions(jobs), *_losses(jobs, mine, spared))
     for job, sentence in found:
@@ -332,8 +333,8 @@ def _checked(
 def _unwritable(jobs: Sequence[Job], kind: Kind) -> Iterator[tuple[Job, str]]:
     """Jobs whose result has a format that cannot be written, each with the reason for refusal.
 
-    A result that is called as its picture is has no format that anybody asked for: reading the
-    picture tells more.
+    A result with the extension of its picture is not checked, because nobody asked for that format:
+    reading the picture tells which format it really has.
     """
     for job in jobs:
         if kind.written is not None:

@@ -1,9 +1,10 @@
 """Pictures behind URLs of fsspec, by way of a local folder that mirrors what is there.
 
 `s3://bucket/in/a.jpg` as a path is `s3:/bucket/in/a.jpg`, a name below the current folder. Files
-are fetched to such names, worked on there as any others are, and sent from there. For planning
-there are stand-ins, without content but with size and time: sources, and results of earlier runs. A
-result behind a URL has no time that could be relied on; it counts as ours while it has its size.
+are fetched to such names, worked on there like any others, and sent from there. Planning sees
+stand-ins of sources and of results of earlier runs: files without content, but with size and time.
+The time of a result behind a URL cannot be relied on, so a result counts as ours while its size is
+the recorded one.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ def is_remote(place: object) -> bool:
 
 
 def mirror(inputs: Sequence[str | Path], output: str | None, *, recursive: bool) -> None:
-    """Puts stand-ins of what planning looks at below the current folder, and manifests.
+    """Creates stand-ins of what planning looks at, and fetches manifests, below the current folder.
 
     Args:
-        inputs: files, folders and patterns; those that are no URLs are left out.
-        output: a file or folder; None, and what is no URL, is left out.
+        inputs: files, folders and patterns; those that are no URLs are ignored.
+        output: a file or folder; ignored if it is None or no URL.
     Raises:
         ConfigError: fsspec, or what it needs for this kind of URL, is not there.
         ImageError: what is behind a URL cannot be looked at.
@@ -148,4 +149,4 @@ def _time_of(info: dict[str, Any]) -> int:
         value = datetime.fromisoformat(value.replace("Z", "+00:00"))
     if isinstance(value, datetime):
         value = value.timestamp()
-    return round(value * 1_000_000) * 1000  # as exact as every source is
+    return round(value * 1_000_000) * 1000  # to the microsecond; no source is more exact

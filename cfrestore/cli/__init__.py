@@ -38,10 +38,10 @@ VERBS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command `cfrestore` with arguments, by default the process's; returns its exit code.
 
-    A leading verb selects a command other than restoration. Each is imported only when needed,
-    and torch only when there is work for it. Before that, its threads are set to sleep while they
-    wait for each other: spinning, the default, makes them ten times slower when something else is
-    running.
+    A leading verb selects a command other than restoration. Each command is imported only when
+    needed, and torch only when there is work for it. Before torch is imported, OpenMP threads are
+    set to sleep while they wait for each other: spinning, the default, makes them ten times slower
+    when another process is running.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CFRestoreError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    except ImportError as error:  # of an installation that is incomplete or broken
+    except ImportError as error:  # the installation is incomplete or broken
         sys.stderr.write(f"error: {explained(error)}\n")
         return 1
-    except MemoryError as error:  # of any device, see device.inference
+    except MemoryError as error:  # of the CPU or another device, see device.inference
         reason = str(error).partition("\n")[0]
         sys.stderr.write(f"error: there is not enough memory{reason and f': {reason}'}\n")
         return 1
@@ -78,10 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_working_folder() -> None:
-    """Errors of the working folder have no file name, so they are told before any other.
+    """Checks, before any other work, that the working folder exists.
+
+    An OSError that it causes later names no file.
 
     Raises:
-        CFRestoreError: it has been deleted.
+        CFRestoreError: the working folder has been deleted.
     """
     try:
         Path.cwd()
@@ -93,10 +95,10 @@ _STDOUT = "stdout cannot be written"
 
 
 class _Stdout(io.BufferedWriter):
-    """The buffer of stdout, whose errors name it; after the first, what it holds is dropped.
+    """A buffer of stdout that gives its errors a file name, and drops its bytes after the first.
 
-    Not the file below it: a signal that arrives in a write of that, once it is in Python, would
-    have the buffer write the same bytes again.
+    The raw file below the buffer is not the place for this: if a signal arrived during a raw write
+    that is implemented in Python, the buffer would write the same bytes again.
     """
 
     _failed = False
@@ -122,11 +124,11 @@ class _Stdout(io.BufferedWriter):
 
 @contextmanager
 def _stdout_by_name() -> Iterator[None]:
-    """Within it, errors of stdout have a file name, by which they are told from all others.
+    """Within this context, errors of writing to stdout have the file name _STDOUT.
 
-    Whoever writes need not do anything for that, argument parsers and --help included. A terminal,
-    and what somebody has put in the place of stdout, is left as it is. What cannot be written is
-    dropped, or the process would fail once more when it exits, which Python 3.14 shows.
+    So `main` can tell them from all other errors, whoever writes: argument parsers and --help
+    included. A terminal, or an object that has replaced stdout, is left as it is. Bytes that cannot
+    be written are dropped; otherwise the process would fail again at exit, which Python 3.14 shows.
     """
     before = sys.stdout
     if not isinstance(before, io.TextIOWrapper) or before is not sys.__stdout__ or before.isatty():

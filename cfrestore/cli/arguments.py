@@ -231,18 +231,18 @@ class CommonArguments:
         ),
     ] = False
 
-    def options(self, **own: Any) -> Options:
-        """The options of the pipeline; `own` are those that not all commands have.
+    def options(self, **more: Any) -> Options:
+        """The options of the pipeline; `more` are those that only some commands have.
 
         Raises:
-            ConfigError: as Options.
+            ConfigError: a value is invalid or out of range.
         """
         return Options(
             batch_size=parse_batch_size(self.batch_size),
             faces=parse_faces(self.faces),
             min_face=self.min_face,
             max_face=parse_max_face(self.max_face),
-            **own,
+            **more,
         )
 
 
@@ -425,13 +425,13 @@ class PictureArguments(CommonArguments):
         ),
     ] = DEFAULTS.seed
 
-    def options(self, **own: Any) -> Options:
+    def options(self, **more: Any) -> Options:
         return super().options(
             aligned=self.aligned,
             samples=self.samples,
             temperature=self.temperature,
             seed=self.seed,
-            **own,
+            **more,
         )
 
 
@@ -465,8 +465,8 @@ def check(args: PictureArguments, parser: Path | None = None) -> None:
         "--actors": args.actors,
         "--gpus-per-actor": args.gpus_per_actor,
     }
-    if args.engine != "ray" and (said := [k for k, v in ray.items() if v is not None]):
-        raise ConfigError(f"{' and '.join(said)} needs --engine ray")
+    if args.engine != "ray" and (given := [k for k, v in ray.items() if v is not None]):
+        raise ConfigError(f"{' and '.join(given)} needs --engine ray")
     if args.engine == "ray" and ("-" in inputs or args.output == "-"):
         raise ConfigError("a cluster reads and writes files, not stdin or stdout")
     urls = [word for word in (*inputs, args.output or "") if "://" in word]

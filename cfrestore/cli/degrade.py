@@ -127,6 +127,7 @@ def _named(source: Path, target: str) -> bool:
 
 
 def _tried(work: Callable[[Job], dict[str, str]], job: Job) -> dict[str, str] | CFRestoreError:
+    """What the work returns, or the error that it raises."""
     try:
         return work(job)
     except CFRestoreError as error:

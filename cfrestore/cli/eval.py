@@ -211,9 +211,9 @@ def _check(args: EvalArguments) -> None:
         "--nearest": args.nearest,
         "--autoencoder": args.autoencoder,
     }
-    said = [name for name, yes in here.items() if yes]
-    if args.data is None and said:
-        raise ConfigError(f"{', '.join(said)} is said of faces that are restored here, --data")
+    present = [name for name, yes in here.items() if yes]
+    if args.data is None and present:
+        raise ConfigError(f"{', '.join(present)} is said of faces that are restored here, --data")
     if args.degrade is not None and args.reference is not None:
         raise ConfigError("faces that --degrade damages are compared with what they were")
     if args.autoencoder and args.degrade is None and args.reference is None:
@@ -234,7 +234,7 @@ def _given(files: MetricFiles) -> Iterator[Path]:
 
 
 def _find(args: EvalArguments, limit: int | None, any_count: bool) -> PairedFaces:
-    """Finds the faces; raises ImageError or ConfigError if they are none, or not the protocol's."""
+    """Finds the faces; raises ImageError or ConfigError for none, or other than the protocol's."""
     from cfrestore.evaluate import (
         PairedFaces,
         check_protocol,
@@ -304,7 +304,7 @@ def _pair(faces: PairedFaces, name: str) -> Sample:
 
 
 def _maker(pipeline: Pipeline, args: EvalArguments, faces: PairedFaces) -> Callable[[str], Sample]:
-    """A function that makes the sample of a name; the path below the folder decides the damage."""
+    """A function from a face's name to its Sample; the path below --data decides the damage."""
     from cfrestore.evaluate import Restorer
 
     restore = Restorer(

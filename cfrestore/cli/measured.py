@@ -44,7 +44,7 @@ class EvalArguments:
 
     @property
     def fidelities(self) -> tuple[float, ...]:
-        """Each w, once; raises ConfigError if one is invalid."""
+        """The values of w, in order, without duplicates; raises ConfigError if one is invalid."""
         from cfrestore.options import Options
 
         try:
@@ -55,7 +55,7 @@ class EvalArguments:
 
     @property
     def degradations(self) -> tuple[str, ...]:
-        """Each preset, once."""
+        """The names of presets, in order, without duplicates."""
         return () if self.degrade is None else tuple(dict.fromkeys(self.degrade.split(",")))
 
 
@@ -66,7 +66,7 @@ def protocol_of(
     device: str,
     pipeline: Pipeline | None,
 ) -> dict[str, Any]:
-    """How it was measured, as plain values that do not vary between runs."""
+    """How the faces were measured, as plain values that do not vary between runs."""
     from cfrestore.evaluate import METRICS, PROTOCOLS, find_preset
 
     used = dict.fromkeys([*PACKAGES, *(p for metric in METRICS for p in metric.packages)])

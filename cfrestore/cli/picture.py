@@ -21,7 +21,7 @@ from cfrestore.cli.settings import FILE
 from cfrestore.errors import CFRestoreError
 
 _GIVEN = ("COMMANDLINE", "ENVIRONMENT", "DEFAULT_MAP")
-"""Sources of values that somebody has chosen."""
+"""Names, in click, of the sources of a value that is no default; DEFAULT_MAP is a settings file."""
 
 
 class PictureCommand(TyperCommand):
@@ -31,7 +31,7 @@ class PictureCommand(TyperCommand):
         ctx.auto_envvar_prefix = "CFRESTORE"
         parameters: list[Any] = self.params
         for parameter in parameters:
-            parameter.show_envvar = False  # the help mentions them once for all
+            parameter.show_envvar = False  # the help of --config mentions such variables
         with _placed(ctx):
             return super().parse_args(ctx, translate(args))
 
@@ -42,7 +42,7 @@ class PictureCommand(TyperCommand):
 
 @contextmanager
 def _placed(ctx: Any) -> Iterator[None]:
-    """Adds to errors about options that are not set by arguments where they are set."""
+    """Adds to errors about an option the environment variable or settings file that sets it."""
     try:
         yield
     except typer.BadParameter as error:
@@ -56,8 +56,8 @@ def _placed(ctx: Any) -> Iterator[None]:
 def _places_in(error: CFRestoreError, ctx: Any) -> str:
     """The part of the message that says where options are set.
 
-    An error is about the options that its text names; if there are none, about those whose values
-    it names.
+    An error is about the options that its text names; if it names none, about those whose values
+    it contains.
     """
     options = {parameter: _source_of(parameter, ctx) for parameter in ctx.command.params}
     given = [option for option, source in options.items() if source in _GIVEN]
@@ -73,6 +73,7 @@ def _places_in(error: CFRestoreError, ctx: Any) -> str:
 
 
 def _names(text: str, pattern: str) -> bool:
+    """Whether a text contains the pattern as a whole word, with or without leading hyphens."""
     return re.search(rf"((?<=--)|(?<![\w-])){pattern}(?![\w-])", text) is not None
 
 
@@ -86,7 +87,7 @@ def _source_of(parameter: Any, ctx: Any) -> str:
 
 
 def _place_of(parameter: Any, ctx: Any) -> str:
-    """The variable or file that a parameter's value comes from; empty: neither."""
+    """The environment variable or settings file that sets a parameter; empty if neither does."""
     source = _source_of(parameter, ctx) if parameter else ""
     if source == "DEFAULT_MAP":
         return str(ctx.meta[FILE])
@@ -111,11 +112,11 @@ def with_arguments(
         )
         for field in fields(kind)
     ]
-    shared.sort(key=lambda parameter: _place(parameter.annotation))
+    shared.sort(key=lambda parameter: _help_rank(parameter.annotation))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-        parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+        others = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        parameters = [*shared, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others)]
 
         @wraps(command)
         def call(**values: Any) -> None:
@@ -129,8 +130,8 @@ def with_arguments(
     return decorate
 
 
-def _place(annotation: Any) -> int:
-    """The place of a parameter in the help: that of its heading, arguments first."""
+def _help_rank(annotation: Any) -> int:
+    """The rank of a parameter in the help: that of its heading, with arguments first."""
     (info,) = annotation.__metadata__
     headings = (None, FILES, MANY, FACES, NETWORKS, TALK)
     return headings.index(getattr(info, "rich_help_panel", None))

@@ -133,7 +133,11 @@ def _bar(console: Console, shown: bool, counts: str, *title: str) -> Progress:
 
 
 def describe(outcome: Outcome, done: str, *, verbose: bool = False) -> str:
-    """The outcome of a job on one line, followed by its notes and, if verbose, its times."""
+    """The outcome of a job on one line, followed by its notes and, if verbose, its times.
+
+    Args:
+        done: what was done to the faces, a participle.
+    """
     from cfrestore.batch.job import named
     from cfrestore.image.photo import printable
 

@@ -27,7 +27,7 @@ def supply(names: Sequence[str], console: Console, *, required: bool) -> None:
     """Fetches the published files that are not on this machine, after announcing each.
 
     Args:
-        names: of the files, in the table.
+        names: the files' names in the table of weight files.
         console: for messages; a terminal also shows a bar.
         required: whether a failure is an error or only a note; without a network, only the first
             failure is noted.

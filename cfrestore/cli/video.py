@@ -41,7 +41,7 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 
 @dataclass(frozen=True)
 class VideoArguments(CommonArguments):
-    """The arguments of this command that are not its own alone."""
+    """The arguments shared with other commands, and those of inputs and coding."""
 
     inputs: Annotated[
         list[str] | None,

@@ -220,7 +220,7 @@ def _listed(file: str, *, null: bool) -> Sequence[Path]:
 
 
 def show_jobs(jobs: Sequence[Job], args: CommonArguments, stdout: TextIO, noun: str) -> None:
-    """Shows the plan; noun is what the inputs are called, plural."""
+    """Prints the plan and, with --json, its records; noun is what inputs are called, plural."""
     report.show_plan(jobs, report.make_console(), noun)
     if args.json:
         for job in jobs:
@@ -349,7 +349,7 @@ def _on_cluster(
 
 
 def _ends(args: PictureArguments, about: About) -> dict[str, Any]:
-    """How pictures are read and written, as arguments of both engines."""
+    """The arguments `read`, `write` and `settings` of both engines."""
     from cfrestore.image import MAX_PIXELS, read_photo, write_photo
 
     quality = parse_quality(args.quality)

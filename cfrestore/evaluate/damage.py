@@ -37,7 +37,7 @@ def damage(face: Face, preset: str, seed: int, name: str | PurePath) -> Face:
     Args:
         face: (S,S,3) uint8 RGB.
         preset: one of PRESETS.
-        seed: of the whole set.
+        seed: one for the whole set of faces.
         name: of the file in its folder, with extension.
     Returns:
         (S,S,3) uint8 RGB.

@@ -112,10 +112,13 @@ class Evaluation:
     failed: dict[str, str] = field(default_factory=dict)
 
     def beside_input(self, row: Row) -> dict[str, dict[str, float]]:
-        """Means of a row and of its damaged input over the faces that have the figure in both.
+        """Compares a row with its damaged input, over the faces that have a figure in both.
 
-        Given by metric, for those that other faces have in the row than in the input, such as
-        landmarks that only restoring makes visible: their totals cannot be compared.
+        Only for metrics whose figure some faces have in just one of the two, such as landmarks that
+        are found only after restoration: the totals are of different faces, and so not comparable.
+
+        Returns:
+            by metric: the mean of the row, the mean of the input, and the number of faces.
         """
         damaged = self.rows.get(Kind("input", row.kind.degradation))
         if damaged is None:
@@ -123,13 +126,13 @@ class Evaluation:
         compared = {}
         for name in damaged.values:
             pairs = [
-                (own[name], other[name])
-                for own, other in zip(row.files, damaged.files, strict=True)
+                (after[name], before[name])
+                for after, before in zip(row.files, damaged.files, strict=True)
             ]
             both = [pair for pair in pairs if None not in pair]
-            if both and any((own is None) != (other is None) for own, other in pairs):
-                value, other = np.mean(both, 0).tolist()
-                compared[name] = {"value": value, "input": other, "faces": len(both)}
+            if both and any((after is None) != (before is None) for after, before in pairs):
+                value, before = np.mean(both, 0).tolist()
+                compared[name] = {"value": value, "input": before, "faces": len(both)}
         return compared
 
 
@@ -284,7 +287,7 @@ def as_record(
     """Converts an evaluation to JSON values, without NaN and infinities; see docs/evaluation.md.
 
     Args:
-        protocol: how it was measured.
+        protocol: how the faces were measured, as JSON values.
         metrics: from `Judge.facts`; those without a value for any face become not computed.
     """
     rows = list(evaluation.rows.values())

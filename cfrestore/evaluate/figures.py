@@ -20,7 +20,7 @@ Face: TypeAlias = NDArray[np.uint8]
 """(S,S,3) RGB."""
 
 BORDER = 4
-"""Pixels at each side that PSNR and SSIM ignore, as published."""
+"""Pixels at each side that PSNR and SSIM ignore, as in the published evaluation."""
 
 LEAST_SIDE = 32
 """Smallest side that can be measured: within the border, SSIM needs 11 px."""
@@ -43,7 +43,7 @@ def regular_share(face: Face) -> float:
 
 
 def load_ssim() -> Callable[[Face, Face], float]:
-    """Returns structural similarity within the border, averaged over RGB, by scikit-image.
+    """Loads structural similarity (SSIM) within the border, averaged over RGB, from scikit-image.
 
     Raises:
         ConfigError: scikit-image is not installed.

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """A Gaussian.
+    """The Gaussian that models a set of features.
 
     Attributes:
         mean: (D,).
@@ -66,7 +66,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 def read_statistics(path: Path) -> Statistics:
     """Reads statistics from a file: .npz with `mu` and `sigma`, or .pth with `mean` and `cov`.
 
-    Those of clean faces, such as FFHQ, are published in both forms. No code in the file is run.
+    Statistics of clean faces, such as FFHQ, are published in both forms. No code in the file is
+    run.
 
     Raises:
         WeightsError: it cannot be read.

@@ -166,7 +166,8 @@ class MetricFiles:
         vgg, lpips: torchvision's VGG-16, and the calibration of LPIPS 0.1 for it.
         arcface: facexlib's ResNet-50, or a recogniser of InsightFace, .onnx.
         inception: the Inception V3 used for Frechet distances.
-        statistics: of its features of clean faces, see `read_statistics`, or a folder of faces.
+        statistics: file with the statistics of its features of clean faces, see `read_statistics`;
+            or a folder of clean faces.
     """
 
     vgg: Path | None = None
@@ -204,7 +205,7 @@ class Judge:
     """Measures faces with all available metrics.
 
     Attributes:
-        reasons: why metrics are not computed, by name; all others are.
+        reasons: by name, why a metric is not computed; metrics without a reason are computed.
         files: the files opened for each metric, by the metric's name and the file's purpose.
         inception: computes a face's features for the Frechet distance; None: not computed.
         statistics: of the clean faces, with which the features are compared.
@@ -280,7 +281,7 @@ class Judge:
         )
 
     def measure(self, face: Face, clean: Look | None) -> dict[str, Value]:
-        """Computes all figures of a face except those of sets; None if one has no value for it.
+        """Computes all figures of a face except those of sets; None stands for a missing value.
 
         Equal faces have no PSNR, since it is infinite.
         """

@@ -41,13 +41,13 @@ ARCFACE_TEMPLATE: Floats = np.array(
      [70.7299, 92.2041]],
     np.float32,
 )  # fmt: skip
-"""Where recognisers expect the five landmarks in their 112 px; order as in Face."""
+"""Where ArcFace expects the five landmarks (x, y) in its input of 112 px; order as in Face."""
 
 NIQE_BLOCK = 96
 """Side, in pixels, of the blocks whose statistics NIQE compares."""
 
 DROPPED = "torchvision.transforms.functional_tensor"
-"""A module that torchvision no longer has."""
+"""A module that basicsr imports, but torchvision no longer has."""
 
 
 class Landmarks:

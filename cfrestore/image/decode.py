@@ -69,7 +69,7 @@ def read_photo(source: str | Path | bytes | BinaryIO, *, max_pixels: int = MAX_P
         ImageError: missing, unreadable, empty, unknown, damaged, truncated or too large.
         TypeError: the source is of another type, or max_pixels is no number.
     """
-    if not isinstance(max_pixels, (int, float)):  # or the picture would be blamed for it
+    if not isinstance(max_pixels, (int, float)):  # or the error would blame the picture
         raise TypeError(f"max_pixels must be a number, found {type(max_pixels).__name__}")
     name = name_of(source)
     data, kind = read_bytes(source, max_pixels)
@@ -173,7 +173,7 @@ def _remarked(photo: Photo, image: Image.Image, data: bytes) -> Photo:
 
 
 def _losing(photo: Photo, *sentences: str) -> Photo:
-    """The photograph with sentences on what of the file's picture was not read unchanged."""
+    """The photograph with sentences added to its notes, and to what it has lost of the file."""
     return replace(photo, notes=(*photo.notes, *sentences), lost=(*photo.lost, *sentences))
 
 

@@ -156,7 +156,7 @@ def without_thumbnail(block: bytes) -> bytes:
 
 
 def overwritten(block: bytes, at: int, content: bytes) -> bytes:
-    """The block with content written over as many bytes."""
+    """The block with its bytes from a position on replaced by content; its length stays."""
     return block[:at] + content + block[at + len(content) :]
 
 

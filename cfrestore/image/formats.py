@@ -68,7 +68,7 @@ def kind_of(data: bytes) -> str | None:
 
 
 def is_video(data: bytes) -> bool:
-    """Whether the signature is that of a usual video file; asked of what is no picture."""
+    """Whether the signature is that of a common video file, for data known to be no picture."""
     iso = data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free")
     return iso or data[:4] == b"\x1aE\xdf\xa3" or (data[:4], data[8:12]) == (b"RIFF", b"AVI ")
 

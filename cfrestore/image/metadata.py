@@ -20,7 +20,7 @@ _BROKEN = (ArithmeticError, LookupError, OSError, RuntimeError, SyntaxError, Typ
 
 @dataclass(frozen=True)
 class Metadata:
-    """Fields of Photo, with the same names, and the orientation that they had before its reset."""
+    """Fields of Photo, with the same names, and the orientation before exif and xmp were reset."""
 
     orientation: int = 1
     icc: bytes | None = None
@@ -52,8 +52,8 @@ def metadata_of(image: Image.Image, data: bytes, turned: int | None = None) -> M
         notes.append("Its EXIF is damaged and was not read.")
     by_exif, exif = _upright_exif(block)
     by_xmp, packet = _upright_xmp(image)
-    own = turned or by_exif or by_xmp
-    orientation = own if own is not None and 1 <= own <= 8 else 1
+    stated = turned or by_exif or by_xmp
+    orientation = stated if stated is not None and 1 <= stated <= 8 else 1
     resources, coding = None, None
     colours: Chunks = ()
     texts: Chunks = ()
@@ -95,7 +95,7 @@ def _upright_exif(block: bytes | None) -> tuple[int | None, bytes | None]:
 def _upright_xmp(image: Image.Image) -> tuple[int | None, bytes | None]:
     """The orientation in XMP, and the packet with it reset, without thumbnails.
 
-    That in AVIF and HEIF does not count: these files say in themselves how they are turned.
+    The XMP orientation of AVIF and HEIF is ignored: these formats store the rotation themselves.
     """
     packet = _bytes_of(image, "xmp")
     if packet is None:

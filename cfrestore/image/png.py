@@ -1,6 +1,6 @@
 """PNG specifics: text and colour chunks, and 16-bit samples, which Pillow reduces to 8.
 
-OpenCV decodes the latter, from bytes that Pillow found intact; it is never given a path.
+OpenCV decodes 16-bit samples, from bytes that Pillow found intact; it is never given a path.
 
 Source: Portable Network Graphics (third edition), sections 5, 9 and 11.
 """

@@ -63,7 +63,7 @@ _PIECES = {Tag.StripOffsets, Tag.StripByteCounts, Tag.TileOffsets, Tag.TileByteC
 """Tags that say where strips or tiles are, and how long."""
 
 _LAYOUT = (*range(Tag.NewSubfileType, Tag.SampleFormat + 1), Tag.YCbCrSubSampling)
-"""Tags that reading needs, all of the layout among them."""
+"""Tags that are read, among them all that describe the layout of the pixels."""
 
 _EMPTY = b"II*\0\0\0\0\0"
 
@@ -105,7 +105,7 @@ def tags_of(data: bytes) -> dict[int, Any]:
 
 
 def without_alpha_of_inks(data: bytes) -> bytes:
-    """A CMYK TIFF with its extra channel unspecified, because Pillow reads no CMYK with alpha."""
+    """A CMYK TIFF whose alpha is declared unspecified, because Pillow reads no CMYK with alpha."""
     (entry,) = (e for e in read_directory(data).entries if e.tag == Tag.ExtraSamples)
     return overwritten(data, entry.at, bytes(2))
 

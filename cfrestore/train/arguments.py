@@ -199,7 +199,7 @@ def _add_licence(parser: argparse.ArgumentParser) -> None:
 
 
 def _folder(text: str) -> Path:
-    if not text:  # which would be the working folder
+    if not text:  # Path("") is the working folder
         raise argparse.ArgumentTypeError("has an empty name, as an unset variable gives it")
     return Path(text)
 
@@ -208,7 +208,7 @@ def _positive(text: str) -> int:
     return _number(text, int, lambda value: value >= 1, "a whole number from 1")
 
 
-def _seed(text: str) -> int:  # of what torch and numpy both take
+def _seed(text: str) -> int:  # in the range that torch and numpy both accept
     return _number(text, int, lambda value: 0 <= value < 2**64, "a whole number below 2^64")
 
 

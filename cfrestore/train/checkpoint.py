@@ -68,11 +68,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def averaged(path: Path) -> dict[str, Tensor]:
-    """Reads the averaged weights (`params_ema`) of a checkpoint written here or published, or the
-    only ones of exported weights (.safetensors), in float32.
+    """Reads the averaged weights (`params_ema`) of a checkpoint, ours or a published one.
+
+    Exported weights (.safetensors) have only one set of weights, which is read in float32.
 
     Raises:
-        CheckpointError: it is missing, damaged, or has none.
+        CheckpointError: the file is missing or damaged, or has no averaged weights.
     """
     if path.suffix == ".safetensors":
         return {key: value.float() for key, value in read_checkpoint(path)[0].items()}
@@ -84,11 +85,11 @@ def averaged(path: Path) -> dict[str, Tensor]:
 
 
 def mean(own: dict[str, Tensor], others: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """The mean of weights and of others.
+    """The weighted mean of the weights of several networks.
 
     Args:
-        own: their share is what the others leave.
-        others: files, see `averaged`, with their shares as typed.
+        own: weights whose share is what the shares of the others leave of 1.
+        others: files, see `averaged`, each with the share of its weights as typed.
     Raises:
         ConfigError: the shares are not numbers of sum at most 1.
         CheckpointError: a file cannot be read, or holds another network.

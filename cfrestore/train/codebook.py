@@ -96,18 +96,21 @@ class MovingCodebook:
         self._write()
 
     def _directions(self, latents: Tensor) -> Tensor:
+        """Latents in float32; if the codebook is spherical, scaled to length sqrt(d)."""
         latents = latents.detach().float()
         if not self.recipe.spherical:
             return latents
         return F.normalize(latents, dim=-1) * math.sqrt(latents.shape[-1])
 
     def _write(self) -> None:
+        """Sets the codes to the smoothed means of their latents."""
         total = self.counts.sum()
         share = (self.counts + SMOOTHING) / (total + SMOOTHING * len(self.counts))
         self.codes.copy_(self._directions(self.sums / (share * total)[:, None]))
 
 
 def _tally(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Number (K,) and sum (K,d) of the points (N,d) that each of `size` codes has."""
     counts = histogram(codes, size)
     sums = points.new_zeros(size, points.shape[1]).index_add_(0, codes, points)
     return counts, sums

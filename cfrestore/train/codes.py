@@ -104,5 +104,5 @@ class CodeSampler(Order[CodeMaps]):
         return self.shown.maps[self.indices(t), mirrored].to(device)
 
     def first(self, count: int, device: torch.device) -> Tensor:
-        """The maps of the first few faces, (count,s,s), likewise."""
+        """Code maps of the first few faces, not mirrored: (count,s,s) int64 on the device."""
         return self.shown.maps[:count, 0].to(device)

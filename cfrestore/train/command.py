@@ -143,8 +143,8 @@ def _ingredients(
     """A function that builds the stage of a recipe, and this process's share of its batches."""
     from cfrestore.train.config import PriorRecipe, UpsamplerRecipe
 
-    own = recipe.optimisation.batch_size // place.world
-    share = own, arguments.seed, place.rank, place.world
+    per_process = recipe.optimisation.batch_size // place.world
+    share = per_process, arguments.seed, place.rank, place.world
     if isinstance(recipe, PriorRecipe):
         return _prior(arguments, recipe, place, share, say)
     if isinstance(recipe, UpsamplerRecipe):
@@ -195,14 +195,14 @@ def _prior(
     model = CodeFormerConfig.from_json(stored) if stored else CodeFormerConfig()
     teacher = Teacher(arguments.autoencoder, model).to(place.device)
     file = arguments.code_file or arguments.output / "codes.pt"
-    how = place.device, say, place.mixed, place.rank == 0
-    codes = load_codes(arguments.data, teacher, file, *how)
+    settings = place.device, say, place.mixed, place.rank == 0
+    codes = load_codes(arguments.data, teacher, file, *settings)
     seen, held_out = codes.split(recipe.held_out)
 
     def build(recipe: Recipe) -> Stage:
         assert isinstance(recipe, PriorRecipe)
-        own = replace(recipe, model=model)
-        return CodePrior(own, teacher, seen, held_out, place.device, place.mixed)
+        adapted = replace(recipe, model=model)
+        return CodePrior(adapted, teacher, seen, held_out, place.device, place.mixed)
 
     return build, CodeSampler(seen, recipe.augmentation, *share)
 
@@ -213,7 +213,7 @@ def _upsampler(
     place: Place,
     share: tuple[int, int, int, int],
 ) -> tuple[Callable[[Recipe], Stage], Sampler]:
-    """A function that builds an upsampler's stage, and its batches: of pictures read and drawn."""
+    """A function that builds an upsampler's stage, and batches of the pictures read and drawn."""
     from cfrestore.train.config import UpsamplerRecipe
     from cfrestore.train.data import Sampler, load_faces
     from cfrestore.train.scenes import draw_scenes
@@ -238,7 +238,7 @@ def _faces(sources: tuple[Path, ...], size: int, device: torch.device) -> Faces:
 
 
 def course(arguments: argparse.Namespace) -> int:
-    """Runs all stages of the preset and the export like their commands; returns the exit code.
+    """Runs the commands of all stages of the preset, then the export; returns the exit code.
 
     When resuming, complete stages are not repeated; with --minutes, a stage that was begun keeps
     its number of iterations.
@@ -251,7 +251,7 @@ def course(arguments: argparse.Namespace) -> int:
     from cfrestore.train.presets import PRESETS, recipe
 
     began, whole = time.monotonic(), arguments.output
-    recipe("fusion", arguments.preset)
+    recipe("fusion", arguments.preset)  # raises ConfigError, before any work, if it is unknown
     names = [name for name in SHARES if arguments.preset in PRESETS[name]]
     if arguments.iterations and len(arguments.iterations) != len(names):
         raise ConfigError(
@@ -299,9 +299,11 @@ def _recipe(arguments: argparse.Namespace, world: int) -> Recipe:
         return recipe
     if not isinstance(recipe, config.CodesRecipe):
         return replace(recipe, perceptual=replace(recipe.perceptual, kind=arguments.perceptual))
-    if how := recipe.appearance:
-        how = replace(how, perceptual=replace(how.perceptual, kind=arguments.perceptual))
-    return replace(recipe, appearance=how)
+    if appearance := recipe.appearance:
+        appearance = replace(
+            appearance, perceptual=replace(appearance.perceptual, kind=arguments.perceptual)
+        )
+    return replace(recipe, appearance=appearance)
 
 
 def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> Stage:
@@ -313,27 +315,27 @@ def _stage(arguments: argparse.Namespace, recipe: ImageRecipe, place: Place) -> 
     from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion
 
     stage: Stage
-    how = place.device, place.mixed
+    where = place.device, place.mixed
     frozen = arguments.retinaface, arguments.vgg, arguments.lpips
     if isinstance(recipe, CodesRecipe):
         perceptual = identity = None
         if recipe.appearance:
             perceptual = build_perceptual(recipe.appearance.perceptual, *frozen)
             identity = build_identity(recipe.appearance.identity, arguments.recogniser)
-        begun = arguments.autoencoder, *how, arguments.start
+        begun = arguments.autoencoder, *where, arguments.start
         stage = CodePrediction(recipe, *begun, perceptual, identity)
     else:
         perceptual = build_perceptual(recipe.perceptual, *frozen)
         if isinstance(recipe, AutoencoderRecipe):
             identity = build_identity(recipe.identity, arguments.recogniser)
-            stage = Autoencoder(recipe, perceptual, *how, identity, arguments.start)
+            stage = Autoencoder(recipe, perceptual, *where, identity, arguments.start)
         elif isinstance(recipe, PolishRecipe):
             start = arguments.fusion, arguments.autoencoder
             identity = build_identity(recipe.identity, arguments.recogniser)
-            stage = Polish(recipe, *start, perceptual, *how, identity)
+            stage = Polish(recipe, *start, perceptual, *where, identity)
         else:
             start = arguments.codes, arguments.autoencoder
-            stage = Fusion(recipe, *start, perceptual, *how)
+            stage = Fusion(recipe, *start, perceptual, *where)
     if arguments.compile:
         compile_blocks(stage.network)
     return stage

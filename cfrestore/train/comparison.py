@@ -14,10 +14,10 @@ from cfrestore.train.losses import regularity
 from cfrestore.train.perceptual import IdentityDistance
 
 EYE = 20
-"""Size of an eye in an aligned face of 512 px: sigma of its bump in `eye_map`, px."""
+"""Sigma of the Gaussian around each eye in `eye_map`, about the size of an eye, px at 512."""
 
 IRIS = 3.0
-"""Sigma of the blur that leaves the colour of an iris, without lashes and lights, px at 512."""
+"""Sigma of a blur that keeps the colour of an iris, but not lashes and highlights, px at 512."""
 
 
 class Difference(NamedTuple):
@@ -25,9 +25,9 @@ class Difference(NamedTuple):
 
     Attributes:
         total: the weighted sum of all terms.
-        reconstruction: that of the pixels and the perceptual distance alone, with which an
+        reconstruction: the weighted sum of the pixel and the perceptual term alone, with which an
             adversarial loss is balanced.
-        report: the terms.
+        report: the terms, without their weights.
     """
 
     total: Tensor
@@ -38,17 +38,17 @@ class Difference(NamedTuple):
 class Comparison(nn.Module):
     """Compares painted faces (B,3,S,S) in [-1, 1] with their goals.
 
-    The terms are the mean absolute difference of the pixels and, as far as they are wanted, the
-    following. A term that is not wanted is not computed.
+    The terms are the mean absolute difference of the pixels, and those that the arguments add. A
+    term without a weight or without a network is not computed.
 
     Args:
         size: S.
-        perceptual: a frozen network, called with painted faces and goals; None: not wanted.
-        weight: of its distance.
+        perceptual: a frozen network, called with painted faces and goals; None: no such term.
+        weight: of the perceptual distance.
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
         irises: weight of the squared difference of colours in the eyes, see `tint`.
         regularity: weight of the share of regular patterns in fine detail.
-        identity: a recogniser's distances; None: not wanted.
+        identity: a recogniser's distances; None: no such terms.
     """
 
     eye_map: Tensor
@@ -102,7 +102,7 @@ class Comparison(nn.Module):
         return Difference(total, reconstruction, report)
 
     def tint(self, fake: Tensor, goal: Tensor) -> Tensor:
-        """The mean squared difference of blurred colours, weighted by `eye_map`.
+        """The mean squared difference of blurred colours, without brightness, in the eyes.
 
         Squared, since two faces with a slightly wrong colour are better than one with one blue eye.
         """

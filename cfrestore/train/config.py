@@ -52,8 +52,8 @@ class Augmentation:
     Attributes:
         mirror: probability of a left-right flip.
         shift: largest translation, pixels; the border is reflected.
-        warp: largest displacement by a smooth random field, as a share of the side; each face has
-            its own share of it.
+        warp: largest displacement by a smooth random field, as a share of the side; each face gets
+            a random fraction of it.
         brightness, contrast, saturation: largest relative change.
         tint: largest relative change of each colour channel, independently.
         gray: probability that all colour is removed.
@@ -153,10 +153,10 @@ class Adversary:
         largest: upper clamp of the adaptive weight.
         halved: the hinge loss with the original VQGAN's factor 1/2.
         channels, layers, spectral: architecture of the discriminator.
-        detail: it judges only detail finer than this many pixels; the rest is taken from the real
-            picture, so that it cannot matter. 0: whole pictures.
-        replays: additional steps in each iteration, on pictures of earlier iterations, so that the
-            generator cannot deceive it merely by changing.
+        detail: the discriminator judges only detail finer than this many pixels; it is shown the
+            rest as in the real picture, so that the rest cannot matter. 0: whole pictures.
+        replays: additional steps of the discriminator in each iteration, on pictures of earlier
+            iterations, so that the generator cannot deceive it merely by changing.
     """
 
     start: int
@@ -220,10 +220,11 @@ class AutoencoderRecipe:
 
 @dataclass(frozen=True)
 class Appearance:
-    """How much it matters what the predicted codes look like once they are painted.
+    """The loss on the faces that are painted from predicted codes.
 
     Attributes:
-        weight: of the sum of mean absolute difference, perceptual distance and the following.
+        weight: of the sum of the mean absolute difference, the perceptual distance, and the terms
+            below.
         eyes: as in `PolishRecipe`.
         identity: weights of a recogniser's distances.
     """
@@ -242,7 +243,8 @@ class CodesRecipe:
         degradations: pairs (damage, share of the faces that get it).
         feature_weight: of the mean squared distance of the latent from the clean face's codes.
         code_weight: of the cross-entropy of the codes.
-        appearance: of the painted codes, through a frozen generator; None: it is not compared.
+        appearance: loss on the faces that a frozen generator paints from the predicted codes; None:
+            no such loss.
     """
 
     model: CodeFormerConfig
@@ -313,14 +315,14 @@ class Sharpening:
 class PolishRecipe:
     """After stage III: the generator is trained again, with the fusion, on fixed codes.
 
-    A part of each batch are clean faces painted from their own codes at w = 0, the others degraded
-    ones fused at w = 1, and perhaps badly degraded ones painted at w = 0.
+    Each batch has up to three parts: clean faces painted from their own codes at w = 0; degraded
+    faces fused at w = 1; and, if `unfused` is set, badly degraded faces painted at w = 0.
 
     Attributes:
         degradations: pairs (damage, share of the fused faces that get it).
         own: share of the faces that are painted from their own codes.
-        unfused: share of the faces that are degraded by LARGE and painted at w = 0. They teach the
-            colours of irises only, since all else would become an average.
+        unfused: share of the faces that are degraded by LARGE and painted at w = 0. They teach only
+            the colours of irises; with other losses the network would learn to paint an average.
         eyes: how much more a pixel in the middle of an eye counts than one far from the eyes.
         irises: weight of the squared difference of colours in the eyes.
         sharpening: of the clean target faces, since the network learns to paint softer ones; None:
@@ -353,7 +355,7 @@ class PriorRecipe:
         prior: its configuration; number and side of the codes are those of the model.
         augmentation: only `mirror` and `repeats` apply to codes.
         held_out: every `held_out`-th face is held out, to measure the likelihood of unseen faces.
-        evaluations: how often a run measures that.
+        evaluations: how many times a run measures that likelihood.
     """
 
     model: CodeFormerConfig
@@ -365,8 +367,8 @@ class PriorRecipe:
 
     def evaluates(self, t: int) -> bool:
         """Whether the held-out faces are measured at iteration t."""
-        every = max(1, self.optimisation.iterations // self.evaluations)
-        return t % every == 0 or t == self.optimisation.iterations
+        interval = max(1, self.optimisation.iterations // self.evaluations)
+        return t % interval == 0 or t == self.optimisation.iterations
 
 
 @dataclass(frozen=True)
@@ -378,11 +380,11 @@ class UpsamplerRecipe:
         spared: probability that a kind of damage, or the grain, is left out.
         image_size: side to which pictures are resized, pixels.
         patch: side of the patches that are cut from them.
-        shrink: factor by which pictures are reduced before that, so that patches are sharp.
-        soft: probability that a patch is blurred like the damage, to be painted so; so that not
-            all that is soft is sharpened.
-        grain: standard deviation of fine texture that patches get, in 1/255, unless spared it; so
-            that not all that is fine and faint is taken for noise.
+        shrink: factor by which pictures are reduced before they are cut, so that patches are sharp.
+        soft: probability that the target patch itself is blurred, as by the damage, so that the
+            network does not learn to sharpen everything that is soft.
+        grain: standard deviation, in 1/255, of a fine texture added to target patches unless spared
+            it, so that the network does not take everything fine and faint for noise.
         scenes: number of drawn pictures among the others.
     """
 

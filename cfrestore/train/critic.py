@@ -55,10 +55,11 @@ class Critic:
         return self
 
     def heard(self, t: int) -> bool:
-        """Whether the generator learns from it at iteration t."""
+        """Whether the generator learns from the discriminator at iteration t."""
         return t > self.recipe.start
 
     def learns(self, t: int) -> bool:
+        """Whether the discriminator is trained at iteration t."""
         return t > self.recipe.start - self.recipe.lead
 
     def judge(self, painted: CriticInput) -> tuple[Tensor, Tensor]:
@@ -71,7 +72,7 @@ class Critic:
         return self.recipe.scale * factor * loss, factor
 
     def learn(self, real: Tensor, fake: Tensor, t: int, pace: float) -> Tensor:
-        """Trains on the pictures of iteration t and on replayed ones; returns the former's loss.
+        """Trains on the pictures of iteration t, then on replayed ones; returns the first loss.
 
         Args:
             real, fake: (B,3,S,S) in [-1, 1].
@@ -90,7 +91,10 @@ class Critic:
         return loss
 
     def _step(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Takes a step; returns its loss. Real and fake pass apart, as BatchNorm would mix them."""
+        """Takes a step; returns its loss.
+
+        Real and fake pictures pass separately, because BatchNorm would mix their statistics.
+        """
         loss = losses.hinge_discriminator(self._logits(real, real), self._logits(fake, real))
         if self.recipe.halved:
             loss = loss / 2
@@ -101,9 +105,10 @@ class Critic:
         return loss.detach()
 
     def _logits(self, image: Tensor, real: Tensor) -> Tensor:
+        """Logits of an image; with `detail`, of its detail beside the rest of the real picture."""
         if self.recipe.detail:
-            rest, own = (coarse(x.float(), self.recipe.detail) for x in (real, image))
-            image = torch.cat((rest, DETAIL_GAIN * (image - own)), 1)
+            real_rest, image_rest = (coarse(x.float(), self.recipe.detail) for x in (real, image))
+            image = torch.cat((real_rest, DETAIL_GAIN * (image - image_rest)), 1)
         return self.network(image).float()
 
     def _remember(self, real: Tensor, fake: Tensor) -> None:
@@ -123,10 +128,10 @@ class Critic:
         device = next(self.network.parameters()).device
         rank, world = place()
 
-        def own(x: Tensor) -> Tensor:
+        def part_of(x: Tensor) -> Tensor:
             return Part(len(x), rank, world).of(x).to(device)
 
-        self.memory = [(own(real), own(fake)) for real, fake in state.get("memory", ())]
+        self.memory = [(part_of(real), part_of(fake)) for real, fake in state.get("memory", ())]
 
 
 def coarse(x: Tensor, side: int) -> Tensor:

@@ -189,7 +189,7 @@ class Sampler(Order[Faces]):
         return augment(picked, self.augmentation, self.generator(t, 1, device), self._part)
 
     def first(self, count: int, device: torch.device) -> Tensor:
-        """The first few faces, unchanged: (count,3,S,S), likewise."""
+        """The first few faces, unchanged: (count,3,S,S) float32 in [0, 1] on the device."""
         return self.shown.images[:count].to(device).float() / 255
 
 

@@ -53,8 +53,8 @@ def degrade(
         images: (B,3,S,S) float32 RGB in [0, 1].
         damage: the ranges to draw from, in pixels of S (see `Degradation.scaled`).
         generator: on the images' device; the same state gives the same result.
-        part: the part of a batch that the images are; the random numbers of its other faces are
-            drawn as well. None: this process's part.
+        part: which part of a batch the images are. Random numbers are drawn for the whole batch, so
+            that the number of processes changes no result. None: this process's part.
     Returns:
         (B,3,S,S) float32 in [0, 1], multiples of 1/255.
     Source: the published training: Resize_S(JPEG_q(clip(Resize_{S/r}(x * k) + n))).
@@ -62,7 +62,7 @@ def degrade(
     batch, _, size, _ = images.shape
     device = images.device
     part = Part.own(batch) if part is None else part
-    if not batch:  # draws nevertheless, to keep the generator in step
+    if not batch:  # random numbers are drawn all the same, so that all processes stay in step
         degrade(
             images.new_zeros(1, 3, size, size), damage, generator, Part(part.whole, 0, part.whole)
         )

@@ -1,10 +1,10 @@
 """Training one network in several processes, started by `torchrun`, or in a single one.
 
-Their number does not change what is learnt. A batch is dealt out to them like cards, so that each
-has faces of every kind of damage. Each draws the random numbers of the whole batch and uses its
-own. Losses are means over equal parts, so that the mean of their gradients is the gradient of the
-whole. Only the last bits differ, because sums have another order, and with a discriminator the
-statistics of its BatchNorm, which each process computes from its own part.
+The number of processes does not change what is learnt. A batch is dealt out to them like cards, so
+that each has faces of every kind of damage. Each draws the random numbers of the whole batch and
+uses those of its own faces. Losses are means over equal parts, so that the mean of their gradients
+is the gradient of the whole batch. Only the last bits differ, because sums have another order, and
+with a discriminator the statistics of its BatchNorm, which each process computes from its own part.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ def start(device: torch.device) -> tuple[torch.device, int, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return device, 0, 1
-    # Functions in there take the group as the default of an argument. Imported later (optimizers
-    # do so), they hold it beyond stop(), and its threads can abort a process that ends.
+    # This module's functions have the process group as a default argument. If it is imported only
+    # after the group is made (optimizers import it), they keep the group alive beyond stop(), and
+    # the group's threads can abort a process that is ending.
     importlib.import_module("torch.distributed.nn.functional")
 
     if device.type == "cpu":
@@ -145,8 +146,8 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     """
     rank, world = place()
     face, row = index // x.shape[1], index % x.shape[1]
-    own = face % world == rank
-    return all_sum(torch.where(own[:, None], x[face // world, row], 0))
+    is_here = face % world == rank
+    return all_sum(torch.where(is_here[:, None], x[face // world, row], 0))
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

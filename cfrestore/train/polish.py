@@ -37,7 +37,7 @@ class Polish(RestoringStage):
         recipe: the settings.
         fusion: path of stage III's checkpoint, whose averaged weights initialise the network.
         autoencoder: path of stage I's checkpoint, which gives the codes of clean faces.
-        perceptual, device, mixed: as in stage I.
+        perceptual, device, mixed: as in `Autoencoder`.
         identity: a recogniser's distances; None: they are not used.
     Raises:
         ConfigError: some processes would have more faces to paint without their input than others,
@@ -96,7 +96,7 @@ class Polish(RestoringStage):
             with torch.no_grad():
                 latent, skips = self.network.encode(to_network(damaged))
                 predicted = self.network.choose(self.network.predict_codes(latent))
-            # With gradient, as in Fusion.
+            # The skips require gradient for the reason given in Fusion.step.
             kept = {side: skip[: b - a].requires_grad_() for side, skip in skips.items()}
             fakes = (
                 self.network.decode(self.network.lookup(codes), {}, 0),
@@ -117,9 +117,9 @@ class Polish(RestoringStage):
 
     def _dealt(self, count: int) -> list[Part]:
         """Splits this process's faces: painted from their own codes, fused by damage, unfused."""
-        how, wanted = self.recipe, [share for _, share in self.recipe.degradations]
-        rest = (1 - how.own - how.unfused) / sum(wanted)
-        return shared_out((how.own, *(rest * share for share in wanted), how.unfused), count)
+        recipe, shares = self.recipe, [share for _, share in self.recipe.degradations]
+        rest = (1 - recipe.own - recipe.unfused) / sum(shares)
+        return shared_out((recipe.own, *(rest * share for share in shares), recipe.unfused), count)
 
     def goal(self, x: Tensor, fused: bool = False) -> Tensor:
         """The target for clean faces (B,3,S,S) in [-1, 1]; the same shape and range.
@@ -127,11 +127,11 @@ class Polish(RestoringStage):
         Args:
             fused: they are painted at w = 1, see `Sharpening.fused`.
         """
-        how = self.recipe.sharpening
-        if how is None:
+        mask = self.recipe.sharpening
+        if mask is None:
             return x
-        amount = how.amount if how.fused is None or not fused else how.fused
-        return unsharp_mask(x, amount, how.sigma * x.shape[-1] / PUBLISHED_SIZE)
+        amount = mask.amount if mask.fused is None or not fused else mask.fused
+        return unsharp_mask(x, amount, mask.sigma * x.shape[-1] / PUBLISHED_SIZE)
 
 
 def unsharp_mask(x: Tensor, amount: float, sigma: float) -> Tensor:

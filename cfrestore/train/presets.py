@@ -103,7 +103,7 @@ AUTOENCODER: dict[str, AutoencoderRecipe] = {
         adversary=Adversary(start=6_000, scale=0.25, learning_rate=2e-4, lead=500, layers=3),
         augmentation=_VARIED,
     ),
-    # From weights of `compact`, like those of this name below; see docs/training-log.md.
+    # Trains weights of `compact` further, as do the presets of this name below; docs/training.md.
     "further": AutoencoderRecipe(
         _COMPACT,
         Optimisation(

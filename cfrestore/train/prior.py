@@ -28,8 +28,8 @@ class CodePrior:
         recipe: the settings.
         teacher: the autoencoder of stage I, which defines the codes.
         seen: the codes to learn from, used here only for their frequencies.
-        held_out: the codes on which it is measured.
-        device, mixed: as in stage I.
+        held_out: the codes on which the likelihood is measured.
+        device, mixed: as in `stages.Autoencoder`.
     """
 
     name = "prior"
@@ -53,7 +53,10 @@ class CodePrior:
         self.learner = Learner(self.network, recipe.optimisation)
 
     def step(self, t: int, codes: Tensor, generator: torch.Generator) -> Report:
-        """Runs iteration t on code maps (B,s,s); returns bits per code, at times also held-out."""
+        """Runs iteration t on code maps (B,s,s); returns bits per code.
+
+        At evaluations, also returns those of the held-out faces, and their unigram bits.
+        """
         torch.manual_seed(generator.initial_seed())  # dropout takes no generator
         with autocast(self.device, self.mixed):
             bits = bits_per_code(self.network(codes), codes.flatten(1))
@@ -76,9 +79,9 @@ class CodePrior:
     @torch.no_grad()
     def pictures(self, codes: Tensor, generator: torch.Generator) -> list[Tensor]:
         """Columns of a sample sheet: faces painted from real and from drawn codes."""
-        own = torch.Generator().manual_seed(generator.initial_seed())
+        cpu_generator = torch.Generator().manual_seed(generator.initial_seed())
         size = codes.shape[1], codes.shape[2]
-        drawn = sample_codes(self.learner.average, len(codes), size, own)
+        drawn = sample_codes(self.learner.average, len(codes), size, cpu_generator)
         return [self.teacher.paint(some) for some in (codes, drawn)]
 
     def state(self) -> dict[str, Any]:

@@ -63,10 +63,11 @@ def _leaves(side: int, rng: np.random.Generator) -> Values:
     canvas = np.ascontiguousarray(np.rint(ground * 255), np.uint8)
     count = int(side * side / rng.uniform(15, 200))
     smallest, largest = rng.uniform(0.8, 4), side / rng.uniform(2, 8)
-    # Their number falls with the third power of the radius.
+    # The density of leaves falls with the third power of their radius.
     span = 1 - (smallest / largest) ** 2
     radii = smallest / np.sqrt(1 - span * rng.random(count))
-    radii[: count // 50] = largest * rng.uniform(0.3, 1, count // 50)  # that small ones lie on
+    # A few large leaves come first, so that small ones lie on them.
+    radii[: count // 50] = largest * rng.uniform(0.3, 1, count // 50)
     palette = np.stack([_colour(rng).ravel() for _ in range(rng.integers(2, 7))])
     palette = palette.mean(0) + rng.uniform(0.2, 1) * (palette - palette.mean(0))
     colours = palette[rng.integers(len(palette), size=count)] + rng.normal(0, 0.03, (count, 3))

@@ -145,8 +145,8 @@ class Autoencoder(ImageStage[VQGAN]):
         self.network = VQGAN(recipe.model.autoencoder)
         if start:
             weights = checkpoint.averaged(start)
-            own = {k: weights[k] for k in self.network.state_dict() if k in weights}
-            load_strictly(self.network, own, start, "autoencoder")
+            used = {k: weights[k] for k in self.network.state_dict() if k in weights}
+            load_strictly(self.network, used, start, "autoencoder")
         self.network.to(device)
         moving = recipe.codebook.update == "ema"
         self.network.quantize.requires_grad_(not moving)
@@ -225,11 +225,11 @@ class CodePrediction(RestoringStage):
         recipe: the settings.
         autoencoder: path of stage I's checkpoint; its averaged weights initialise the network and
             give the target codes.
-        device, mixed: as in stage I.
+        device, mixed: as in `Autoencoder`.
         start: path of a whole network's weights or checkpoint, which initialise the network
-            instead, to train it further. If its codes are not the autoencoder's, codebook and
-            generator, which belong together, are the autoencoder's nevertheless.
-        perceptual, identity: as in stage I, for the appearance of the painted codes.
+            instead, to train it further. If its codebook is not the autoencoder's, codebook and
+            generator still come from the autoencoder, because they belong together.
+        perceptual, identity: as in `Autoencoder`, for the appearance of the painted codes.
     """
 
     name = "codes"
@@ -247,9 +247,9 @@ class CodePrediction(RestoringStage):
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         self.compare: Comparison | None = None
-        if how := recipe.appearance:
-            size, weight = recipe.model.image_size, how.perceptual.weight
-            self.compare = Comparison(size, perceptual, weight, eyes=how.eyes, identity=identity)
+        if look := recipe.appearance:
+            size, weight = recipe.model.image_size, look.perceptual.weight
+            self.compare = Comparison(size, perceptual, weight, eyes=look.eyes, identity=identity)
             self.compare.to(device)
         self.network = CodeFormer(recipe.model)
         self.teacher = Teacher(autoencoder, recipe.model).to(device)
@@ -292,8 +292,8 @@ class CodePrediction(RestoringStage):
     def _painted(self, logits: Tensor) -> Tensor:
         """The faces (B,3,S,S) painted from the codes of largest logits (B,T,K).
 
-        The gradient passes by the choice of a code as if the expected vectors were painted (the
-        straight-through estimator, Bengio et al. 2013).
+        The gradient is computed as if the expected vectors were painted, since the choice of a code
+        has none (the straight-through estimator, Bengio et al. 2013).
         """
         network = self.network
         with autocast(self.device, self.mixed):
@@ -310,7 +310,7 @@ class Fusion(RestoringStage):
         codes: path of stage II's checkpoint, whose averaged weights initialise the network.
         autoencoder: path of stage I's checkpoint, which gives the target codes and, if it trained
             one, the initial discriminator, which must have the same shape.
-        perceptual, device, mixed: as in stage I.
+        perceptual, device, mixed: as in `Autoencoder`.
     """
 
     name = "fusion"
@@ -390,7 +390,8 @@ def predict(
 ) -> tuple[Tensor, Report]:
     """The weighted code losses of a degraded face's latent; the report also holds the logits.
 
-    The losses cover all readings of the latent; logits and accuracy are those of the last.
+    The losses cover all readings of the latent, see `CodeFormer.predictions`; logits and accuracy
+    are those of the last reading.
     """
     readings = network.predictions(latent)
     feature, code = losses.code_losses(
@@ -416,7 +417,7 @@ def shared_out(shares: Sequence[float], count: int) -> list[Part]:
 def degrade_parts(
     clean: Tensor, parts: Sequence[Part], damages: Sequence[Degradation], generator: torch.Generator
 ) -> Tensor:
-    """Damages clean faces (B,3,S,S) in [0, 1], each part in its own way (given at 512 px)."""
+    """Damages clean faces (B,3,S,S) in [0, 1], each part by its own degradation (for 512 px)."""
     pieces = clean.split([len(part) for part in parts])
     return torch.cat(
         [

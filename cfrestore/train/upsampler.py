@@ -1,4 +1,4 @@
-"""The training stage of an upsampler: pictures of any content, reduced and worn, are enlarged."""
+"""The training stage of an upsampler, which learns to enlarge reduced and damaged pictures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cfrestore.train.learner import Learner, Report
 
 
 class SuperResolution:
-    """An SRVGGNetCompact that learns the pixels themselves, so that it invents nothing.
+    """An SRVGGNetCompact trained with a pixel loss alone, so that it invents nothing.
 
     Args:
         recipe: the settings.
-        device, mixed: as in stage I.
+        device, mixed: as in `stages.Autoencoder`.
     """
 
     name = "upsampler"
@@ -33,7 +33,7 @@ class SuperResolution:
         self.learner = Learner(self.network, recipe.optimisation)
 
     def step(self, t: int, clean: Tensor, generator: torch.Generator) -> Report:
-        """Runs iteration t on clean pictures; returns its loss, and that of interpolation."""
+        """Runs iteration t on clean pictures; returns its loss and, to compare, interpolation's."""
         sharp = season(cut(clean, self.recipe, generator), self.recipe, generator)
         small = wear(sharp, self.recipe, generator)
         with autocast(self.device, self.mixed):
@@ -184,7 +184,10 @@ def bicubic(small: Tensor, sharp: Tensor) -> Tensor:
 
 
 def _start(network: SRVGGNetCompact) -> None:
-    """Weights that keep the variance of what passes, and at first paint hardly anything."""
+    """Initialises the network so that convolutions keep the variance, and the output is near 0.
+
+    The output is added to the enlarged input.
+    """
     convs = [layer for layer in network.body if isinstance(layer, nn.Conv2d)]
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight, a=0.25)  # the slope at which PReLU starts

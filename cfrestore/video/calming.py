@@ -3,9 +3,9 @@
 The network paints each frame by itself, so that a lash or a strand of hair is somewhere else in the
 next frame: it flickers. Steadied crops show a face at the same place, so the mean of what is
 painted in neighbouring frames is as sharp as one of them wherever the face itself does not change.
-Where it does, like a mouth or a lid that moves, the crops before painting show it, and the frame
-keeps its own. This is a bilateral filter along time, guided by the input (Tomasi and Manduchi,
-"Bilateral filtering for gray and color images", 1998; the guide as in Eisemann and Durand, "Flash
+Where it does change, like a mouth or a lid that moves, the crops before painting show it, and the
+frame keeps its own pixels. This is a bilateral filter along time (Tomasi and Manduchi, "Bilateral
+filtering for gray and color images", 1998), guided by the input (as in Eisemann and Durand, "Flash
 photography enhancement via intrinsic relighting", 2004).
 """
 
@@ -24,28 +24,28 @@ Crops: TypeAlias = "tuple[NDArray[np.uint8], NDArray[np.uint8]]"
 """A face before and after painting, (S, S, 3) each."""
 
 REACH = 2
-"""Frames before and after that count."""
+"""Number of neighbouring frames that are averaged, before and as many after."""
 
 FALLOFF = 1.5
-"""Standard deviation in frames of their weight."""
+"""Standard deviation, in frames, of the Gaussian that weights neighbours by their distance."""
 
 TOLERANCE = 6.0
 """Difference of two crops, in 8-bit levels, at which a neighbour has lost most of its weight."""
 
-_AREA = 1 / 64  # of the crop's side: sigma of the Gaussian by which differences are averaged
+_AREA = 1 / 64  # sigma, in sides of the crop, of the Gaussian that averages differences
 
 
 def calm(own: Crops, others: Iterable[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]) -> Crops:
-    """The crops of a frame, calmed by those of its neighbours.
+    """The crops of a frame, averaged with those of its neighbours.
 
-    That before painting is averaged too, because the painted one is corrected by it: its noise
-    would flicker.
+    The crop before painting is averaged too, because the painted crop is corrected by it, and its
+    noise would flicker.
 
     Args:
-        own: the crop before painting and the painted one, (S, S, 3) each.
+        own: the frame's crop before painting and its painted crop, (S, S, 3) each.
         others: of each neighbour its distance in frames, and the same two crops.
     Returns:
-        the same two crops.
+        the two averaged crops, in the same order.
     """
     before, painted = own
     totals = [crop.astype(np.float32) for crop in own]

@@ -1,7 +1,7 @@
 """Codes frames: av.VideoFrame <-> pixels, and frames -> packets.
 
-Video is stored as brightness and two differences of colour, mostly at half the resolution, so that
-going to RGB and back changes every pixel a little. Only what the restoration changed goes that way:
+Video is stored as luma and two chroma planes, these mostly at half the resolution, so that going to
+RGB and back changes every pixel a little. Only pixels that the restoration changed go that way:
 every other sample of a frame reaches the encoder as it was decoded.
 """
 
@@ -37,13 +37,13 @@ ENCODERS: Mapping[str, tuple[str, int | None, Mapping[str, str]]] = {
 _PLANAR = tuple(
     f"yuv{sampling}p{depth}" for depth in ("", "10le", "12le") for sampling in ("420", "422", "444")
 )
-"""Formats that are worked on: planes of brightness and of colours, 8 to 12 bits."""
+"""Pixel formats in which frames are restored: planar luma and chroma, 8 to 12 bits."""
 
 _BT709, _BT601 = 1, 5  # FFmpeg's numbers of matrices
-_MATRICES = {1, 4, 5, 6, 7, 9}  # that FFmpeg converts by
+_MATRICES = {1, 4, 5, 6, 7, 9}  # those with which FFmpeg can convert to RGB and back
 if int(av.__version__.partition(".")[0]) < 18:
-    _MATRICES -= {9}  # BT.2020, by which PyAV 17 converts to RGB, but not back
-_LIMITED = 1  # FFmpeg's number of the range in which black is 16
+    _MATRICES -= {9}  # BT.2020, with which PyAV 17 converts to RGB, but not back
+_LIMITED = 1  # FFmpeg's number of the limited range, in which black is 16
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Coding:
 
     Attributes:
         encoder: FFmpeg's name of the encoder.
-        pix_fmt: one of the formats that are worked on.
+        pix_fmt: pixel format of the frames, one of _PLANAR.
         options: of the encoder.
     """
 
@@ -90,8 +90,8 @@ def choose_coding(video: Video, ending: str, codec: str = "auto", crf: int | Non
     """
     webm = ending.lower() == ".webm"
     if codec == "auto":
-        own = video.codec in ENCODERS and not (webm and video.codec not in ("vp9", "av1"))
-        codec = video.codec if own else "vp9" if webm else "h264"
+        kept = video.codec in ENCODERS and not (webm and video.codec not in ("vp9", "av1"))
+        codec = video.codec if kept else "vp9" if webm else "h264"
     if codec not in ENCODERS:
         raise ConfigError(f"--codec must be auto, {', '.join(ENCODERS)}, found {codec!r}")
     encoder, usual, others = ENCODERS[codec]
@@ -105,9 +105,9 @@ def choose_coding(video: Video, ending: str, codec: str = "auto", crf: int | Non
 
 
 def _format(video: Video, encoder: str) -> str:
-    """The format of an encoder that holds most of the video's pixels.
+    """The encoder's pixel format that loses least of the video's.
 
-    In H.264 and HEVC, halved planes need even sides.
+    Frames with an odd side get 4:4:4 in H.264 and HEVC, whose subsampled chroma needs even sides.
     """
     known = [form.name for form in av.Codec(encoder, "w").video_formats or ()]
     odd = encoder in ("libx264", "libx265") and any(side % 2 for side in video.size)
@@ -118,9 +118,9 @@ def _format(video: Video, encoder: str) -> str:
 
 
 def enlarged(video: Video, scale: int) -> Video:
-    """The video as it is coded at a multiple of its size.
+    """The properties of the video when it is coded at a multiple of its size.
 
-    Then it says its matrix, because players guess that by the size.
+    An enlarged video always states its colour matrix, because players guess it from the size.
     """
     if scale == 1:
         return video
@@ -129,7 +129,7 @@ def enlarged(video: Video, scale: int) -> Video:
 
 
 def _matrix_of(video: Video) -> int:
-    """The matrix of a video's colours; if it does not say one, the usual one of its size."""
+    """The video's colour matrix; if it states none of _MATRICES, the usual one for its size."""
     usual = _BT709 if min(video.size) >= 720 else _BT601
     return video.matrix if video.matrix in _MATRICES else usual
 
@@ -150,7 +150,7 @@ class FrameConverter:
     """Converts frames of a video to pixels and back.
 
     Attributes:
-        pix_fmt: of the frames that are coded.
+        pix_fmt: pixel format of the frames that are coded.
         matrix, span: FFmpeg's numbers of the matrix and the range of the colours.
     """
 
@@ -164,12 +164,12 @@ class FrameConverter:
         return cls(coding.pix_fmt, _matrix_of(video), video.span or _LIMITED)
 
     def prepare(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The frame in the format that is coded."""
+        """The frame converted to `pix_fmt`."""
         return self._reformat(frame, self.pix_fmt)
 
     def to_pixels(self, frame: av.VideoFrame) -> Pixels:
         """(H, W, 3) uint8 RGB of a prepared frame; uint16 if it has more than 8 bits."""
-        # By way of whole planes of colours; on the direct way FFmpeg truncates.
+        # Through full-resolution chroma, since FFmpeg truncates when it converts directly.
         full = self._reformat(frame, self._full)
         return np.ascontiguousarray(self._reformat(full, self._rgb).to_ndarray(), self.dtype)
 
@@ -180,22 +180,22 @@ class FrameConverter:
 
         Args:
             pixels: (H, W, 3) RGB of the dtype that `to_pixels` gives.
-            before: the frame's own pixels; None: all are new, also in their number.
+            before: the pixels of the original frame; None: all pixels are new, and the size may be.
             original: the prepared frame.
         """
         rgb = av.VideoFrame.from_ndarray(pixels, format=self._rgb)  # type: ignore[arg-type]
         frame = self._reformat(self._reformat(rgb, self._full), self.pix_fmt)
         if before is not None:
             same = np.asarray((pixels == before).all(axis=2))
-            for own, kept in zip(planes(frame), planes(original), strict=True):
-                unchanged = _shrink(same, own.shape)
-                own[unchanged] = kept[unchanged]
+            for new, old in zip(planes(frame), planes(original), strict=True):
+                unchanged = _shrink(same, new.shape)
+                new[unchanged] = old[unchanged]
         frame.pts, frame.time_base = original.pts, original.time_base
         return frame
 
     @property
     def dtype(self) -> type[np.uint8 | np.uint16]:
-        """Of the pixels."""
+        """The dtype of the pixels."""
         return np.uint8 if self.pix_fmt.endswith("p") else np.uint16
 
     @property
@@ -229,7 +229,7 @@ def planes(frame: av.VideoFrame) -> list[NDArray[Any]]:
 
 
 def _shrink(same: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Where all pixels that share a sample of a plane of that shape are the same."""
+    """Reduces a mask of pixels to a plane of that shape: true where all pixels of a sample are."""
     if same.shape == shape:
         return same
     height, width = (-(-whole // part) for whole, part in zip(same.shape, shape, strict=True))
@@ -239,14 +239,14 @@ def _shrink(same: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_
 
 
 def code(frames: Iterable[av.VideoFrame], video: Video, coding: Coding) -> list[CodedFrame]:
-    """Codes frames that can be decoded without any others.
+    """Codes frames into a segment that can be decoded on its own.
 
     Returns:
         the coded frames, in the order in which they are decoded.
     """
     context: Any = av.CodecContext.create(coding.encoder, "w")
     set_up(context, video, coding)
-    context.flags |= Flags.global_header  # as in the containers we write
+    context.flags |= Flags.global_header  # our containers store the header once, not in frames
     packets = []
     for frame in frames:
         frame.pict_type = 0  # the encoder's choice, not the original's
@@ -256,14 +256,14 @@ def code(frames: Iterable[av.VideoFrame], video: Video, coding: Coding) -> list[
 
 
 def decode_times(shown: Sequence[int], step: int) -> list[int]:
-    """When frames are decoded, from when they are shown, in the order in which they are decoded.
+    """The decoding times of frames, in the order in which they are decoded.
 
     An encoder computes these times too, but only for the frames that it was given; here the coded
     frames of several encoders follow each other. Each frame is decoded no later than it is shown,
-    and each later than that before.
+    and later than the frame before it.
 
     Args:
-        shown: all different.
+        shown: when each frame is shown, in decoding order; all different.
         step: usual time from one frame to the next.
     """
     ordered = sorted(shown)

@@ -86,15 +86,15 @@ def join(
                 ours = _coded_packets(shown, coded, stream, video)
                 theirs = _copied_packets(source, copies)
                 for _, packet in heapq.merge(ours, theirs, key=lambda pair: pair[0]):
-                    own = packet.stream is stream
+                    is_ours = packet.stream is stream
                     try:
                         out.mux_one(packet)
                     except (av.error.InvalidDataError, av.error.ArgumentError):
-                        if own:
+                        if is_ours:
                             raise
                         refused += 1
         except (av.error.FFmpegError, ValueError) as error:
-            if isinstance(error, OSError):  # one of FFmpeg's would be taken for one of reading
+            if isinstance(error, OSError):  # as FFmpeg's, `reading` would take it for a read error
                 raise OSError(error.errno, error.strerror) from error
             raise OutputError(
                 f"the container {format} refuses what is written: {reason_in(error)}"
@@ -105,15 +105,15 @@ def join(
 def _lay_out(
     out: OutputContainer, source: InputContainer, video: Video, coding: Coding
 ) -> tuple[Stream, Mapping[int, Stream]]:
-    """Adds the streams of the new file: that of the frames, and copies by their index."""
+    """Adds the streams of the new file: that of the frames, and copies by the original's index."""
     stream: Any = out.add_stream(coding.encoder, rate=video.rate)
     set_up(stream.codec_context, video, coding)
     if coding.encoder == "libx265" and out.format.name in ("mp4", "mov"):
         stream.codec_context.codec_tag = "hvc1"  # Apple's players play no other
     stream.time_base = video.time_base
-    told = video_stream(source, video.path).metadata
-    kept = ("language", "title", "handler_name")  # others tell how the original is coded
-    stream.metadata.update({key: told[key] for key in kept if key in told})
+    before = video_stream(source, video.path).metadata
+    kept = ("language", "title", "handler_name")  # other entries say how the original is coded
+    stream.metadata.update({key: before[key] for key in kept if key in before})
     copies: dict[int, Stream] = {}
     for original in filter(is_copied, source.streams):
         copy = out.add_stream_from_template(original)

@@ -1,4 +1,4 @@
-"""Finds the faces of all frames of a video, and writes them down so that they are found once."""
+"""Finds the faces of all frames of a video, and records them for runs that continue this one."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def find_faces(
     Args:
         notes: a file of JSON lines, one a frame, to which each is added as it is known; the frames
             that it has already are not searched again.
-        workers: threads that search; detection itself takes turns.
+        workers: threads that search frames; the detector itself runs in one of them at a time.
         advance: called with the number of frames that became known.
     Raises:
         VideoError: the video cannot be read.
@@ -169,7 +169,7 @@ def _from_json(values: Mapping[str, Any], video: Video) -> Frame:
 
 
 def _known(notes: Path) -> list[Mapping[str, Any]]:
-    """The whole lines at the head of an earlier run's notes; cuts off what follows them."""
+    """The complete lines at the head of an earlier run's notes; truncates the file after them."""
     if not notes.exists():
         return []
     known, size = [], 0

@@ -1,4 +1,4 @@
-"""Restores the frames of a video, with many in work at once: cut out, painted, calmed, pasted."""
+"""Restores frames in overlapping stages: their faces are cut out, painted, calmed and pasted."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class _Begun:
     """A frame whose faces are cut out.
 
     Attributes:
-        frame: as it is coded.
-        photo: the same in RGB, and prepared; None if it stays as it is.
+        frame: in the format that is coded.
+        photo: the frame in RGB, and what was prepared from it; None if the frame stays as it is.
     """
 
     frame: av.VideoFrame
@@ -85,7 +85,7 @@ class FramePainter:
     workers: int
 
     def restored(self, first: int) -> Iterator[RestoredFrame]:
-        """The restored frames from the first one, which is given by its index.
+        """The restored frames from index `first` on.
 
         Raises:
             VideoError: the video does not have as many frames as before.
@@ -94,7 +94,7 @@ class FramePainter:
         on = partial(
             ahead, weigh=lambda _: height * width, count=2 * self.workers, weight=PIXELS_AHEAD
         )
-        begin = max(0, first - REACH)  # the first ones are calmed by those before them too
+        begin = max(0, first - REACH)  # frames before `first` calm it
         frames = islice(enumerate(decode(self.video)), begin, None)
         with threads(self.workers) as readers, threads(self.workers) as writers:
             begun = on(readers, self._begin, frames)
@@ -142,7 +142,7 @@ class FramePainter:
 
 
 def _windows(painted: Iterable[_Painted]) -> Iterator[_Window]:
-    """Each frame in the middle of those around it; None where there are none."""
+    """A window around each frame; None stands for frames before the first and after the last."""
     window: deque[_Painted | None] = deque(maxlen=2 * REACH + 1)
     for item in chain([None] * REACH, painted, [None] * REACH):
         window.append(item)
@@ -152,7 +152,7 @@ def _windows(painted: Iterable[_Painted]) -> Iterator[_Window]:
 
 def _calmed(window: _Window, face: RestoredFace) -> RestoredFace:
     """A face of the middle frame, calmed by those of the same track in the other frames."""
-    own = face.aligned.crop, face.crop
+    crops = face.aligned.crop, face.crop
     others = (
         (index - REACH, other.aligned.crop, other.crop)
         for index, item in enumerate(window)
@@ -160,7 +160,7 @@ def _calmed(window: _Window, face: RestoredFace) -> RestoredFace:
         for other in item.faces
         if isinstance(other, RestoredFace) and _planned(other).track == _planned(face).track
     )
-    before, painted = calm(own, others)
+    before, painted = calm(crops, others)
     aligned = replace(face.aligned, crop=before)
     return replace(face, crop=painted, aligned=aligned, opacity=_planned(face).opacity)
 

@@ -1,8 +1,8 @@
 """Restores the faces of a video: find them in all frames, follow them, paint, code, join.
 
-The work lies in a folder beside the result until that is complete: what was found, and the coded
-frames in segments. So a run that was cut short, however, is continued by the same call. Memory does
-not grow with the length of the video, but for the places of its faces.
+Until the result is complete, a folder beside it holds the work: the faces that were found, and the
+coded frames in segments. So the same call continues a run that was cut short, for whatever reason.
+Of all that is in memory, only the positions of faces grow with the length of the video.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class VideoRestoration:
     """What became of a video.
 
     Attributes:
-        video: what was known of it.
+        video: the properties of the original.
         plan: which faces were followed and restored.
         failures: in how many frames a face was left as it is, by the index of its track and the
             reason.
@@ -90,13 +90,13 @@ def restore_video(
         source: the video.
         target: the result, one of CONTAINERS by its ending; replaced in one step at the end.
         pipeline: of `load_pipeline`, for restoration, with a detector.
-        options: of each frame; choices of faces are made once for a whole track. Not: aligned,
-            draw_box, samples.
+        options: for each frame; which faces are restored is decided once for a whole track.
+            aligned, draw_box and samples must not be set.
         codec, crf: see `choose_coding`.
         workers: threads that search frames, and as many that paste.
         progress: see Progress.
-        record: called with what became of the video and the complete file, just before that gets
-            its name.
+        record: called with what became of the video and the complete file, just before the file
+            gets its name.
     Raises:
         VideoError: the video cannot be read.
         OutputError: the result cannot be written, or another run is writing it.
@@ -131,7 +131,7 @@ def restore_video(
                 paths = paint_segments(work, coding, folder, partial(progress, "painting"))
             if _state(source) != before:
                 raise VideoError(f"{source} was written to while it was read")
-            with drafted(target, folder) as draft:  # after a kill it goes with the folder
+            with drafted(target, folder) as draft:  # the next run removes what a killed one leaves
                 with timed(seconds, "write"):
                     container = CONTAINERS[target.suffix.lower()]
                     comment = _comment(pipeline, options)
@@ -160,7 +160,7 @@ def _settings(
         **procedure.settings,
         "version": __version__,
         "video": [str(source.absolute()), *state],
-        "pyav": av.__version__,  # whose encoders need not follow those of another
+        "pyav": av.__version__,  # segments of different encoders may not fit together
         "coding": [coding.encoder, coding.pix_fmt, *map(list, sorted(coding.options.items()))],
     }
 
@@ -174,13 +174,13 @@ def _planned(
     converter: FrameConverter,
     workers: int,
 ) -> FramePainter:
-    """What paints the faces that are chosen of those found; the video becomes the larger one."""
-    every = replace(options, faces="all", min_face=0, max_face=None)  # that are planned
+    """Plans which of the found faces are restored; returns what paints them, at the larger size."""
+    unfiltered = replace(options, faces="all", min_face=0, max_face=None)  # the plan has chosen
     return FramePainter(
         video,
         larger,
         plan_faces(found.frames, video.size, options),
-        pipeline.restoring(every),
+        pipeline.restoring(unfiltered),
         converter,
         anew=options.upscale > 1 or pipeline.bg_upsampler is not None,
         gray=2 * sum(frame.gray for frame in found.frames) > len(found.frames),
@@ -191,7 +191,7 @@ def _planned(
 def _join(
     video: Video, coding: Coding, paths: Sequence[Path], draft: Path, container: str, comment: str
 ) -> tuple[Mapping[tuple[int, str], int], int]:
-    """Joins segments to a file, see `join`; returns their failures and how much was left out."""
+    """Joins segments to a file; returns their failures, and how many packets `join` left out."""
     headers = [header for path in paths if (header := read_header(path))]
     refused = join(
         video,
@@ -215,7 +215,7 @@ def _state(source: Path) -> tuple[int, int]:
 
 
 def _comment(pipeline: Pipeline, options: Options) -> str:
-    """What the metadata of the result say of it."""
+    """The comment in the metadata of the result."""
     enlarge = pipeline.upsampler
     return (
         f"faces restored by cfrestore {__version__}, "
@@ -226,10 +226,10 @@ def _comment(pipeline: Pipeline, options: Options) -> str:
 
 @contextmanager
 def workshop(target: Path, digest: str) -> Iterator[Path]:
-    """The folder beside a result in which it is made; removed unless there is an error.
+    """Locks the folder beside a result in which it is made; removes it unless an error occurs.
 
-    What an earlier run has left there is kept if it is of the same settings, but for drafts of the
-    result. Links are followed, so that the result only needs to be renamed.
+    Files of an earlier run are kept if its settings were the same, except drafts of the result.
+    Links in target are followed, so that the result only needs to be renamed.
 
     Raises:
         OutputError: another process works in it.
@@ -248,7 +248,7 @@ def workshop(target: Path, digest: str) -> Iterator[Path]:
             if not same:
                 stamp.write_text(digest)
             yield folder
-            shutil.rmtree(folder, ignore_errors=True)  # Windows keeps the lock
+            shutil.rmtree(folder, ignore_errors=True)  # on Windows the held lock file remains
     except Timeout:
         raise OutputError(f"another run is writing {target}") from None
     shutil.rmtree(folder, ignore_errors=True)
@@ -257,11 +257,11 @@ def workshop(target: Path, digest: str) -> Iterator[Path]:
 def paint_segments(
     work: FramePainter, coding: Coding, folder: Path, advance: Callable[[int, int], object]
 ) -> list[Path]:
-    """Restores and codes all frames, in segments; those that are there already are kept.
+    """Restores and codes all frames, in segments; existing segments are kept.
 
     Args:
-        folder: where they lie.
-        advance: called with the number of frames that were done since, and of all.
+        folder: where the segments are.
+        advance: called with the number of frames done since the last call, and that of all.
     Returns:
         the files, in order.
     Raises:
@@ -289,7 +289,7 @@ def _counted(
     failures: Counter[tuple[int, str]],
     advance: Callable[[], object],
 ) -> Iterator[av.VideoFrame]:
-    """The frames; counts what was left as it was in them, see Header."""
+    """Yields the frames; counts the faces that were left as they were, see Header."""
     for restored in frames:
         for failed in restored.failed:
             assert isinstance(failed.face, PlannedFace)

@@ -1,4 +1,4 @@
-"""Coded frames on the disk, so that a video that was cut short is continued."""
+"""Segments of coded frames on the disk, from which a run that was cut short continues."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Header:
 def write_segment(
     path: Path, coded: Sequence[CodedFrame], failures: Counter[tuple[int, str]]
 ) -> None:
-    """Writes coded frames to a file, in one step; see Header.
+    """Writes coded frames, and the failures in them, to a file in one step.
 
     Raises:
         OSError: the system refuses.

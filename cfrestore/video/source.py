@@ -24,7 +24,7 @@ _FULL_RANGE = 2  # FFmpeg's number
 _LENIENT: Mapping[str, Any] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
-"""Has PyAV read metadata that is not UTF-8; from 19 on it does so without being told."""
+"""Lets PyAV read metadata that is not UTF-8; from version 19 on it does so by default."""
 
 _TURNS: Mapping[int, tuple[tuple[str, str | None], ...]] = {
     90: (("transpose", "cclock"),),
@@ -48,8 +48,8 @@ class Video:
             if it says neither.
         codec: FFmpeg's name of the format in which the frames are coded.
         pix_fmt: FFmpeg's name of the format of their pixels.
-        matrix, span, primaries, transfer: of the colours, FFmpeg's numbers; span is their range. Of
-            RGB, the matrix is that by which the result is coded.
+        matrix, span, primaries, transfer: colour properties, as FFmpeg's numbers; span is the
+            range. For an RGB video, matrix is the one with which the result is coded.
         aspect: width of a pixel over its height.
         notes: whole sentences on what of the file a result does not keep.
     """
@@ -119,7 +119,7 @@ def probe(path: Path) -> Video:
 def _notes(source: InputContainer, stream: Any, frame: av.VideoFrame) -> Iterator[str]:
     for other in source.streams:
         chapters = other.type == "data" and other.name == "bin_data" and source.chapters()
-        if other is not stream and not is_copied(other) and not chapters:  # which are copied
+        if other is not stream and not is_copied(other) and not chapters:  # `join` copies these
             what = "cover picture" if _is_cover(other) else f"{other.type} stream"
             yield f"The {what} {other.index} is not kept."
     if frame.interlaced_frame:
@@ -130,7 +130,7 @@ def _notes(source: InputContainer, stream: Any, frame: av.VideoFrame) -> Iterato
 
 
 def decode(video: Video, on_damage: Callable[[], None] = lambda: None) -> Iterator[av.VideoFrame]:
-    """The frames of a video, in order, upright, each with a time later than that before.
+    """The frames of a video, in order, upright, each with a time later than the one before.
 
     A frame without a time follows the one before at the usual distance. Every call gives the same
     frames, with the same `pts` in units of `time_base`.
@@ -208,7 +208,7 @@ def video_stream(source: InputContainer, path: Path) -> Any:
 
 
 def is_copied(stream: Any) -> bool:
-    """Whether a result has a copy of a stream."""
+    """Whether a stream is copied to the result: sound and subtitles are."""
     return stream.type in ("audio", "subtitle") and stream.codec_context is not None
 
 

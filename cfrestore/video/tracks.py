@@ -40,14 +40,14 @@ SMOOTHING = 0.08
 _WINDOW = 6  # standard deviations, beyond which weights are below 2e-8
 
 FADING = 0.16
-"""Time in seconds in which a restored face comes and goes within a shot."""
+"""Time in seconds in which opacity rises or falls by 1 where a face comes or goes in a shot."""
 
 FAINTEST = 0.2
 """Opacity of the first and last frame of a face that comes or goes."""
 
 FEWEST = 4
-"""Fewest sightings of a face that is no mistake of the detector's, in shots of twice as many
-frames."""
+"""Fewest sightings of a track that does not count as a false detection; in short shots, half of
+their frames suffice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,8 @@ class Plan:
     """What is restored in a video.
 
     Attributes:
-        tracks: all, those that last first, each kind in descending order of the median score.
+        tracks: all tracks; fleeting ones come last; within both groups in descending order of the
+            median score.
         chosen: for each of them its typical face, or why it is left out.
         frames: for each frame the faces to restore.
         missing: indices of Options.faces that no track has.
@@ -161,7 +162,7 @@ def plan_faces(frames: Sequence[Frame], size: tuple[int, int], options: Options)
     Args:
         frames: all frames of the video.
         size: height and width of the frames.
-        options: faces, min_face and max_face count; indices count the tracks of the result.
+        options: only faces, min_face and max_face matter; indices in faces are those of tracks.
     """
     tracks = sorted(link(frames), key=lambda track: (track.fleeting, -track.typical.score))
     lasting = [track.typical for track in tracks if not track.fleeting]
@@ -192,30 +193,30 @@ def link(frames: Sequence[Frame]) -> tuple[Track, ...]:
     """
     tracks: list[Track] = []
     for start, stop in _shots(frames):
-        own: list[dict[int, Sighting]] = []
+        in_shot: list[dict[int, Sighting]] = []
         for index in range(start, stop):
             frame = frames[index]
-            active = [t for t in own if frame.time - frames[next(reversed(t))].time <= GAP]
+            active = [t for t in in_shot if frame.time - frames[next(reversed(t))].time <= GAP]
             known = [next(reversed(track.values())).face for track in active]
             joined = _pairs(known, [sighting.face for sighting in frame.sightings])
             for number, sighting in enumerate(frame.sightings):
                 if number in joined:
                     active[joined[number]][index] = sighting
                 else:
-                    own.append({index: sighting})
-        tracks += (Track(sightings, (start, stop)) for sightings in own)
+                    in_shot.append({index: sighting})
+        tracks += (Track(sightings, (start, stop)) for sightings in in_shot)
     return tuple(tracks)
 
 
 def steady(track: Track, times: Sequence[float]) -> Iterator[tuple[Face, float]]:
-    """The face of a track, steadied, and its opacity, in each frame from its first to its last.
+    """The steadied face of a track, and its opacity, in each frame from the track's first to last.
 
     Landmarks and box are those of a local linear regression with Gaussian weights over time, which
-    follows a face that moves steadily exactly. Where the track begins or ends within a shot, the
-    opacity does too; at cuts there is nothing to fade.
+    reproduces motion at constant speed exactly. Where the track begins or ends within a shot, the
+    face fades in or out; at cuts it does not.
 
     Args:
-        times: of those frames, in seconds.
+        times: of these frames, in seconds.
     Source: Cleveland, "Robust locally weighted regression and smoothing scatterplots" (1979),
         without its robust weights.
     """
@@ -266,7 +267,7 @@ def _shots(frames: Sequence[Frame]) -> Iterator[tuple[int, int]]:
 
 
 def _pairs(known: Sequence[Face], found: Sequence[Face]) -> dict[int, int]:
-    """Joins found faces to known ones: index of the known one by that of the found one."""
+    """Joins found faces to known ones, nearest pairs first: {found index: known index}."""
     distances = sorted(
         (distance, new, old)
         for new, face in enumerate(found)

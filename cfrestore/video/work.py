@@ -42,11 +42,11 @@ class Restore(Protocol):
 def run_videos(
     jobs: Sequence[Job], restore: Restore, settings: Mapping[str, object], fidelity: float
 ) -> Generator[Outcome, None, None]:
-    """Restores videos, and records it; what an earlier run has done alike is not repeated.
+    """Restores and records videos; what an earlier run did with the same settings is not repeated.
 
     Args:
-        jobs: of `plan`, of files.
-        restore: how.
+        jobs: from `plan`, with files as sources and targets.
+        restore: restores one video.
         settings: everything that decides the results.
         fidelity: w, for the reports.
     Yields:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 def offline() -> bool:
     """Whether $CFRESTORE_OFFLINE forbids opening connections."""
-    said = os.environ.get("CFRESTORE_OFFLINE", "")
-    return said.strip().lower() not in ("", "0", "f", "false", "n", "no", "off")
+    value = os.environ.get("CFRESTORE_OFFLINE", "")
+    return value.strip().lower() not in ("", "0", "f", "false", "n", "no", "off")
 
 
 def cache_folder() -> Path:

@@ -76,7 +76,7 @@ def fetch(name: str, report: Report | None = None) -> Path:
     final name only once its SHA-256 is verified. Several processes may fetch one file at once.
 
     Args:
-        name: of the file, in the table.
+        name: the file's name in the table of weight files.
         report: called with every block that arrives, and with remarks.
     Raises:
         ConfigError: the table has no such name.
@@ -94,7 +94,7 @@ def fetch(name: str, report: Report | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(row, folder, tell):
             return locate(name) or _download(row, folder, tell)
-    except OSError as error:  # of the disk; those of the network are converted below
+    except OSError as error:  # a disk error; network errors are converted further down
         raise WeightsError(
             f"{row.file} of {row.urls[0]} cannot be stored in {folder}: {error.strerror or error}"
         ) from error

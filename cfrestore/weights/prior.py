@@ -29,13 +29,13 @@ def load_prior(path: str | Path, codebook: Tensor, device: str | torch.device = 
     """
     from cfrestore.models.prior import PriorConfig, build_prior
 
-    state, said = read_checkpoint(path)
-    if "prior" not in said:
+    state, metadata = read_checkpoint(path)
+    if "prior" not in metadata:
         raise CheckpointError(f"{path} is no prior; `cfrestore train export` writes them")
-    if said.get("codebook") != digest_of([codebook]):
+    if metadata.get("codebook") != digest_of([codebook]):
         raise CheckpointError(f"{path} is a prior over the codes of another network")
     try:
-        prior = build_prior(PriorConfig.from_json(said["prior"]))
+        prior = build_prior(PriorConfig.from_json(metadata["prior"]))
     except (ConfigError, *MISFIT) as error:
         raise CheckpointError(f"{path} describes no prior: {error}") from error
     load_strictly(prior, state, path, "prior")

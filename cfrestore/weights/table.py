@@ -21,7 +21,8 @@ class HubFile:
         repository: owner and name.
         path: of the file in the repository.
         kind: model or dataset.
-        revision: commit; None if none is on record, then the newest, checked by the row's SHA-256.
+        revision: commit; None: the newest, because none is on record. The SHA-256 of the row is
+            checked in any case.
     """
 
     repository: str
@@ -45,8 +46,8 @@ class WeightFile:
         purpose: what it is for.
         hub: the same bytes on the Hugging Face hub, tried when the urls fail.
 
-    Source: public records that agree; few of them have the inpainting
-        digest, and one that of realesr-general.
+    Source: several public records, which agree; few of them list the digest of
+        codeformer-inpainting, and only one lists that of realesr-general.
     """
 
     name: str

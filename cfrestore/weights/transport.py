@@ -33,7 +33,7 @@ SILENCE_SECONDS = 5.0
 """Time limit for each connection, and between two reads of the body."""
 
 _BLOCK = 1 << 18
-_PASSING = (408, 429, 500, 502, 503, 504)
+_PASSING = (408, 429, 500, 502, 503, 504)  # status codes of temporary failures
 
 
 class RefusedError(Exception):
