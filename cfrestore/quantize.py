@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LEAST_PSNR = 35.0
 """PSNR in dB of int8 against fp32 below which no file is written."""
 
-EXACT_SHARE = 0.125
+EXACT_SHARE = 0.14
 """Largest share of the multiply-adds of painting at w > 0 that stay in float32."""
 
 LEAST_FACES = 4
