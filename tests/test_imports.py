@@ -137,7 +137,7 @@ def test_training_needs_torch_numpy_opencv_and_pillow_alone() -> None:
     absent += ("safetensors", "huggingface_hub", "filelock", "certifi", "pillow_heif")
     parts = [f"cfrestore.train.{path.stem}" for path in files("train") if path.stem[0] != "_"]
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {', '.join(parts)}"
-    subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True)
+    printed_by(code)
 
 
 def test_pictures_need_no_pyav(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_pictures_need_no_pyav(tmp_path: Path) -> None:
         "from cfrestore.cli import main\n"
         f"raise SystemExit(main({words}))"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True)
+    printed_by(code)
 
 
 def test_only_one_file_speaks_of_devices() -> None:
@@ -162,6 +162,15 @@ def test_only_one_file_speaks_of_devices() -> None:
         assert not (names | texts) & words, path
 
 
+def printed_by(code: str) -> str:
+    """What code prints in a fresh interpreter, in which it must not fail."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=PACKAGE.parent, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return done.stdout
+
+
 def loaded_by(*words: str) -> set[str]:
     """The heavy modules that a fresh interpreter has loaded after running this code."""
     code = (
@@ -172,10 +181,7 @@ def loaded_by(*words: str) -> set[str]:
         "    pass\n"
         f"print('loaded', *[name for name in {HEAVY!r} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.splitlines()[-1].split()[1:])
+    return set(printed_by(code).splitlines()[-1].split()[1:])
 
 
 @pytest.mark.parametrize(
@@ -213,10 +219,7 @@ def test_restoring_a_photograph_imports_no_compiler_and_no_torchvision() -> None
         "names = ('torchvision', 'facenet_pytorch', 'facexlib', 'torch._dynamo', 'sympy', 'onnx')\n"
         "print(*[name for name in names if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == []
+    assert printed_by(code).split() == []
 
 
 def test_planning_needs_no_torch() -> None:
@@ -262,11 +265,8 @@ def test_the_public_names_can_be_listed_without_pyav() -> None:
         "try: cfrestore.restore_video\n"
         "except ImportError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
-    )
     expected = 'cfrestore.restore_video needs PyAV: pip install "cfrestore[video]" brings it'
-    assert done.stdout.strip() == expected
+    assert printed_by(code).strip() == expected
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "examples", "tests"])
