@@ -675,6 +675,8 @@ def first_rates(names: list[str], compiles: bool, small: bool) -> Iterator[Row]:
             yield name, replace(COMPILED, batch=few), ""
         yield name, replace(FAST, batch=few), ""
     for name in names if compiles else ():
+        yield name, replace(COMPILED, batch=BATCHES[name][0]), TRIED
+    for name in names if compiles else ():
         yield name, replace(COMPILED, batch=BATCHES[name][0]), NATIVE
 
 

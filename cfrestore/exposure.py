@@ -12,9 +12,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
-from cfrestore.detail import within_face
+from cfrestore.align import face_ellipse
 from cfrestore.image import to_gray
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _DARKEST = 16  # levels: darker faces are brightened like one of this mean brightness
 _LEVELS = np.arange(256.0).clip(1)  # 0 counts as 1, so that it can be divided by
+_SHARES = to_gray(np.eye(3))[:, :1].T  # (1, 3), of the channels in brightness
 _WHITE = 200.0  # levels: no gain makes the brightest part of a crop brighter than this
 _BRIGHTEST = 99.5  # percentile that is the brightest part of a crop; pixels above are reflections
 
@@ -48,11 +50,13 @@ class Exposure:
         """
         if not least:
             return cls()
-        brightness = to_gray(crop)[..., 0].astype(np.float32)
-        found = max(_DARKEST, float(within_face(brightness).mean()))
+        means = cv2.mean(crop, face_ellipse(len(crop)).view(np.uint8))[:3]
+        found = max(_DARKEST, float(to_gray(np.array(means))[0]))
         if found >= least:
             return cls()
-        brightest = max(1.0, float(np.percentile(crop.max(axis=2), _BRIGHTEST)))
+        red, green, blue = cv2.split(crop)
+        highest = cv2.max(cv2.max(red, green), blue)
+        brightest = max(1.0, float(np.percentile(highest, _BRIGHTEST)))
         gain = max(1.0, min(least / found, _WHITE / brightest))
         return cls(math.log(least / 255) / math.log(min(least, gain * found) / 255), gain)
 
@@ -74,6 +78,7 @@ class Exposure:
         """
         if self == Exposure():
             return values
-        factors = 255 * brightness / _LEVELS
-        levels = np.rint(to_gray(values)[..., :1]).astype(np.uint8)
-        return np.asarray(np.rint((values * factors[levels]).clip(0, 255)), np.uint8)
+        factors = (255 * brightness / _LEVELS).astype(np.float32)
+        levels = cv2.transform(values, _SHARES)  # (S, S) uint8, rounded
+        changed = values * factors[levels][..., np.newaxis]
+        return np.asarray(np.rint(changed.clip(0, 255)), np.uint8)
