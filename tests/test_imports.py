@@ -50,8 +50,10 @@ ORDER = (
     "batch",
     "video",
     "doctor",
-    "train",
+    "part",
+    "degrade",
     "quantize",
+    "train",
     "evaluate",
     "cli",
 )

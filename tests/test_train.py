@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cfrestore import recognise
 from cfrestore.checkpoint import read_checkpoint, write_tensors
+from cfrestore.degrade import LARGE, SMALL, Degradation, degrade
 from cfrestore.errors import (
     CFRestoreError,
     CheckpointError,
@@ -40,15 +41,12 @@ from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.command import _recipe, main
 from cfrestore.train.comparison import Comparison, eye_map
 from cfrestore.train.config import (
-    LARGE,
-    SMALL,
     Adversary,
     Appearance,
     Augmentation,
     AutoencoderRecipe,
     Codebook,
     CodesRecipe,
-    Degradation,
     FusionRecipe,
     Identity,
     Optimisation,
@@ -68,7 +66,6 @@ from cfrestore.train.data import (
     to_network,
     warped,
 )
-from cfrestore.train.degrade import degrade
 from cfrestore.train.learner import compile_blocks
 from cfrestore.train.loop import (
     End,
@@ -1328,7 +1325,7 @@ def test_faces_without_their_input_are_dealt_out_evenly_or_not_at_all(
         return polish(stage_one, stage_two, optimisation=how, own=0.25, unfused=0.25)
 
     of(8)
-    monkeypatch.setattr("cfrestore.train.distributed.place", lambda: (0, 4))
+    monkeypatch.setattr("cfrestore.part.place", lambda: (0, 4))
     monkeypatch.setattr("cfrestore.train.polish.place", lambda: (0, 4))
     of(16)
     with pytest.raises(ConfigError, match="batch size 8 has 2 faces .* cannot be split over 4"):
