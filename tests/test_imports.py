@@ -53,8 +53,10 @@ ORDER = (
     "part",
     "degrade",
     "quantize",
-    "train",
+    "lpips",
+    "regularity",
     "evaluate",
+    "train",
     "cli",
 )
 HEAVY = (

@@ -30,11 +30,13 @@ from cfrestore.errors import (
     WeightsError,
 )
 from cfrestore.image import Photo
+from cfrestore.lpips import LPIPS
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 from cfrestore.models.recogniser import Recogniser
 from cfrestore.models.vqgan import VQGANConfig
 from cfrestore.options import Options
 from cfrestore.recognise import look_at
+from cfrestore.regularity import regularity
 from cfrestore.train import losses
 from cfrestore.train.arguments import make_parser
 from cfrestore.train.codebook import MovingCodebook
@@ -77,7 +79,7 @@ from cfrestore.train.loop import (
     save_state,
     train,
 )
-from cfrestore.train.perceptual import LPIPS, FaceFeatures, IdentityDistance, build_perceptual
+from cfrestore.train.perceptual import FaceFeatures, IdentityDistance, build_perceptual
 from cfrestore.train.polish import Polish, unsharp_mask
 from cfrestore.train.presets import AUTOENCODER, CODES, FUSION, PRESETS, recipe
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
@@ -334,15 +336,15 @@ def test_a_wave_is_regular_and_noise_and_edges_are_not() -> None:
     wave = (torch.sin(2 * math.pi * at / 4.6) / 10).expand_as(noise).clone().requires_grad_()
     edge = (at > 60).float().expand_as(noise)
     slow = torch.sin(2 * math.pi * at / 20).expand_as(noise)
-    assert losses.regularity(noise) < 0.03
-    assert losses.regularity(edge) < 0.01
-    assert losses.regularity(slow) < 0.02
-    assert losses.regularity(torch.zeros(1, 3, 64, 64)) == 0
-    share = losses.regularity(wave)
+    assert regularity(noise) < 0.03
+    assert regularity(edge) < 0.01
+    assert regularity(slow) < 0.02
+    assert regularity(torch.zeros(1, 3, 64, 64)) == 0
+    share = regularity(wave)
     assert share > 0.3
-    assert losses.regularity(wave + noise / 10) > 0.25
+    assert regularity(wave + noise / 10) > 0.25
     green = torch.stack((noise[:, 0], wave[:, 1], noise[:, 2]), 1)
-    assert losses.regularity(green) > 0.1
+    assert regularity(green) > 0.1
     share.backward()
     assert wave.grad is not None
     assert (wave * wave.grad).sum() > 0  # a fainter wave has a smaller share
