@@ -45,6 +45,7 @@ ORDER = (
     "filling",
     "upsample",
     "procedure",
+    "treatment",
     "pipeline",
     "sample",
     "batch",
