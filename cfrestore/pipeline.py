@@ -54,7 +54,8 @@ class Pipeline:
         execution: how the network computes; an exported one fixes its precision, see `painted_in`.
         model_name: name of the network in messages.
         notes: sentences about the choice of weights that the user should read.
-        identity: everything besides the options that decides results, such as SHA-256 of weights.
+        identity: everything besides the options and the detector's name that decides results, such
+            as SHA-256 of weights.
         files: the weight files that were read, by purpose.
         match_statistics: whether restoration uses latent AdaIN, see `CodeFormer.forward`; None: as
             the network's configuration says.
@@ -231,7 +232,8 @@ class Pipeline:
         del others["fidelity"], others["batch_size"]
         if not options.samples:
             del others["temperature"], others["seed"]
-        settings = {**self.identity, **others, "task": task.name, **specific}
+        known = {**self.identity, "detector": self.detector_name}
+        settings = {**known, **others, "task": task.name, **specific}
         prepare = partial(self._prepare, options, partial(treat, options))
         return Procedure(prepare, paint, batch_size, options.upscale, settings)
 
@@ -394,7 +396,7 @@ def load_pipeline(
         notes=notes,
         identity={
             "model": digests["model"],
-            "detector": digests.get("detector", finder and finder.name),
+            "detector_weights": digests.get("detector"),
             "threshold": None if threshold is None else float(threshold),
             "parser": digests.get("parser"),
             # As requested, not as chosen here, since machines that share the work may differ.
