@@ -42,6 +42,7 @@ FACES_AT_ONCE = 16
 _COMPUTING = threading.RLock()
 
 _GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio, which scatters the keys of `generator_for`."""
 
 
 @dataclass

@@ -244,7 +244,12 @@ class Pipeline:
         photo: Photo,
         faces: Sequence[Face] | None = None,
     ) -> Prepared:
-        """The steps of every task before painting: find faces, align and choose them."""
+        """The steps of every task before painting: find faces, align and choose them.
+
+        Args:
+            treat: decides what the task does with a photograph.
+            faces: see Prepare.
+        """
         treatment = treat(photo)
         pixels, size = to_uint8(photo.pixels), self.crop_size
         whole = _stretch(pixels, size) if options.aligned else None
