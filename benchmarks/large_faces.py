@@ -32,6 +32,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from cfrestore import Options, Photo, load_pipeline, read_photo, write_photo
 from cfrestore.align import align_face, cut_finely, rescale
+from cfrestore.degrade import LARGE, SMALL, degrade
 from cfrestore.detail import (
     SHARP_FROM,
     SIGNAL_FROM,
@@ -41,10 +42,8 @@ from cfrestore.detail import (
     within_face,
 )
 from cfrestore.detect import load_detector
+from cfrestore.device import generator_for
 from cfrestore.image import to_uint8
-from cfrestore.train.config import LARGE, SMALL
-from cfrestore.train.data import generator_for
-from cfrestore.train.degrade import degrade
 
 Pixels = NDArray[np.uint8]
 LITTLE = 35.0  # dB

@@ -20,7 +20,7 @@ from cfrestore.checkpoint import read_metadata
 from cfrestore.errors import CheckpointError, ConfigError
 from cfrestore.export import CODES, FIDELITY, IMAGE, RESTORED, config_of, facts_of
 from cfrestore.extras import install, load_package, require
-from cfrestore.models.codeformer import Features
+from cfrestore.models.codeformer import Features, check_w
 from cfrestore.weights import load_codeformer
 from cfrestore.weights.conversion import origin_of
 from cfrestore.weights.digests import known_sha256
@@ -113,7 +113,13 @@ class ExportedNetwork:
         return self.facts["precision"]
 
     def __call__(self, images: NDArray[np.float32], w: float) -> ExportedOutputs:
-        """Restores faces (B,3,S,S), RGB in [-1, 1]; at w = 0 nothing is fused, as in torch."""
+        """Restores faces (B,3,S,S), RGB in [-1, 1]; at w = 0 nothing is fused, as in torch.
+
+        Raises:
+            ConfigError: see `check_w`.
+            CheckpointError: the runtime cannot compile the graph.
+        """
+        check_w(w)
         inputs = {IMAGE: np.ascontiguousarray(images)} | (
             {FIDELITY: np.array(w, np.float32)} if w > 0 else {}
         )

@@ -41,6 +41,9 @@ FACES_AT_ONCE = 16
 
 _COMPUTING = threading.RLock()
 
+_GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio, which scatters the keys of `generator_for`."""
+
 
 @dataclass
 class _OneThread:
@@ -374,6 +377,15 @@ def settle(network: nn.Module, device: torch.device) -> None:
     network.to(device)
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)
+
+
+def generator_for(device: torch.device, *keys: int) -> torch.Generator:
+    """A generator whose stream depends on the keys alone, so that no state needs to be saved."""
+    seed = 0
+    for key in keys:
+        seed = (seed ^ key) * _GOLDEN % 2**64
+        seed ^= seed >> 29
+    return torch.Generator(device).manual_seed(seed)
 
 
 def upload(arrays: Sequence[NDArray[np.uint8]], device: torch.device) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,17 +20,17 @@ from cfrestore.device import ON_CPU, Execution, choose_parsing_precision, faces_
 from cfrestore.errors import ConfigError, DegenerateFaceError
 from cfrestore.filling import Filling
 from cfrestore.holes import white_holes
-from cfrestore.image import is_gray, keep_neutral, resize, to_depth, to_uint8
+from cfrestore.image import is_gray, resize, to_uint8
 from cfrestore.network import choose_execution, choose_model, open_network
 from cfrestore.options import Options, Upsampling, check_flags
 from cfrestore.parse import FaceParser
 from cfrestore.paste import paste_faces
-from cfrestore.procedure import PaintedFace, Prepare, Prepared, Procedure, Restoration, Result
+from cfrestore.procedure import Prepared, Procedure, Restoration
 from cfrestore.restore import FailedFace, Painter, RestoredFace, corrected
-from cfrestore.select import SkippedFace, missing_faces, select_faces
-from cfrestore.show import draw_frames
+from cfrestore.select import SkippedFace, select_faces
 from cfrestore.task import COLORIZATION, INPAINTING, RESTORATION, Task, TaskName, find_task
-from cfrestore.upsample import Upsampler, load_upsampler, with_more_pixels
+from cfrestore.treatment import Candidate, Finishing, Treatment, each
+from cfrestore.upsample import Background, Upsampler, load_upsampler, with_more_pixels
 from cfrestore.weights import locate, weight_file
 from cfrestore.weights.digests import known_sha256
 
@@ -41,11 +41,6 @@ if TYPE_CHECKING:
     from cfrestore.holes import Holes
     from cfrestore.image import Photo, Pixels
     from cfrestore.network import Network
-
-Candidate: TypeAlias = AlignedFace | FailedFace | SkippedFace
-"""A detected face before painting."""
-
-Value = TypeVar("Value", bound=Candidate | PaintedFace)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +54,8 @@ class Pipeline:
         execution: how the network computes; an exported one fixes its precision, see `painted_in`.
         model_name: name of the network in messages.
         notes: sentences about the choice of weights that the user should read.
-        identity: everything besides the options that decides results, such as SHA-256 of weights.
+        identity: everything besides the options and the detector's name that decides results, such
+            as SHA-256 of weights.
         files: the weight files that were read, by purpose.
         match_statistics: whether restoration uses latent AdaIN, see `CodeFormer.forward`; None: as
             the network's configuration says.
@@ -169,34 +165,10 @@ class Pipeline:
     def restoring(self, options: Options = Options()) -> Procedure:  # noqa: B008
         """Restoration as a Procedure, whose batches photographs can share; see `__call__`."""
         self._check(RESTORATION, options)
-        config = self.network.config
-
-        def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
-            gray = photo.gray or is_gray(to_uint8(photo.pixels))
-
-            @cache
-            def enlarged() -> Pixels | None:
-                enlarge = self.bg_upsampler
-                return None if enlarge is None else enlarge(photo.pixels, options.upscale)
-
-            def background() -> Pixels | None:
-                """The enlarged photograph, which pasting overwrites; for samples a copy of it."""
-                pixels = enlarged()
-                return pixels.copy() if options.samples and pixels is not None else pixels
-
-            return self._prepare(
-                photo,
-                options,
-                faces,
-                paste=lambda faces: self._paste(photo, options, faces, background()),
-                choose=tuple if options.aligned else partial(weigh, photo.pixels, options.max_face),
-                correct=partial(corrected, config=config, gray=gray),
-            )
-
         specific: dict[str, object] = {"fidelity": options.fidelity}
-        if self.matches != config.match_statistics:
+        if self.matches != self.network.config.match_statistics:
             specific["match_statistics"] = self.matches
-        return self._procedure(RESTORATION, prepare, options, **specific)
+        return self._procedure(RESTORATION, self._to_restore, options, **specific)
 
     def inpainting(
         self,
@@ -210,22 +182,13 @@ class Pipeline:
         if holes is not None and (holes.ndim != 2 or holes.dtype != np.bool_):
             raise ValueError(f"holes must be (H, W) bool, found {holes.shape} {holes.dtype}")
 
-        def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
-            found = white_holes(photo.pixels) if holes is None else holes
-            return self._prepare_filling(photo, found, options, faces)
-
         mask = None if holes is None else hashlib.sha256(holes.tobytes()).hexdigest()
-        return self._procedure(INPAINTING, prepare, options, mask=mask)
+        return self._procedure(INPAINTING, partial(self._to_fill, holes), options, mask=mask)
 
     def colorizing(self, options: Options = Options()) -> Procedure:  # noqa: B008
         """Colorization as a Procedure, whose batches photographs can share; see `colorize`."""
         self._check(COLORIZATION, options)
-
-        def prepare(photo: Photo, faces: Sequence[Face] | None = None) -> Prepared:
-            paste = partial(self._paste, photo, options)
-            return self._prepare(photo, options, faces, paste=paste, gray_stays=False)
-
-        return self._procedure(COLORIZATION, prepare, options)
+        return self._procedure(COLORIZATION, self._to_colour, options)
 
     def _check(self, task: Task, options: Options) -> None:
         """Raises TypeError or ConfigError if the task cannot be done with the options."""
@@ -242,7 +205,7 @@ class Pipeline:
     def _procedure(
         self,
         task: Task,
-        prepare: Prepare,
+        treat: Callable[[Options, Photo], Treatment],
         options: Options,
         **specific: object,
     ) -> Procedure:
@@ -251,6 +214,7 @@ class Pipeline:
         Its settings, which identify a result, leave out options that cannot change the result.
 
         Args:
+            treat: decides what the task does with a photograph.
             specific: settings that only this task has.
         """
         batch_size = faces_at_once(options.batch_size, self.device)
@@ -268,80 +232,61 @@ class Pipeline:
         del others["fidelity"], others["batch_size"]
         if not options.samples:
             del others["temperature"], others["seed"]
-        settings = {**self.identity, **others, "task": task.name, **specific}
+        known = {**self.identity, "detector": self.detector_name}
+        settings = {**known, **others, "task": task.name, **specific}
+        prepare = partial(self._prepare, options, partial(treat, options))
         return Procedure(prepare, paint, batch_size, options.upscale, settings)
 
     def _prepare(
         self,
-        photo: Photo,
         options: Options,
-        faces: Sequence[Face] | None,
-        *,
-        paste: Callable[[Sequence[RestoredFace]], Pixels],
-        choose: Callable[[Sequence[AlignedFace]], Sequence[Candidate]] = tuple,
-        correct: Callable[[RestoredFace], RestoredFace] = lambda face: face,
-        gray_stays: bool = True,
+        treat: Callable[[Photo], Treatment],
+        photo: Photo,
+        faces: Sequence[Face] | None = None,
     ) -> Prepared:
-        """The steps of every task: find faces, align them and, once they are painted, paste them.
+        """The steps of every task before painting: find faces, align and choose them.
 
         Args:
+            treat: decides what the task does with a photograph.
             faces: see Prepare.
-            paste: makes the whole result from painted faces.
-            choose: prepares aligned faces for painting; others become SkippedFaces, with a reason.
-            correct: prepares a painted face for pasting.
-            gray_stays: whether gray pixels stay gray.
         """
+        treatment = treat(photo)
         pixels, size = to_uint8(photo.pixels), self.crop_size
         whole = _stretch(pixels, size) if options.aligned else None
         aligned = [whole] if whole else _align(pixels, self._find(pixels, options, faces), size)
-        chosen = _each(aligned, choose)
-
-        def complete(restored: Sequence[RestoredFace]) -> Photo:
-            if whole:
-                result = to_depth(restored[0].crop if restored else whole.crop, photo.pixels.dtype)
-            else:
-                result = paste(restored)
-            if gray_stays:
-                result = keep_neutral(result, photo.pixels)
-            if options.draw_box:
-                drawn = [face.aligned for face in restored]
-                result = draw_frames(result, drawn, scale=options.upscale)
-            return photo.with_pixels(result)
-
-        def finish(painted: Sequence[PaintedFace]) -> Restoration:
-            new = [face for face in painted if isinstance(face, RestoredFace)]
-            samples = tuple(
-                complete([correct(replace(face, crop=face.samples[n])) for face in new])
-                for n in range(options.samples)
-            )
-            done = [correct(f) if isinstance(f, RestoredFace) else f for f in painted]
-            faces: tuple[Result, ...] = _each(chosen, lambda _: done)
-            restored = [face for face in faces if isinstance(face, RestoredFace)]
-            missing = missing_faces(len(faces), options.faces)
-            return Restoration(complete(restored), faces, missing, samples=samples)
-
-        return Prepared(tuple(face for face in chosen if isinstance(face, AlignedFace)), finish)
-
-    def _prepare_filling(
-        self, photo: Photo, holes: Holes, options: Options, faces: Sequence[Face] | None
-    ) -> Prepared:
-        """The steps of inpainting, see Filling."""
-        scale, aligned = options.upscale, options.aligned
-        filling = Filling(photo, holes, self.crop_size, scale=scale, aligned=aligned)
-        prepared = self._prepare(
-            photo,
-            options,
-            faces,
-            paste=filling.paste,
-            choose=filling.choose,
-            correct=filling.correct,
+        chosen = each(aligned, treatment.choose)
+        return Prepared(
+            tuple(face for face in chosen if isinstance(face, AlignedFace)),
+            Finishing(photo, options, treatment, chosen, whole),
         )
 
-        def finish(painted: Sequence[PaintedFace]) -> Restoration:
-            result = prepared.finish(painted)
-            return replace(result, remarks=filling.remarks(result.restored))
+    def _to_restore(self, options: Options, photo: Photo) -> Treatment:
+        """What restoration does with a photograph."""
+        gray = photo.gray or is_gray(to_uint8(photo.pixels))
+        background = None
+        if self.bg_upsampler is not None:
+            enlarge, scale = self.bg_upsampler, options.upscale
+            background = Background(photo, enlarge, scale, once=not options.samples)
+        return Treatment(
+            paste=partial(self._paste, options, photo, background=background),
+            choose=tuple if options.aligned else partial(weigh, photo.pixels, options.max_face),
+            correct=partial(corrected, config=self.network.config, gray=gray),
+        )
 
-        return replace(prepared, finish=finish)
+    def _to_fill(self, holes: Holes | None, options: Options, photo: Photo) -> Treatment:
+        """What inpainting does with a photograph, see Filling; raises ImageError as it does."""
+        filling = Filling(
+            photo,
+            white_holes(photo.pixels) if holes is None else holes,
+            self.crop_size,
+            scale=options.upscale,
+            aligned=options.aligned,
+        )
+        return Treatment(filling.paste, filling.choose, filling.correct, filling.remarks)
+
+    def _to_colour(self, options: Options, photo: Photo) -> Treatment:
+        """What colorization does with a photograph."""
+        return Treatment(partial(self._paste, options, photo), gray_stays=False)
 
     def _find(
         self, pixels: NDArray[np.uint8], options: Options, faces: Sequence[Face] | None
@@ -355,10 +300,10 @@ class Pipeline:
 
     def _paste(
         self,
-        photo: Photo,
         options: Options,
+        photo: Photo,
         faces: Sequence[RestoredFace],
-        background: Pixels | None = None,
+        background: Background | None = None,
     ) -> Pixels:
         """The photograph with new faces pasted, each within its mask."""
         masks: Sequence[NDArray[np.float32]] | None = None
@@ -370,7 +315,11 @@ class Pipeline:
         if masks is not None:
             masks = [resize(m, *f.crop.shape[:2]) for m, f in zip(masks, faces, strict=True)]
         return paste_faces(
-            photo.pixels, faces, scale=options.upscale, masks=masks, background=background
+            photo.pixels,
+            faces,
+            scale=options.upscale,
+            masks=masks,
+            background=None if background is None else background.take(),
         )
 
 
@@ -452,7 +401,7 @@ def load_pipeline(
         notes=notes,
         identity={
             "model": digests["model"],
-            "detector": digests.get("detector", finder and finder.name),
+            "detector_weights": digests.get("detector"),
             "threshold": None if threshold is None else float(threshold),
             "parser": digests.get("parser"),
             # As requested, not as chosen here, since machines that share the work may differ.
@@ -525,14 +474,6 @@ def _lacking(retinaface: bool, parsenet: bool) -> tuple[str, ...]:
     if parsenet:
         lacks[weight_file("parsenet").file] = "a whole soft square around each face is pasted"
     return (f"Without {' and '.join(lacks)}, {' and '.join(lacks.values())}.",) if lacks else ()
-
-
-def _each(
-    faces: Sequence[Candidate], apply: Callable[[Sequence[AlignedFace]], Sequence[Value]]
-) -> tuple[Value | FailedFace | SkippedFace, ...]:
-    """Applies a function to the aligned faces; the others stay unchanged in their places."""
-    outcomes = iter(apply([face for face in faces if isinstance(face, AlignedFace)]))
-    return tuple(next(outcomes) if isinstance(face, AlignedFace) else face for face in faces)
 
 
 def _align(

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 
 from cfrestore import export
 from cfrestore.backends import ExportedNetwork
+from cfrestore.degrade import LARGE, SMALL, degrade
 from cfrestore.errors import CheckpointError, ConfigError, ImageError
 from cfrestore.export import FIDELITY, IMAGE, PAINTING
 from cfrestore.extras import require
 from cfrestore.files import is_folder
 from cfrestore.image import pictures_in, read_photo, resize, to_uint8
 from cfrestore.models.codeformer import CodeFormer
-from cfrestore.train.config import LARGE, SMALL
-from cfrestore.train.degrade import degrade
 
 if TYPE_CHECKING:
     import onnx

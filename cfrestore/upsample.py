@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from cfrestore.image import Pixels
+    from cfrestore.image import Photo, Pixels
     from cfrestore.restore import RestoredFace
 
 UPSAMPLERS = {
@@ -156,6 +156,31 @@ def load_upsampler(
             f"up-sampler {str(name)!r} is neither a file nor one of {', '.join(UPSAMPLERS)}"
         )
     return Upsampler(path, device, tile, precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """The enlarged photograph into which faces are pasted; computed when it is first taken.
+
+    Attributes:
+        photo: the photograph.
+        upsampler: enlarges it.
+        scale: size of the result divided by that of the photograph.
+        once: whether it is taken a single time; else every time a copy is.
+    """
+
+    photo: Photo
+    upsampler: Upsampler
+    scale: int
+    once: bool = True
+
+    def take(self) -> Pixels:
+        """The pixels, which the caller may overwrite."""
+        return self._pixels if self.once else self._pixels.copy()
+
+    @cached_property
+    def _pixels(self) -> Pixels:
+        return self.upsampler(self.photo.pixels, self.scale)
 
 
 def with_more_pixels(face: RestoredFace, upsampler: Upsampler, scale: int) -> RestoredFace:

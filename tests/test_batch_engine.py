@@ -494,6 +494,55 @@ def test_an_interruption_leaves_whole_results_that_are_recorded() -> None:
     assert done == written
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_an_interrupted_run_still_tells_of_the_pictures_that_were_being_written() -> None:
+    make_pictures(12)
+    begun, interrupted = threading.Semaphore(0), threading.Event()
+
+    def paint(faces: Sequence[AlignedFace]) -> None:
+        if len(painting.batches) == 3:
+            assert all(begun.acquire(timeout=WAIT) for _ in range(2))
+            interrupted.set()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def write(photo: Photo, target: BinaryIO, *, format: str | None) -> Sequence[str]:
+        begun.release()
+        assert interrupted.wait(WAIT)
+        return write_photo(photo, target, format=format)
+
+    painting = Painting([1] * 12, paint=paint)
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        for outcome in run(plan(["in"], "out"), painting.procedure, workers=2, write=write):
+            told.append(outcome.job.target)
+    assert told == sorted(Path("out").glob("*.png"))
+    assert len(told) == 2
+
+
+def test_an_interruption_of_the_listener_can_be_thrown_into_the_run() -> None:
+    make_pictures(12)
+    second, interrupted = threading.Event(), threading.Event()
+
+    def write(photo: Photo, target: BinaryIO, *, format: str | None) -> Sequence[str]:
+        if target.name.endswith("000.png"):
+            assert second.wait(WAIT)
+        else:
+            second.set()
+            assert interrupted.wait(WAIT)
+        return write_photo(photo, target, format=format)
+
+    jobs = plan(["in"], "out")
+    outcomes = run(jobs, Painting([1] * 12).procedure, workers=2, write=write)
+    told = [next(outcomes)]
+    interrupted.set()
+    with pytest.raises(KeyboardInterrupt):
+        told.append(outcomes.throw(KeyboardInterrupt()))
+        told.extend(outcomes)
+    targets = [outcome.job.target for outcome in told]
+    assert targets == sorted(Path("out").glob("*.png"))
+    assert 1 < len(targets) < 12
+
+
 def test_who_stops_listening_stops_the_run() -> None:
     make_pictures(30)
     before = threading.active_count()

@@ -5,8 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from cfrestore.train.config import LARGE, SMALL, Degradation
-from cfrestore.train.degrade import blur, degrade, gaussian_kernels, jpeg, resize_matrix
+from cfrestore.degrade import (
+    LARGE,
+    SMALL,
+    Degradation,
+    blur,
+    degrade,
+    gaussian_kernels,
+    jpeg,
+    resize_matrix,
+)
 
 CPU = torch.device("cpu")
 

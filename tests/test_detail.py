@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stubs import StubDetector, StubNetwork, face_at, leaves
 
 from cfrestore.align import AlignedFace, align_face
+from cfrestore.degrade import LARGE, degrade
 from cfrestore.detail import TOO_SHARP, Detail, measure_detail
 from cfrestore.image import Photo, read_photo
 from cfrestore.options import Options
@@ -17,8 +18,6 @@ from cfrestore.paste import paste_faces
 from cfrestore.pipeline import Pipeline
 from cfrestore.restore import RestoredFace
 from cfrestore.select import SkippedFace
-from cfrestore.train.config import LARGE
-from cfrestore.train.degrade import degrade
 from cfrestore.weights import load_codeformer, shipped
 
 

@@ -13,10 +13,9 @@ from PIL import Image
 from skimage.data import astronaut
 
 from cfrestore.cli import main
+from cfrestore.degrade import SMALL, degrade
 from cfrestore.detect import load_detector
 from cfrestore.image import read_photo
-from cfrestore.train.config import SMALL
-from cfrestore.train.degrade import degrade
 
 Pixels = NDArray[np.uint8]
 FACE = (slice(25, 95), slice(85, 140))  # of the 256 px portrait

@@ -158,6 +158,13 @@ def test_w_changes_pixels(folder: Path, network: CodeFormer, backend: str) -> No
 
 
 @each_backend
+def test_w_must_be_finite(folder: Path, network: CodeFormer, backend: str) -> None:
+    run = ExportedNetwork(folder / "small.onnx", backend)
+    with pytest.raises(ConfigError, match="w must be finite, found nan"):
+        run(faces(network, 1), float("nan"))
+
+
+@each_backend
 def test_a_batch_is_its_faces_one_by_one(folder: Path, network: CodeFormer, backend: str) -> None:
     run = ExportedNetwork(folder / "small.onnx", backend)
     images = faces(network, 3)

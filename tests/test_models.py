@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,16 @@ def test_w_changes_pixels_and_w0_ignores_the_fusion() -> None:
         parameter.fill_(float("nan"))
     torch.testing.assert_close(net(x, w=0), at_zero, rtol=0, atol=0)
     assert net.decode(net.lookup(torch.zeros(1, 256, dtype=torch.long)), {}, 0).isfinite().all()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("w", [math.nan, math.inf, -math.inf])
+def test_w_must_be_finite(w: float) -> None:
+    net, x = small_net(), small_input()
+    features, skips, *_ = net.predict_features(x, True)
+    for call in (partial(net, x), partial(net.decode, features, skips)):
+        with pytest.raises(ConfigError, match=f"w must be finite, found {w}"):
+            call(w)
 
 
 @torch.inference_mode()

@@ -312,6 +312,9 @@ def test_a_detector_of_ones_own_is_taken_and_named(
     assert len(loaded(Photo(picture(48, 48))).restored) == 1
     assert loaded.restoring().settings["detector"] == "stub"
     assert set(loaded.files) == {"model"}
+    other = StubDetector()
+    other.name = "other"
+    assert replace(loaded, detector=other).restoring().settings["detector"] == "other"
     assert load_pipeline("compact", own, "cpu", aligned=True).detector is None
     with pytest.raises(ConfigError, match="has its own threshold"):
         load_pipeline("compact", own, "cpu", threshold=0.5)
@@ -399,8 +402,8 @@ def test_what_aligned_faces_do_not_need_is_neither_loaded_nor_missed(
     loaded = load_pipeline("published", device="cpu", task=task, aligned=True)
     assert len(loaded.notes) == 1
     assert (loaded.detector, loaded.detector_name, loaded.parser) == (None, None, None)
-    assert loaded.identity["detector"] is None
     for_all = replace(loaded, task=None)
+    assert for_all.restoring(Options(aligned=True)).settings["detector"] is None
     procedures = (for_all.restoring, for_all.inpainting, for_all.colorizing)
     for make in procedures:
         make(options=Options(aligned=True))

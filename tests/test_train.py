@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cfrestore import recognise
 from cfrestore.checkpoint import read_checkpoint, write_tensors
+from cfrestore.degrade import LARGE, SMALL, Degradation, degrade
 from cfrestore.errors import (
     CFRestoreError,
     CheckpointError,
@@ -29,26 +30,25 @@ from cfrestore.errors import (
     WeightsError,
 )
 from cfrestore.image import Photo
+from cfrestore.lpips import LPIPS
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
 from cfrestore.models.recogniser import Recogniser
 from cfrestore.models.vqgan import VQGANConfig
 from cfrestore.options import Options
 from cfrestore.recognise import look_at
+from cfrestore.regularity import regularity
 from cfrestore.train import losses
 from cfrestore.train.arguments import make_parser
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.command import _recipe, main
 from cfrestore.train.comparison import Comparison, eye_map
 from cfrestore.train.config import (
-    LARGE,
-    SMALL,
     Adversary,
     Appearance,
     Augmentation,
     AutoencoderRecipe,
     Codebook,
     CodesRecipe,
-    Degradation,
     FusionRecipe,
     Identity,
     Optimisation,
@@ -68,7 +68,6 @@ from cfrestore.train.data import (
     to_network,
     warped,
 )
-from cfrestore.train.degrade import degrade
 from cfrestore.train.learner import compile_blocks
 from cfrestore.train.loop import (
     End,
@@ -80,7 +79,7 @@ from cfrestore.train.loop import (
     save_state,
     train,
 )
-from cfrestore.train.perceptual import LPIPS, FaceFeatures, IdentityDistance, build_perceptual
+from cfrestore.train.perceptual import FaceFeatures, IdentityDistance, build_perceptual
 from cfrestore.train.polish import Polish, unsharp_mask
 from cfrestore.train.presets import AUTOENCODER, CODES, FUSION, PRESETS, recipe
 from cfrestore.train.stages import Autoencoder, CodePrediction, Fusion, predict
@@ -338,15 +337,15 @@ def test_a_wave_is_regular_and_noise_and_edges_are_not() -> None:
     wave = (torch.sin(2 * math.pi * at / 4.6) / 10).expand_as(noise).clone().requires_grad_()
     edge = (at > 60).float().expand_as(noise)
     slow = torch.sin(2 * math.pi * at / 20).expand_as(noise)
-    assert losses.regularity(noise) < 0.03
-    assert losses.regularity(edge) < 0.01
-    assert losses.regularity(slow) < 0.02
-    assert losses.regularity(torch.zeros(1, 3, 64, 64)) == 0
-    share = losses.regularity(wave)
+    assert regularity(noise) < 0.03
+    assert regularity(edge) < 0.01
+    assert regularity(slow) < 0.02
+    assert regularity(torch.zeros(1, 3, 64, 64)) == 0
+    share = regularity(wave)
     assert share > 0.3
-    assert losses.regularity(wave + noise / 10) > 0.25
+    assert regularity(wave + noise / 10) > 0.25
     green = torch.stack((noise[:, 0], wave[:, 1], noise[:, 2]), 1)
-    assert losses.regularity(green) > 0.1
+    assert regularity(green) > 0.1
     share.backward()
     assert wave.grad is not None
     assert (wave * wave.grad).sum() > 0  # a fainter wave has a smaller share
@@ -1340,7 +1339,7 @@ def test_faces_without_their_input_are_dealt_out_evenly_or_not_at_all(
         return polish(stage_one, stage_two, optimisation=how, own=0.25, unfused=0.25)
 
     of(8)
-    monkeypatch.setattr("cfrestore.train.distributed.place", lambda: (0, 4))
+    monkeypatch.setattr("cfrestore.part.place", lambda: (0, 4))
     monkeypatch.setattr("cfrestore.train.polish.place", lambda: (0, 4))
     of(16)
     with pytest.raises(ConfigError, match="batch size 8 has 2 faces .* cannot be split over 4"):

@@ -15,10 +15,9 @@ import pytest
 import ranks
 import torch
 
-from cfrestore.train.config import LARGE
+from cfrestore.degrade import LARGE, degrade
+from cfrestore.part import Part
 from cfrestore.train.data import augment
-from cfrestore.train.degrade import degrade
-from cfrestore.train.distributed import Part
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="needs torch with gloo"

@@ -12,14 +12,15 @@ from test_train import CPU, faces, sampler
 from torch import Tensor
 
 from cfrestore.checkpoint import read_checkpoint
+from cfrestore.degrade import Degradation
+from cfrestore.device import generator_for
 from cfrestore.errors import CheckpointError
 from cfrestore.image import Photo, write_photo
 from cfrestore.models.srvgg import SRVGGConfig
+from cfrestore.part import Part
 from cfrestore.train import checkpoint
 from cfrestore.train.command import main
-from cfrestore.train.config import Degradation, Optimisation, UpsamplerRecipe, with_iterations
-from cfrestore.train.data import generator_for
-from cfrestore.train.distributed import Part
+from cfrestore.train.config import Optimisation, UpsamplerRecipe, with_iterations
 from cfrestore.train.loop import End, Schedule, read_state, train
 from cfrestore.train.presets import UPSAMPLER
 from cfrestore.train.scenes import draw_scenes

@@ -41,6 +41,7 @@ def ahead(
     count: int,
     weight: int,
     prompt: bool = False,
+    begun: deque[tuple[Future[Done], int]] | None = None,
 ) -> Iterator[Done]:
     """Maps work over the items, in order.
 
@@ -55,24 +56,39 @@ def ahead(
         count, weight: the bounds.
         prompt: yield results as soon as they are known, not only when no more items fit; for items
             that arrive slowly.
+        begun: an empty deque, which holds what is in progress or waits to be consumed, with its
+            weight; after an interruption it tells what was left.
     """
     if pool is None:
         yield from map(work, items)
         return
-    begun: deque[tuple[Future[Done], int]] = deque()
+    begun = deque() if begun is None else begun
     held = 0
     for item in items:
         added = weigh(item)
         while begun and (
             len(begun) >= count or held + added > weight or (prompt and begun[0][0].done())
         ):
-            future, released = begun.popleft()
-            held -= released
-            yield future.result()
+            held -= begun[0][1]
+            yield _first(begun)
         begun.append((pool.submit(work, item), added))
         held += added
     while begun:
-        yield begun.popleft()[0].result()
+        yield _first(begun)
+
+
+def _first(begun: deque[tuple[Future[Done], int]]) -> Done:
+    """Waits for the first result, and only then removes it: waiting may be interrupted."""
+    done = begun[0][0].result()
+    begun.popleft()
+    return done
+
+
+def completed(begun: Iterable[tuple[Future[Done], int]]) -> Iterator[Done]:
+    """The results that are there, without waiting for others; see `begun` of `ahead`."""
+    for future, _ in begun:
+        if future.done() and not future.cancelled() and future.exception() is None:
+            yield future.result()
 
 
 def grouped(

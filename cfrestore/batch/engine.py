@@ -11,7 +11,9 @@ import math
 import os
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from PIL import Image
 
-from cfrestore.batch.ahead import ahead, grouped, threads
+from cfrestore.batch.ahead import ahead, completed, grouped, threads
 from cfrestore.batch.drafts import Writer, put, sweep
 from cfrestore.batch.job import COMPARED, CROPS, RESTORED, SAMPLES, Job, Place, Stream
 from cfrestore.batch.ledger import (
@@ -73,7 +75,8 @@ def run(
     Results do not depend on the number of workers, nor, on the CPU, on what shares a batch. A
     picture is written with all its files or with none, and recorded; what an earlier run has done
     with the same settings is not repeated. If the iterator is closed or interrupted, pictures that
-    are being written are still completed, but no others.
+    are being written are still completed, but no others. KeyboardInterrupt, also if it is thrown
+    into the iterator, is raised again after the outcomes of these.
 
     Args:
         jobs: from `plan`.
@@ -94,17 +97,29 @@ def run(
     processor = FaceProcessor(io, procedure)
     sweep(jobs)
     count, weight = 2 * workers, PIXELS_AHEAD
-    with ExitStack() as stack:
-        # A single picture is read in the caller's thread, where reading stdin can be interrupted.
-        readers, writers = (
-            stack.enter_context(threads(workers)) if len(jobs) > 1 else None
-            for _ in ("read", "write")
-        )
-        begun = ahead(readers, processor.begin, jobs, _pixels_of, count=count, weight=weight)
-        painted, size = processor.painted(begun), processor.pixels_to_write
-        yield from ahead(
-            writers, processor.finish, painted, size, count=count, weight=weight, prompt=True
-        )
+    writing: deque[tuple[Future[Outcome], int]] = deque()
+    try:
+        with ExitStack() as stack:
+            # The caller's thread reads a single picture, since reading stdin can be interrupted.
+            readers, writers = (
+                stack.enter_context(threads(workers)) if len(jobs) > 1 else None
+                for _ in ("read", "write")
+            )
+            begun = ahead(readers, processor.begin, jobs, _pixels_of, count=count, weight=weight)
+            painted, size = processor.painted(begun), processor.pixels_to_write
+            yield from ahead(
+                writers,
+                processor.finish,
+                painted,
+                size,
+                count=count,
+                weight=weight,
+                prompt=True,
+                begun=writing,
+            )
+    except KeyboardInterrupt:
+        yield from completed(writing)
+        raise
 
 
 @dataclass(frozen=True, eq=False)

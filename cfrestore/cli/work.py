@@ -409,15 +409,24 @@ def report_outcomes(
     """
     console = report.make_console()
     outcomes: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        advance(outcome.restored)
+        if args.json:
+            report.write_record(record_of(outcome, facts), stdout)
+        if not (args.quiet and outcome.complete):
+            console.print(report.describe(outcome, done, verbose=args.verbose))
+
     try:
         with closing(running):
-            for outcome in running:
-                outcomes.append(outcome)
-                advance(outcome.restored)
-                if args.json:
-                    report.write_record(record_of(outcome, facts), stdout)
-                if not (args.quiet and outcome.complete):
-                    console.print(report.describe(outcome, done, verbose=args.verbose))
+            outcome = next(running, None)
+            while outcome is not None:
+                try:
+                    tell(outcome)
+                    outcome = next(running, None)
+                except KeyboardInterrupt as interruption:  # pictures being written are told of, too
+                    outcome = running.throw(interruption)
     finally:
         if total > 1 and not args.quiet:
             report.conclude(outcomes, total, console, noun)

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cfrestore.device import one_thread
+from cfrestore.degrade import LARGE, PAPER, SMALL, Degradation, degrade
+from cfrestore.device import generator_for, one_thread
 from cfrestore.errors import ConfigError
-from cfrestore.train.config import LARGE, PAPER, SMALL, Degradation
-from cfrestore.train.data import generator_for
-from cfrestore.train.degrade import degrade
 
 if TYPE_CHECKING:
     from cfrestore.evaluate.figures import Face

@@ -14,7 +14,7 @@ from cfrestore.align import face_ellipse
 from cfrestore.device import inference
 from cfrestore.extras import require
 from cfrestore.image import to_tensor
-from cfrestore.train.losses import regularity
+from cfrestore.regularity import regularity
 
 Face: TypeAlias = NDArray[np.uint8]
 """(S,S,3) RGB."""

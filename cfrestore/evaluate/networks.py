@@ -30,8 +30,8 @@ from cfrestore.errors import CheckpointError
 from cfrestore.evaluate.figures import Face
 from cfrestore.extras import require
 from cfrestore.image import resize, to_tensor
+from cfrestore.lpips import load_lpips
 from cfrestore.recognise import load_recogniser, look_at
-from cfrestore.train.perceptual import load_lpips
 
 Floats = NDArray[np.float32]
 

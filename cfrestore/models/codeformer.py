@@ -392,7 +392,10 @@ class CodeFormer(nn.Module):
                 exported graphs, the fusion runs whatever its value.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
+        Raises:
+            ConfigError: see `check_w`.
         """
+        check_w(w)
         fuses = isinstance(w, Tensor) or w > 0
         fuse_after = {self.generator.taps[side]: side for side in self.config.connect}
         x = quantized
@@ -414,10 +417,22 @@ class CodeFormer(nn.Module):
                 configuration says.
         Returns:
             (B,3,S,S), nominally in [-1, 1].
+        Raises:
+            ConfigError: see `check_w`.
         """
         uses_adain = self.config.match_statistics if match_statistics is None else match_statistics
         features = self.predict_features(x, uses_adain)
         return self.decode(features.quantized, features.skips, w)
+
+
+def check_w(w: float | Tensor) -> None:
+    """Raises ConfigError if w is a number, but not a finite one.
+
+    Comparisons with NaN are false, so it would pass for 0. Tensors are not looked at, because that
+    would wait for their device.
+    """
+    if not (isinstance(w, Tensor) or -math.inf < w < math.inf):
+        raise ConfigError(f"w must be finite, found {w}")
 
 
 def adaptive_instance_norm(content: Tensor, style: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cfrestore.errors import ConfigError
 from cfrestore.models.vqgan import histogram
+from cfrestore.part import place
 from cfrestore.train.config import Codebook
-from cfrestore.train.distributed import all_sum, place, take
+from cfrestore.train.distributed import all_sum, take
 
 KMEANS_ROUNDS = 10
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cfrestore.align import FFHQ_TEMPLATE, PUBLISHED_SIZE
-from cfrestore.train.degrade import gaussian_blur
+from cfrestore.degrade import gaussian_blur
+from cfrestore.regularity import regularity
 from cfrestore.train.learner import Report
-from cfrestore.train.losses import regularity
 from cfrestore.train.perceptual import IdentityDistance
 
 EYE = 20

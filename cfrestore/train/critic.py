@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cfrestore.models.vqgan import PatchDiscriminator
+from cfrestore.part import Part, place
 from cfrestore.train import losses
 from cfrestore.train.config import Adversary
-from cfrestore.train.distributed import Part, average_gradients, place, whole
+from cfrestore.train.distributed import average_gradients, whole
 
 MEMORY = 64
 """Number of earlier pictures, real ones and as many fake ones, that are kept for replays."""

@@ -15,17 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfrestore.device import CPU, free_memory
+from cfrestore.device import CPU, free_memory, generator_for
 from cfrestore.errors import ImageError
 from cfrestore.files import is_file, is_folder
 from cfrestore.image import is_picture, pictures_in, read_photo, resize, to_uint8
+from cfrestore.part import Part
 from cfrestore.train.config import Augmentation
-from cfrestore.train.distributed import Part
 
 WARP_POINTS = 4
 """Points along a side at which the displacement of a warp is drawn."""
-
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,15 +104,6 @@ def _members(shard: Path) -> Iterator[tuple[str, bytes]]:
         raise ImageError(f"{shard} is neither a folder nor a tar file") from error
     except (OSError, EOFError, KeyError, zlib.error) as error:
         raise ImageError(f"{shard} cannot be read: {error}") from error
-
-
-def generator_for(device: torch.device, *keys: int) -> torch.Generator:
-    """A generator whose stream depends on the keys alone, so that no state needs to be saved."""
-    seed = 0
-    for key in keys:
-        seed = (seed ^ key) * _GOLDEN % 2**64
-        seed ^= seed >> 29
-    return torch.Generator(device).manual_seed(seed)
 
 
 class Named(Protocol):

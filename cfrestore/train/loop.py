@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfrestore.device import synchronize
+from cfrestore.device import generator_for, synchronize
 from cfrestore.errors import CFRestoreError, CheckpointError, OutputError
 from cfrestore.image import Photo, write_photo
 from cfrestore.show import sheet
 from cfrestore.train import checkpoint
 from cfrestore.train.codes import CodeSampler
-from cfrestore.train.data import Sampler, generator_for
+from cfrestore.train.data import Sampler
 from cfrestore.train.distributed import all_mean, any_process
 from cfrestore.train.learner import Report
 from cfrestore.train.polish import Polish

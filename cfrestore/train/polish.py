@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from cfrestore.align import PUBLISHED_SIZE
 from cfrestore.checkpoint import load_strictly
+from cfrestore.degrade import LARGE, gaussian_blur
 from cfrestore.device import autocast
 from cfrestore.errors import ConfigError
 from cfrestore.models.codeformer import CodeFormer
+from cfrestore.part import Part, place
 from cfrestore.train import checkpoint
 from cfrestore.train.comparison import Comparison
-from cfrestore.train.config import LARGE, PolishRecipe
+from cfrestore.train.config import PolishRecipe
 from cfrestore.train.critic import Critic, CriticInput
 from cfrestore.train.data import to_network
-from cfrestore.train.degrade import gaussian_blur
-from cfrestore.train.distributed import Part, place
 from cfrestore.train.learner import Learner, Report
 from cfrestore.train.perceptual import IdentityDistance
 from cfrestore.train.stages import (

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cfrestore.degrade import LARGE, MILD, PAPER, SMALL, Degradation
 from cfrestore.errors import ConfigError
 from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.prior import PriorConfig
 from cfrestore.models.srvgg import SRVGGConfig
 from cfrestore.train.config import (
-    LARGE,
-    MILD,
-    PAPER,
-    SMALL,
     Adversary,
     Appearance,
     Augmentation,
     AutoencoderRecipe,
     Codebook,
     CodesRecipe,
-    Degradation,
     FusionRecipe,
     Identity,
     Optimisation,

@@ -20,25 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from cfrestore.checkpoint import load_strictly
+from cfrestore.degrade import LARGE, SMALL, Degradation, degrade
 from cfrestore.device import autocast
 from cfrestore.errors import CheckpointError
 from cfrestore.models.codeformer import CodeFormer
 from cfrestore.models.vqgan import VQGAN, Quantized, histogram, perplexity
+from cfrestore.part import Part, place
 from cfrestore.train import checkpoint, losses
 from cfrestore.train.codebook import MovingCodebook
 from cfrestore.train.comparison import Comparison
 from cfrestore.train.config import (
-    LARGE,
-    SMALL,
     AutoencoderRecipe,
     CodesRecipe,
-    Degradation,
     FusionRecipe,
 )
 from cfrestore.train.critic import Critic, CriticInput
 from cfrestore.train.data import to_network, to_picture
-from cfrestore.train.degrade import degrade
-from cfrestore.train.distributed import Part, all_sum, place, whole
+from cfrestore.train.distributed import all_sum, whole
 from cfrestore.train.learner import Learner, Network, Report
 from cfrestore.train.perceptual import IdentityDistance
 from cfrestore.train.teacher import Teacher

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfrestore.degrade import Range, blur, gaussian_kernels, jpeg
 from cfrestore.device import autocast
 from cfrestore.models.srvgg import SRVGGNetCompact
-from cfrestore.train.config import Range, UpsamplerRecipe
-from cfrestore.train.degrade import blur, gaussian_kernels, jpeg
-from cfrestore.train.distributed import Part
+from cfrestore.part import Part
+from cfrestore.train.config import UpsamplerRecipe
 from cfrestore.train.learner import Learner, Report
 
 

@@ -1,4 +1,4 @@
-"""Synthetic damage, batched: blur, downsampling, noise and JPEG on the training device.
+"""Synthetic damage, batched: blur, downsampling, noise and JPEG on the device of the faces.
 
 The strength is drawn for each face of a batch. To allow a different size for each face, bilinear
 resizing is a matrix product, so that nothing loops over faces.
@@ -7,14 +7,48 @@ resizing is a matrix product, so that nothing loops over faces.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cfrestore.train.config import Degradation, Range
-from cfrestore.train.distributed import Part
+from cfrestore.part import Part
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Ranges of the synthetic damage; each value is drawn uniformly for each face.
+
+    Attributes:
+        blur_sigma: sigma of the Gaussian blur, pixels.
+        downsample: factor by which the side shrinks.
+        noise: standard deviation of the Gaussian noise, in 1/255.
+        jpeg_quality: 1 to 100.
+        kernel_size: side of the blur kernel, pixels, odd.
+    """
+
+    blur_sigma: Range
+    downsample: Range
+    noise: Range
+    jpeg_quality: Range
+    kernel_size: int = 41
+
+    def scaled(self, image_size: int) -> Degradation:
+        """The same damage for faces of a side other than 512 px; only the blur depends on it."""
+        factor = image_size / 512
+        low, high = self.blur_sigma
+        kernel = max(3, round(self.kernel_size * factor) // 2 * 2 + 1)
+        return replace(self, blur_sigma=(low * factor, high * factor), kernel_size=kernel)
+
+
+SMALL = Degradation((0.1, 10), (1, 12), (0, 15), (60, 100))
+MILD = Degradation((0.1, 3), (1, 3), (0, 8), (50, 100))
+LARGE = Degradation((1, 15), (4, 30), (0, 20), (30, 80))
+PAPER = Degradation((1, 15), (1, 30), (0, 20), (30, 90))
 
 # ITU-T T.81, tables K.1 and K.2.
 _LUMA_TABLE = (
