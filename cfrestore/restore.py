@@ -331,5 +331,5 @@ def _judge(
     crop, *samples = (exposure.undone(row[:size].reshape(shape)).copy() for row in values)
     levels = values[0, size:-1]
     side = math.isqrt(len(levels))
-    certainty = levels.reshape(side, side) / np.float32(255) if side else None
+    certainty = np.asarray(levels.reshape(side, side) / 255, np.float32) if side else None
     return RestoredFace(crop, aligned, fidelity, certainty, tuple(samples))

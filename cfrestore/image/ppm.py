@@ -36,7 +36,7 @@ def samples_of(data: bytes) -> Stored | None:
     shape = (height, width, 1 if kind == _GRAY else 3)
     return Stored(
         size=(height, width),
-        dtype=np.dtype(np.uint8 if largest < 256 else np.uint16),
+        dtype=np.dtype(np.uint8) if largest < 256 else np.dtype(np.uint16),
         gray=kind == _GRAY,
         transparent=False,
         bands=_stretched(data, head.end(), shape, largest),

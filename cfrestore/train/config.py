@@ -296,7 +296,6 @@ class PolishRecipe:
             no sharpening.
         regularity: weight of the share of regular patterns in fine detail.
         identity: weights of a recogniser's distances; None: they are not used.
-        parts: names of the modules that learn; all others stay as they are.
     """
 
     model: CodeFormerConfig
@@ -309,7 +308,6 @@ class PolishRecipe:
     sharpening: Sharpening | None = None
     regularity: float = 0.0
     identity: Identity | None = None
-    parts: tuple[str, ...] = ("generator", "fuse_convs_dict")
     perceptual: Perceptual = field(default_factory=Perceptual)
     adversary: Adversary | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -1,4 +1,4 @@
-"""After the three stages: trains generator and fusion, or parts of them, again on fixed codes."""
+"""After the three stages: trains generator and fusion again, together, on fixed codes."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Polish(RestoringStage):
         self.network = CodeFormer(recipe.model)
         load_strictly(self.network, checkpoint.averaged(fusion), fusion, "CodeFormer")
         self.network.requires_grad_(False)
-        for part in recipe.parts:
-            self.network.get_submodule(part).requires_grad_(True)
+        for part in (self.network.generator, self.network.fuse_convs_dict):
+            part.requires_grad_(True)
         self.teacher = Teacher(autoencoder, recipe.model).to(device)
         self.learner = Learner(self.network.to(device), recipe.optimisation)
         self.critic = Critic(recipe.adversary).to(device) if recipe.adversary else None

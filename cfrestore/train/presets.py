@@ -201,32 +201,23 @@ _POLISHED = PolishRecipe(
     augmentation=_VARIED,
 )
 
-_FURTHER = replace(
-    _POLISHED,
-    optimisation=Optimisation(
-        3_000, 64, 3e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True
-    ),
-    degradations=((SMALL, 0.5), (MILD, 0.25), (LARGE, 0.25)),
-    own=0.25,
-    unfused=0.25,
-    eyes=20.0,
-    irises=500.0,
-    sharpening=Sharpening(1.6, 6.0, fused=1.3),
-    regularity=1.0,
-    identity=_LIKENESS,
-    augmentation=_BENT,
-)
-_FINE = (
-    *(f"fuse_convs_dict.{side}" for side in (64, 128)),
-    *(f"generator.blocks.{index}" for index in range(12, 22)),
-)
-
 POLISH: dict[str, PolishRecipe] = {
     "compact": _POLISHED,
-    "further": _FURTHER,
-    # From polished weights; only what works on the grids of 64 px and more learns, so that the rest
-    # of the weights stays as it is, byte for byte.
-    "fine": replace(_FURTHER, parts=_FINE),
+    "further": replace(
+        _POLISHED,
+        optimisation=Optimisation(
+            3_000, 64, 3e-4, 1e-5, warm_up=100, ema_decay=0.995, ema_warm_up=True
+        ),
+        degradations=((SMALL, 0.5), (MILD, 0.25), (LARGE, 0.25)),
+        own=0.25,
+        unfused=0.25,
+        eyes=20.0,
+        irises=500.0,
+        sharpening=Sharpening(1.6, 6.0, fused=1.3),
+        regularity=1.0,
+        identity=_LIKENESS,
+        augmentation=_BENT,
+    ),
     # From polished weights, for likeness; results in docs/training-log.md.
     "identity": replace(
         _POLISHED,

@@ -223,7 +223,8 @@ def planes(frame: av.VideoFrame) -> list[NDArray[Any]]:
     dtype = np.dtype("<u2" if wide else "u1")
     views = []
     for plane in frame.planes:
-        rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)  # type: ignore[call-overload]
+        buffer: Any = plane  # PyAV does not declare it as one
+        rows = np.frombuffer(buffer, dtype).reshape(plane.height, -1)
         views.append(rows[:, : plane.width])
     return views
 
