@@ -49,7 +49,7 @@ class Face:
         box: (4,) float32, x0 y0 x1 y1; may extend beyond the picture.
         score: the detector's confidence, in [0, 1].
         landmarks: (5, 2) float32, x then y: image-left eye, image-right eye, nose, image-left and
-            image-right mouth corner.
+            image-right mouth corner; left and right when the face is upright.
 
     Raises:
         TypeError: box or landmarks are not a numpy array.

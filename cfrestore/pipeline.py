@@ -30,6 +30,7 @@ from cfrestore.restore import FailedFace, Painter, RestoredFace, corrected
 from cfrestore.select import SkippedFace, select_faces
 from cfrestore.task import COLORIZATION, INPAINTING, RESTORATION, Task, TaskName, find_task
 from cfrestore.treatment import Candidate, Finishing, Treatment, each
+from cfrestore.turned import find_faces
 from cfrestore.upsample import Background, Upsampler, load_upsampler, with_more_pixels
 from cfrestore.weights import locate, weight_file
 from cfrestore.weights.digests import known_sha256
@@ -64,6 +65,7 @@ class Pipeline:
         face_upsampler: enlarges restored faces that the result shows larger than they were painted;
             None: they are interpolated.
         task: the task that the network was trained for; None: every task is accepted.
+        turns: whether the detector may search a photograph turned as well, see `find_faces`.
     """
 
     network: Network
@@ -78,6 +80,7 @@ class Pipeline:
     bg_upsampler: Upsampler | None = None
     face_upsampler: Upsampler | None = None
     task: TaskName | None = None
+    turns: bool = False
 
     @property
     def crop_size(self) -> int:
@@ -294,7 +297,7 @@ class Pipeline:
         """All faces of the picture; those that the options exclude are SkippedFaces."""
         if faces is None:
             assert self.detector is not None
-            faces = self.detector(pixels)
+            faces = find_faces(self.detector, pixels) if self.turns else self.detector(pixels)
         largest = options.max_face if isinstance(options.max_face, int) else None
         return select_faces(faces, pixels.shape[:2], options.faces, options.min_face, largest)
 
@@ -415,6 +418,7 @@ def load_pipeline(
         bg_upsampler=enlarge if upsampling.background else None,
         face_upsampler=enlarge if upsampling.faces else None,
         task=kind.name,
+        turns=not isinstance(detector, Detector),
     )
 
 

@@ -32,6 +32,7 @@ ORDER = (
     "detect",
     "select",
     "align",
+    "turned",
     "recognise",
     "confidence",
     "detail",
