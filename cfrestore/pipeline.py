@@ -235,7 +235,7 @@ class Pipeline:
         del others["fidelity"], others["batch_size"]
         if not options.samples:
             del others["temperature"], others["seed"]
-        known = {**self.identity, "detector": self.detector_name}
+        known = {**self.identity, "detector": self.detector_name, "turns": self.turns}
         settings = {**known, **others, "task": task.name, **specific}
         prepare = partial(self._prepare, options, partial(treat, options))
         return Procedure(prepare, paint, batch_size, options.upscale, settings)
