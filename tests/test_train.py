@@ -1334,6 +1334,14 @@ def test_faces_without_their_input_are_dealt_out_evenly_or_not_at_all(
         of(8)
 
 
+def test_a_polish_needs_faces_to_fuse(stage_one: Path, stage_two: Path) -> None:
+    how = replace(HOW, batch_size=2)
+    step(polish(stage_one, stage_two, optimisation=how, own=0.0), 1)
+    for own, unfused in ((1.0, 0.0), (0.1, 0.8)):
+        with pytest.raises(ConfigError, match="no face of a batch of 2 would be fused"):
+            polish(stage_one, stage_two, optimisation=how, own=own, unfused=unfused)
+
+
 def test_fused_faces_may_be_sharpened_by_another_amount(stage_one: Path, stage_two: Path) -> None:
     stage = polish(stage_one, stage_two, sharpening=Sharpening(0.6, 24.0, fused=0.2))
     x = to_network(sampler().batch(1, CPU))

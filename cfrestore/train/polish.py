@@ -40,8 +40,9 @@ class Polish(RestoringStage):
         perceptual, device, mixed: as in `Autoencoder`.
         identity: a recogniser's distances; None: they are not used.
     Raises:
-        ConfigError: some processes would have more faces to paint without their input than others,
-            so that the mean of their losses would not be that of the batch.
+        ConfigError: no face of a batch would be fused; or some processes would have more faces to
+            paint without their input than others, so that the mean of their losses would not be
+            that of the batch.
     """
 
     name = "polish"
@@ -58,7 +59,9 @@ class Polish(RestoringStage):
     ) -> None:
         self.recipe, self.device, self.mixed = recipe, device, mixed
         batch_size = recipe.optimisation.batch_size
-        *_, unfused = self._dealt(batch_size // place()[1])
+        _, *fused, unfused = self._dealt(batch_size // place()[1])
+        if not any(part.whole for part in fused):
+            raise ConfigError(f"no face of a batch of {batch_size} would be fused")
         if unfused.whole % unfused.world:
             raise ConfigError(
                 f"batch size {batch_size} has {unfused.whole} faces that are painted without their "
