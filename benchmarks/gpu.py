@@ -136,8 +136,7 @@ class Work:
 
     def seconds(self, precision: Precision, peaks: Peaks) -> tuple[float, float]:
         """The shortest time for the operations, and for the bytes."""
-        others = FP32 if precision is TF32 else precision  # see device.py
-        operations = self.convolutions / peaks.of(precision) + self.products / peaks.of(others)
+        operations = (self.convolutions + self.products) / peaks.of(precision)
         width = 4 if precision in (FP32, TF32) else 2
         return operations / 1e12, self.numbers * width / peaks.bandwidth / 1e12
 

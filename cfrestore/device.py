@@ -321,43 +321,45 @@ def one_thread() -> Iterator[None]:
 @contextmanager
 def _alone() -> Iterator[None]:
     """The context of one thread at a time, with float32 exact everywhere."""
-    with _COMPUTING, _tf32(convolutions=False):
+    with _COMPUTING, _tf32(allowed=False):
         yield
 
 
 @contextmanager
-def _tf32(*, convolutions: bool) -> Iterator[None]:
-    """Switches TF32 on or off for convolutions, and off for matrix products; restores both later.
+def _tf32(*, allowed: bool) -> Iterator[None]:
+    """Switches TF32 on or off for convolutions and matrix products; restores both later.
 
-    Matrix products never use TF32: they compute the logits, and are 2 % of the published network's
-    work.
+    Since torch 2.9, products have a new switch besides the old one. Where the two differ, reading
+    the old one raises, as torch's compiler does; so it is changed too, but only if it differs.
     """
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    name: str
-    values: tuple[str | bool, str | bool]
-    if hasattr(cudnn, "conv"):  # since torch 2.9, which may refuse a mix of both interfaces
-        switches, name = (cudnn.conv, products), "fp32_precision"
-        values = ("tf32" if convolutions else "ieee", "ieee")
-    else:
-        switches, name, values = (cudnn, products), "allow_tf32", (convolutions, False)
+    switches = (cudnn.conv, products) if hasattr(cudnn, "conv") else (cudnn, products)
+    new = switches[0] is not cudnn
+    name = "fp32_precision" if new else "allow_tf32"
+    value = ("tf32" if allowed else "ieee") if new else allowed
     before = [getattr(switch, name) for switch in switches]
+    differs = new and (before[1] == "tf32") != allowed
     try:
-        for switch, value in zip(switches, values, strict=True):
+        if differs:
+            products.allow_tf32 = allowed
+        for switch in switches:
             setattr(switch, name, value)
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            setattr(switch, name, value)
+        if differs:
+            products.allow_tf32 = not allowed
+        for switch, earlier in zip(switches, before, strict=True):
+            setattr(switch, name, earlier)
 
 
 def reduced(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context in which the device computes in that precision, used within `inference`.
 
-    TF32 applies to convolutions only, bf16 and fp16 to all matrix products.
+    Each precision applies to convolutions and matrix products.
     """
     if precision in _REDUCED:
         return torch.autocast(device.type, dtype=_REDUCED[precision])
-    return _tf32(convolutions=True) if precision is Precision.TF32 else nullcontext()
+    return _tf32(allowed=True) if precision is Precision.TF32 else nullcontext()
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:

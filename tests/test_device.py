@@ -115,8 +115,10 @@ before = switches()
 try:
     with inference():
         assert switches() in (["ieee", "ieee"], [False, False]), switches()
+        assert not torch.backends.cuda.matmul.allow_tf32  # as torch's compiler reads it
         with reduced(torch.device("cuda"), Precision.TF32):
-            assert switches() in (["tf32", "ieee"], [True, False]), switches()
+            assert switches() in (["tf32", "tf32"], [True, True]), switches()
+            assert torch.backends.cuda.matmul.allow_tf32
         assert switches() in (["ieee", "ieee"], [False, False]), switches()
         1 / 0
 except ZeroDivisionError:

@@ -79,7 +79,7 @@ def test_floors_take_the_slower_of_operations_and_bytes() -> None:
     peaks = gpu.Peaks(fp32=1, tf32=2, half=4, bandwidth=0.5)
     work = gpu.Work(convolutions=4e12, products=1e12, numbers=1e12)
     assert work.seconds(gpu.FP32, peaks) == (5, 8)
-    assert work.seconds(gpu.TF32, peaks) == (3, 8)  # products stay in float32
+    assert work.seconds(gpu.TF32, peaks) == (2.5, 8)
     assert work.seconds(gpu.BF16, peaks) == (1.25, 4)
     assert gpu.peaks_of("NVIDIA H100 80GB HBM3", None) == gpu.CARDS["NVIDIA H100"]
     assert gpu.peaks_of("NVIDIA H100 PCIe", None) == gpu.CARDS["NVIDIA H100 PCIe"]
