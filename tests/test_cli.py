@@ -421,7 +421,6 @@ def test_an_aligned_picture_becomes_a_square(cfrestore_: Command) -> None:
         "a.png --min-face 9 --max-face 8",
         "a.png --aligned --max-face none",
         "a.png --det-threshold 1.01",
-        "a.png --det-threshold nan",
         "a.png --aligned --faces center",
         "a.png --aligned --min-face 9",
         "a.png --aligned --draw-box",

@@ -120,16 +120,24 @@ def _bar(console: Console, shown: bool, counts: str, *title: str) -> Progress:
     """A bar, on terminals only, with a title before it and counts and the remaining time after."""
     from rich import progress as rich
 
+    visible = shown and console.is_terminal and not console.is_dumb_terminal
     return rich.Progress(
         *title,
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
         counts,
         rich.TimeRemainingColumn(),
-        console=console,
+        console=console if visible else silent(),
         transient=True,
-        disable=not (shown and console.is_terminal and not console.is_dumb_terminal),
+        disable=not visible,
     )
+
+
+def silent() -> Console:
+    """A console that prints nothing: before rich 15, a disabled bar ends with an empty line."""
+    from rich.console import Console
+
+    return Console(quiet=True)
 
 
 def describe(outcome: Outcome, done: str, *, verbose: bool = False) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cfrestore.cli.report import silent
 from cfrestore.errors import WeightsError
 from cfrestore.weights import (
     Progress,
@@ -84,7 +85,7 @@ def fetch_with_bar(row: WeightFile, console: Console) -> Path:
         rich.DownloadColumn(),
         rich.TransferSpeedColumn(),
         rich.TimeRemainingColumn(),
-        console=console,
+        console=console if console.is_terminal else silent(),
         transient=True,
         disable=not console.is_terminal,
     )
