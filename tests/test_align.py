@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from compare import assert_close
+from compare import ROUNDING, assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,9 +20,6 @@ from cfrestore.align import (
 )
 from cfrestore.detect import Face
 from cfrestore.errors import DegenerateFaceError
-
-ROUNDING = 1 if int(cv2.__version__.split(".")[0]) >= 5 else 2
-"""Levels; OpenCV 4 interpolates at 32 places between two pixels, OpenCV 5 at any."""
 
 
 def similarity(scale: float, angle: float, x: float, y: float) -> NDArray[np.float64]:

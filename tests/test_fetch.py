@@ -592,7 +592,9 @@ def test_the_hubs_own_word_for_offline_is_heeded(store: Store, tmp_path: Path) -
     assert [path for path, _ in store.server.asked] == ["/weights.pth"]
 
 
-@pytest.mark.parametrize(("content", "requests"), [(CONTENT, 0), (OTHER, 1)])
+@pytest.mark.parametrize(
+    ("content", "requests"), [(CONTENT, 0), (OTHER, 1)], ids=["whole", "another"]
+)
 def test_the_users_own_cache_of_the_hub_is_looked_into(
     store: Store, tmp_path: Path, content: bytes, requests: int
 ) -> None:

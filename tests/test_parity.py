@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from compare import assert_close
+from compare import ROUNDING, assert_close
 from numpy.typing import NDArray
 from stubs import SMALL, StubDetector, StubNetwork, face_at, picture
 from torch import Tensor, nn
@@ -283,7 +283,7 @@ def test_a_whole_photograph_is_the_published_one(
     expected = baseline.restore(bgr, PLACES[places], repaint, scale, Bands() if parsed else None)
     assert baseline.is_gray(bgr) == gray
     nearest = rounded(expected.values)
-    assert_close(found, np.where(expected.faded[..., None], found, nearest), tolerance=1)
+    assert_close(found, np.where(expected.faded[..., None], found, nearest), ROUNDING)
     assert_close(found, nearest, tolerance=2)
     inside = expected.touched & ~expected.faded
     error = found[inside].astype(float) - expected.values[inside][:, ::-1]
@@ -410,4 +410,4 @@ def test_the_golden_crop_is_what_this_reference_cuts(shared: Path) -> None:
         expected = baseline.restore(bgr, points, lambda x: baseline.to_input(restored), scale, None)
         name = f"pasted_x{scale}_square.png"
         recorded = cv2.imdecode(np.frombuffer((golden / name).read_bytes(), np.uint8), 1)
-        assert_close(expected.values.astype(np.uint8), recorded, tolerance=1)
+        assert_close(expected.values.astype(np.uint8), recorded, ROUNDING)
