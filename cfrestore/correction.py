@@ -7,13 +7,14 @@ in colours and light, in structure that its blur has not removed, and in being g
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from cfrestore.detail import noise_energy, signal_share, within_face
-from cfrestore.image import match_statistics, to_gray
+from cfrestore.image import brightness_of, match_statistics, to_gray
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +32,7 @@ _SHARP = 2 / 256  # of a crop's side: blur up to which the original has its full
 _HUES = 6 / 256  # of a crop's side: least sigma of the blur of the colours that `keep_hues` takes
 _SMOOTH = 1.5 / 256  # of a crop's side: sigma of the blur of the colours that `mix_in` adds
 _REGAIN = 1.2  # exponent of the ratio of contrasts; with 1, only four fifths of a loss is regained
+_WIDE = 3.0  # pixels: sigma from which a blur costs less by cosines
 _LEAST = 1e-6  # levels, prevents division by 0
 
 
@@ -63,7 +65,7 @@ def correct(
     if gray and not config.keep_colours:
         return _like_gray(crop, original)
     tone = tone_of(original, certain=gray)
-    return crop if tone is None else _to_levels(_powers(to_gray(crop)[..., 0]) @ tone)
+    return crop if tone is None else _to_levels(_powers(brightness_of(crop)) @ tone)
 
 
 def tone_of(crop: NDArray[np.uint8], *, certain: bool = False) -> NDArray[np.float64] | None:
@@ -80,7 +82,7 @@ def tone_of(crop: NDArray[np.uint8], *, certain: bool = False) -> NDArray[np.flo
         crop has colours.
     """
     seen = _blur(crop.astype(np.float32), 1 / 64)[::4, ::4].reshape(-1, 3)
-    brightness = to_gray(seen)[:, 0]
+    brightness = brightness_of(seen)
     powers = _powers(brightness)
     tone: NDArray[np.float64] = np.linalg.lstsq(powers, seen, rcond=None)[0]
     limit = _TONED * min(1.0, float(brightness.mean()) / _DIM)
@@ -192,7 +194,7 @@ def mix_in(
 
 def _brightness(crop: NDArray[Any]) -> NDArray[np.float32]:
     """The brightness (S, S) of a crop (S, S, 3)."""
-    return to_gray(crop)[..., 0].astype(np.float32)
+    return brightness_of(crop).astype(np.float32)
 
 
 def _blur_between(sharp: NDArray[np.float32], blurred: NDArray[np.float32]) -> float:
@@ -201,8 +203,12 @@ def _blur_between(sharp: NDArray[np.float32], blurred: NDArray[np.float32]) -> f
     The errors around the best sigma of _BLURS are interpolated by a parabola, so that the result
     does not jump between the frames of a video.
     """
-    errors = [float(np.square(_blur(sharp, sigma) - blurred).mean()) for sigma in _BLURS]
-    best = min(range(1, len(errors) - 1), key=errors.__getitem__)
+    left = _cosines_left(len(sharp), _BLURS)  # (K, S)
+    waves, wanted = (cv2.dct(each).astype(np.float64) for each in (sharp, blurred))
+    waves[0, 0] = wanted[0, 0] = 0  # means, which no blur changes
+    # Sums of (left x left * waves - wanted)^2 for each blur, by Parseval, without sum(wanted^2).
+    errors = ((left**2 @ waves**2) * left**2 - 2 * (left @ (waves * wanted)) * left).sum(1)
+    best = 1 + int(errors[1:-1].argmin())
     before, least, after = errors[best - 1 : best + 2]
     bend = before - 2 * least + after
     step = (before - after) / (2 * bend) if bend > 0 else 0.0
@@ -231,9 +237,36 @@ def _like_gray(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[
 
 
 def _blur(values: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """A Gaussian blur; sigma is a fraction of the side."""
-    return np.asarray(cv2.GaussianBlur(values, (0, 0), sigma * len(values)))
+    """A Gaussian blur of an image (S, S) or (S, S, 3); sigma is a fraction of the side."""
+    if sigma * len(values) < _WIDE:
+        return np.asarray(cv2.GaussianBlur(values, (0, 0), sigma * len(values)))
+    (left,) = _cosines_left(len(values), (sigma,)).astype(np.float32)
+    kept = np.multiply.outer(left, left)
+    planes = [cv2.idct(cv2.dct(plane) * kept) for plane in cv2.split(values)]
+    return np.asarray(cv2.merge(planes)) if values.ndim == 3 else planes[0]
+
+
+@lru_cache(maxsize=64)
+def _cosines_left(side: int, sigmas: tuple[float, ...]) -> NDArray[np.float64]:
+    """The factors by which Gaussian blurs weaken the cosines of an image's axis.
+
+    Reflected at its border, the image is a sum of such cosines, see `cv2.dct`.
+
+    Args:
+        side: S.
+        sigmas: K fractions of the side.
+    Returns:
+        (K, S).
+    """
+    factors = []
+    for sigma in sigmas:
+        reach = math.ceil(4 * sigma * side)
+        half = cv2.getGaussianKernel(2 * reach + 1, sigma * side)[reach:, 0]
+        half[1:] *= 2  # it is symmetric
+        angles = math.pi / side * np.multiply.outer(np.arange(side), np.arange(reach + 1))
+        factors.append(np.cos(angles) @ half)
+    return np.stack(factors)
 
 
 def _to_levels(values: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.rint(values.clip(0, 255)).astype(np.uint8)
+    return np.asarray(cv2.add(values, 0, dtype=cv2.CV_8U))  # rounded and clipped

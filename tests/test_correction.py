@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from stubs import SMALL, StubDetector, StubNetwork, face_at, picture
 
 from cfrestore.correction import (
+    _blur,
+    _blur_between,
     back_project,
     correct,
     keep_colours,
@@ -159,6 +161,32 @@ def detailed(side: int = 128) -> Levels:
         for n in sides
     ]
     return np.asarray((128 + 14 * np.sum(layers, 0)).clip(30, 225), np.uint8)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.4, 3, 9, 25.6])
+def test_a_wide_blur_by_cosines_is_the_same_blur(sigma: float) -> None:
+    face = detailed(256).astype(np.float32)
+    wanted = cv2.GaussianBlur(face, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    for image, goal in ((face, wanted), (face[..., 1].copy(), wanted[..., 1])):
+        found = _blur(image, sigma / 256)
+        assert found.shape == image.shape
+        assert found.dtype == np.float32
+        inner = slice(4, -4) if sigma < 3 else slice(None)  # OpenCV's own default reflects less
+        assert np.abs(found - goal)[inner, inner].max() < 0.02
+
+
+@pytest.mark.parametrize("sigma", [0.8, 2.2, 6.5])
+def test_the_blur_between_two_crops_is_that_of_the_nearest(sigma: float) -> None:
+    noise = np.random.default_rng(4).normal(0, 5, (256, 256))
+    face = to_gray(detailed(256))[..., 0].astype(np.float32)
+    seen = (cv2.GaussianBlur(face, (0, 0), sigma) + noise).astype(np.float32)
+    found = 256 * _blur_between(face, seen + 30)
+    assert found == pytest.approx(sigma, rel=0.08)
+    errors = {
+        blur: np.square(cv2.GaussianBlur(face, (0, 0), blur) - seen).mean()
+        for blur in (0.8 * found, found, 1.25 * found)
+    }
+    assert min(errors, key=errors.__getitem__) == found
 
 
 def bump(side: int = 128) -> NDArray[np.float64]:

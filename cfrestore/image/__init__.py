@@ -7,6 +7,7 @@ from cfrestore.image.formats import EXTENSIONS, FORMATS
 from cfrestore.image.photo import (
     Photo,
     Pixels,
+    brightness_of,
     equal_channels,
     from_levels,
     from_tensor,
@@ -30,6 +31,7 @@ __all__ = [
     "Photo",
     "Pixels",
     "Quality",
+    "brightness_of",
     "equal_channels",
     "from_levels",
     "from_tensor",

@@ -151,8 +151,13 @@ def to_gray(pixels: NDArray[Any]) -> NDArray[np.float64]:
         (..., 3) float64 in the units of the input.
     Source: the published pipeline.
     """
-    brightness = 0.2989 * pixels[..., 0] + 0.5870 * pixels[..., 1] + 0.1140 * pixels[..., 2]
-    return np.repeat(np.asarray(brightness, np.float64)[..., None], 3, axis=-1)
+    return np.repeat(brightness_of(pixels)[..., None], 3, axis=-1)
+
+
+def brightness_of(pixels: NDArray[Any]) -> NDArray[np.float64]:
+    """Brightness (...) of RGB pixels (..., 3), see `to_gray`."""
+    weighted = 0.2989 * pixels[..., 0] + 0.5870 * pixels[..., 1] + 0.1140 * pixels[..., 2]
+    return np.asarray(weighted, np.float64)
 
 
 def match_statistics(content: NDArray[Any], style: NDArray[Any]) -> NDArray[np.float64]:
