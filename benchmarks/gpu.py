@@ -6,11 +6,11 @@
     python benchmarks/gpu.py --device cpu --small             # tries the script itself
 
 Networks of the published and the compact shape (tiny with --only), with random weights from a seed,
-paint random crops at w = 0.5. `network` is predict_features and decode on data that is already on
-the GPU, `replayed` is the same as a CUDA graph, without the time for launching, and `Painter` is
-all that the pipeline does with crops: stacking, upload, network, judging, download. Each figure is
-the median of several rounds after a warm-up; the spread is the slowest round's time divided by the
-fastest's.
+paint random crops at w = 0.5. `network` is encode, choose_features and decode on data that is
+already on the GPU, `replayed` is the same as a CUDA graph, without the time for launching, and
+`Painter` is all that the pipeline does with crops: stacking, upload, network, judging, download.
+Each figure is the median of several rounds after a warm-up; the spread is the slowest round's time
+divided by the fastest's.
 
 The floor of a part is its operations divided by the GPU's peak, or its bytes divided by the GPU's
 bandwidth, whichever takes longer: each convolution and each product outside attention reads its
@@ -45,6 +45,7 @@ from cfrestore.detect import Face
 from cfrestore.device import (
     Execution,
     Precision,
+    after_encoding,
     autotune,
     check_compiling,
     compiled,
@@ -111,6 +112,7 @@ class Setting:
 
 PLAIN, MIXED, FAST = Setting(FP32, FP32), Setting(FP32, BF16), Setting(TF32, BF16)
 COMPILED = Setting(TF32, BF16, compile=True)
+HALVED = Setting(FP16, FP16, compile=True)
 BATCHES = {"published": (32, 16), "compact": (64, 32), "tiny": (64, 32)}
 """What to paint at once; the last is also measured without compiling."""
 
@@ -199,7 +201,9 @@ def count(config: CodeFormerConfig, batch: int) -> dict[str, Work]:
 
 
 def precision_of(part: str, setting: Setting) -> Precision:
-    return setting.codes if part in ("encoder", "transformer") else setting.painting
+    if part == "transformer":
+        return after_encoding(setting.codes)
+    return setting.codes if part == "encoder" else setting.painting
 
 
 # Measuring
@@ -293,39 +297,18 @@ def enlarged(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-@contextmanager
-def coding(network: CodeFormer, device: torch.device, precision: Precision) -> Iterator[Precision]:
-    """The precision of codes to ask the program for.
-
-    It offers no fp16. Within this context the encoder then computes in it, the rest in float32.
-    """
-    if precision is not FP16:
-        yield precision
-        return
-    encode = network.encode
-
-    def halved(x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        with torch.autocast(device.type, torch.float16):
-            latent, skips = encode(x)
-        return latent.float(), skips
-
-    network.encode = halved  # type: ignore[method-assign]
-    try:
-        yield FP32
-    finally:
-        del network.encode
-
-
 def step_of(network: CodeFormer, x: Tensor, setting: Setting) -> Callable[[], Tensor]:
     """All that the network does with a batch, to be called within `inference`."""
-    predict, decode = network.predict_features, network.decode
+    encode, choose, decode = network.encode, network.choose_features, network.decode
     if setting.compile:
-        predict, decode = compiled(predict), compiled(decode)
+        encode, choose, decode = compiled(encode), compiled(choose), compiled(decode)
     matched = network.config.match_statistics
 
     def step() -> Tensor:
         with reduced(x.device, setting.codes):
-            features, skips, *_ = predict(x, matched)
+            latent, skips = encode(x)
+        with reduced(x.device, after_encoding(setting.codes)):
+            features, skips, *_ = choose(latent.float(), skips, matched)
         with reduced(x.device, setting.painting):
             return decode(features, skips, W)
 
@@ -351,13 +334,13 @@ def measure_setting(
     remark = f", {remark}" if remark else ""
     label = f"{name} | {setting}{remark}"
     if bench.has_time(label, bench.compiling if setting.compile else 0):
-        with bench.surviving(label), coding(network, bench.device, setting.codes) as codes:
-            show_setting(bench, name, network, setting, codes, remark)
+        with bench.surviving(label):
+            show_setting(bench, name, network, setting, remark)
         bench.save()
 
 
 def show_setting(
-    bench: Bench, name: str, network: CodeFormer, setting: Setting, codes: Precision, remark: str
+    bench: Bench, name: str, network: CodeFormer, setting: Setting, remark: str
 ) -> None:
     device, batch, side = bench.device, setting.batch, network.config.image_size
     faces = random_faces(side, (1 if bench.hasty else 2) * batch)
@@ -370,7 +353,7 @@ def show_setting(
         fidelity=W,
         match_statistics=network.config.match_statistics,
         batch_size=batch,
-        execution=Execution(device, setting.painting, codes, setting.compile),
+        execution=Execution(device, setting.painting, setting.codes, setting.compile),
     )
     start = time.perf_counter()
     results = paint(faces[:batch])
@@ -380,7 +363,7 @@ def show_setting(
     memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0
     with inference():  # where Painter makes its batches too; others would be compiled again
         x = to_tensor(np.stack([face.crop for face in faces[:batch]])).to(device)
-        step = step_of(network, x, replace(setting, codes=codes))
+        step = step_of(network, x, setting)
         alone, spread = bench.measure(step)
         replayed = measure_replayed(bench, step)
     rates = [batch / alone, batch / replayed if replayed else 0, len(faces) / whole]
@@ -542,12 +525,11 @@ def measure_equality(bench: Bench) -> None:
     x = to_tensor(np.stack([face.crop for face in faces])).to(bench.device)
 
     def codes(precision: Precision) -> Tensor:
-        with (
-            coding(network, bench.device, precision) as own,
-            inference(),
-            reduced(bench.device, own),
-        ):
-            return network.choose(network.predict_codes(network.encode(x)[0]))
+        with inference():
+            with reduced(bench.device, precision):
+                latent, _ = network.encode(x)
+            with reduced(bench.device, after_encoding(precision)):
+                return network.choose(network.predict_codes(latent.float()))
 
     exact, shares = codes(FP32), {}
     print(f"\nCodes equal to those in fp32, shipped weights, {len(faces)} faces:")
@@ -569,7 +551,7 @@ def measure_equality(bench: Bench) -> None:
         return np.stack([face.crop for face in results]).astype(int)
 
     full = painted(PLAIN)
-    pairs = (FP32, TF32), (TF32, FP32), (FP32, BF16), (FP32, FP16), (TF32, BF16)
+    pairs = (FP32, TF32), (TF32, FP32), (FP32, BF16), (FP32, FP16), (TF32, BF16), (FP16, FP16)
     for codes_in, painting in pairs[: 1 if bench.small else None]:
         difference = np.abs(painted(Setting(codes_in, painting)) - full)
         shown = f"{difference.mean():.3f} | {difference.max()}"
@@ -671,6 +653,7 @@ def first_rates(names: list[str], compiles: bool, small: bool) -> Iterator[Row]:
         many, few = BATCHES[name]
         if compiles:
             yield name, replace(COMPILED, batch=many), ""
+            yield name, replace(HALVED, batch=many), ""
             yield name, replace(COMPILED, batch=few), ""
         yield name, replace(FAST, batch=few), ""
     for name in names if compiles else ():
@@ -683,10 +666,10 @@ def more_rates(names: list[str], compiles: bool) -> Iterator[Row]:
     """Codes in fp16, other precisions, other batches, and what is known to be slower."""
     for name in names:
         many, few = BATCHES[name]
-        yield name, Setting(FP16, BF16, few), ""
+        yield name, replace(HALVED, batch=few, compile=False), ""
         yield name, replace(FAST, batch=few), TRIED
         if compiles:
-            yield name, Setting(FP16, BF16, many, compile=True), ""
+            yield name, replace(HALVED, painting=BF16, batch=many), ""
     for name in names:
         for setting in (*OTHERS, *(replace(FAST, batch=batch) for batch in (1, 4, 8, 32))):
             yield name, setting, ""

@@ -287,10 +287,8 @@ def work_picture(how: str, folder: Path, what: str, faces: int) -> None:
             exported(baseline.random_face(exported.config.image_size).numpy(), 0.5)  # compiles it
         precision = choose_parsing_precision("auto", torch.device("cpu"))
         pipeline = Pipeline(painter, Known(landmarks), FaceParser(parsing, precision=precision))
-        pipeline.network.decode = clock.timed("network", pipeline.network.decode)  # type: ignore[method-assign, assignment]
-        pipeline.network.predict_features = clock.timed(  # type: ignore[method-assign, assignment]
-            "network", pipeline.network.predict_features
-        )
+        for part in ("encode", "choose_features", "decode"):
+            setattr(painter, part, clock.timed("network", getattr(painter, part)))
         parser = pipeline.parser
         assert parser is not None
         parser.network.forward = clock.timed("parsing", parser.network.forward)

@@ -128,17 +128,23 @@ class ExportedNetwork:
             self._compiled = {key: self._compile(*key)}  # only one, to save memory
         return self._compiled[key](inputs)
 
-    def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
-        """Returns the images unchanged, because `decode` runs the whole graph at once.
+    def encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Returns the images unchanged, because `decode` runs the whole graph at once."""
+        return x, {}
+
+    def choose_features(
+        self, latent: Tensor, skips: dict[int, Tensor], match_statistics: bool
+    ) -> Features:
+        """Returns the images unchanged, as `encode`.
 
         Raises:
             ConfigError: as `check`.
         """
         self.check(match_statistics)
-        return Features(x, {})
+        return Features(latent, skips)
 
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
-        """Restores images (B,3,S,S) from the output of `predict_features`."""
+        """Restores images (B,3,S,S) from the output of `choose_features`."""
         return torch.from_numpy(self(quantized.numpy(), w).restored)
 
     def _compile(self, fuses: bool, batch: int) -> Callable[[Mapping[str, Any]], ExportedOutputs]:

@@ -2,7 +2,7 @@
 
 Codes are chosen in float32 by default: a code is an argmax, and rounding errors change some codes,
 each of which repaints a patch of the face. Painting is two thirds of the operations, and errors do
-not grow there, so it may use a lower precision. On CUDA a separate option chooses codes in TF32.
+not grow there, so it may use a lower precision. A separate option chooses codes in less.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Execution:
     Attributes:
         device: where the network is.
         precision: precision of painting.
-        code_precision: precision of choosing codes.
+        code_precision: precision of choosing codes; fp16 is the encoder's, see `after_encoding`.
         compile: whether the network is compiled for full batches.
         backend: the runtime, see `backends.PACKAGES`.
     """
@@ -115,7 +115,7 @@ _REDUCED = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 _OFFERED = {Precision.TF32: ("cuda",), **dict.fromkeys(_REDUCED, ("cuda", "cpu"))}
 """The kinds of devices that offer each precision below fp32."""
 
-_FOR_CODES = (Precision.FP32, Precision.TF32)
+_FOR_CODES = (Precision.FP32, Precision.TF32, Precision.FP16)
 
 
 def available_devices() -> tuple[str, ...]:
@@ -160,7 +160,7 @@ def choose_code_precision(name: str, device: torch.device) -> Precision:
     """The precision of that name for choosing codes, if the device offers it.
 
     Args:
-        name: auto, fp32 or tf32; auto is fp32 everywhere.
+        name: auto, fp32, tf32 or fp16; auto is fp32 everywhere.
         device: where the codes are chosen.
     Raises:
         ConfigError: as `choose_precision`.
@@ -360,6 +360,14 @@ def reduced(device: torch.device, precision: Precision) -> AbstractContextManage
     if precision in _REDUCED:
         return torch.autocast(device.type, dtype=_REDUCED[precision])
     return _tf32(allowed=True) if precision is Precision.TF32 else nullcontext()
+
+
+def after_encoding(precision: Precision) -> Precision:
+    """The precision of choosing codes behind the encoder, if the encoder computes in that one.
+
+    The transformer's products lose more codes in fp16 than the encoder's convolutions do.
+    """
+    return Precision.TF32 if precision is Precision.FP16 else precision
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:

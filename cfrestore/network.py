@@ -35,8 +35,13 @@ class Network(Protocol):
 
     config: CodeFormerConfig
 
-    def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
-        """Converts images (B,3,S,S) to the input of `decode`, which does not depend on w."""
+    def encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Converts images (B,3,S,S) to the input of `choose_features`."""
+
+    def choose_features(
+        self, latent: Tensor, skips: dict[int, Tensor], match_statistics: bool
+    ) -> Features:
+        """Converts the output of `encode` to the input of `decode`, which does not depend on w."""
 
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
         """Paints images (B,3,S,S)."""

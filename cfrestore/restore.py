@@ -19,6 +19,7 @@ from cfrestore.device import (
     ON_CPU,
     Execution,
     Precision,
+    after_encoding,
     compiled,
     download,
     inference,
@@ -147,9 +148,11 @@ class Painter:
         self._fidelity = fidelity
         self._match_statistics = match_statistics
         self._execution = execution
-        self._predict, self._decode = network.predict_features, network.decode
+        self._encode, self._decode = network.encode, network.decode
+        self._choose_features = network.choose_features
         if execution.compile:
-            self._predict, self._decode = compiled(self._predict), compiled(self._decode)
+            self._encode, self._decode = compiled(self._encode), compiled(self._decode)
+            self._choose_features = compiled(self._choose_features)
 
     def __call__(self, aligned: Sequence[AlignedFace]) -> tuple[RestoredFace | FailedFace, ...]:
         """Paints each face independently of the others.
@@ -193,8 +196,9 @@ class Painter:
         device = self._execution.device
         with inference():
             x = from_levels(upload(crops, device))  # (B, 3, S, S)
-            with reduced(device, self._execution.code_precision):
-                features = self._predict(x, self._match_statistics)
+            encoded = self._encoded(x)
+            with reduced(device, after_encoding(self._execution.code_precision)):
+                features = self._choose_features(*encoded, self._match_statistics)
                 certainty = None if features.logits is None else _certainty(features.logits)
                 features = self._look_again(features, certainty)
             painted = [self._decoded(features, certainty)]
@@ -204,6 +208,24 @@ class Painter:
                     drawn = features._replace(quantized=quantized)
                     painted.append(self._decoded(drawn, certainty))
         return np.stack(painted) if self._samples else painted[0][np.newaxis]
+
+    def _encoded(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Encodes images (B, 3, S, S); those that overflow in fp16 are encoded again in float32."""
+        precision = self._execution.code_precision
+        with reduced(self._execution.device, precision):
+            latent, skips = self._encode(x)
+        latent = latent.float()
+        if precision is not Precision.FP16:
+            return latent, skips
+        spoiled = ~latent.isfinite().flatten(1).all(1)  # (B,)
+        if not spoiled.any():
+            return latent, skips
+        exact, exact_skips = self._network.encode(x[spoiled])
+        latent[spoiled] = exact
+        skips = {side: skip.float() for side, skip in skips.items()}
+        for side, skip in skips.items():
+            skip[spoiled] = exact_skips[side]
+        return latent, skips
 
     def _look_again(self, features: Features, certainty: Tensor | None) -> Features:
         """The features, reconsidered for faces whose certainty is below `config.second_look`."""

@@ -58,9 +58,14 @@ class StubNetwork(nn.Module):
         self.calls: list[tuple[Tensor, float, bool]] = []
         self.matched = True
 
-    def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
+    def encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        return x, {}
+
+    def choose_features(
+        self, latent: Tensor, skips: dict[int, Tensor], match_statistics: bool
+    ) -> Features:
         self.matched = match_statistics
-        return Features(x, {})
+        return Features(latent, skips)
 
     def decode(self, features: Tensor, skips: dict[int, Tensor], w: float) -> Tensor:
         assert torch.is_inference_mode_enabled()

@@ -226,7 +226,7 @@ def test_what_the_file_gets_wrong_is_one_sentence(
         ("quality", "500", "quality must be a number from 1 to 100, or keep, found '500'"),
         ("batch-size", "x", "--batch-size must be auto or a whole number from 1, found 'x'"),
         ("upscale", "3", "upscale must be 1, 2 or 4, found 3"),
-        ("code-precision", "x", "precision 'x' is unknown; choose one of: auto, fp32, tf32"),
+        ("code-precision", "x", "precision 'x' is unknown; choose one of: auto, fp32, tf32, fp16"),
         (
             "compile",
             "true",

@@ -227,10 +227,12 @@ def test_an_unknown_precision_is_refused(name):
         choose_precision(name, CPU)
 
 
-@pytest.mark.parametrize("name", ["bf16", "fp16", "fp8"])
+@pytest.mark.parametrize("name", ["bf16", "fp8"])
 def test_codes_are_chosen_in_float32_or_nearly(name):
+    for precision in (Precision.FP32, Precision.TF32, Precision.FP16):
+        assert choose_code_precision(precision.value, torch.device("cuda:0")) is precision
     assert choose_code_precision("auto", torch.device("cuda:0")) is Precision.FP32
-    with pytest.raises(ConfigError, match="choose one of: auto, fp32, tf32$"):
+    with pytest.raises(ConfigError, match="choose one of: auto, fp32, tf32, fp16$"):
         choose_code_precision(name, torch.device("cuda:0"))
 
 

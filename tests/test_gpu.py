@@ -18,6 +18,7 @@ from cfrestore.align import AlignedFace
 from cfrestore.device import (
     Execution,
     Precision,
+    after_encoding,
     check_compiling,
     compiled,
     inference,
@@ -97,8 +98,11 @@ def codes_of(network: CodeFormer, faces: list[AlignedFace], precision: Precision
     """(N, T) on the CPU."""
     device = network.position_emb.device
     x = to_tensor(np.stack([face.crop for face in faces])).to(device)
-    with inference(), reduced(device, precision):
-        return network.predict_codes(network.encode(x)[0]).argmax(-1).cpu()
+    with inference():
+        with reduced(device, precision):
+            latent, _ = network.encode(x)
+        with reduced(device, after_encoding(precision)):
+            return network.predict_codes(latent.float()).argmax(-1).cpu()
 
 
 def test_codes_in_float32_are_those_of_the_cpu(
@@ -109,10 +113,11 @@ def test_codes_in_float32_are_those_of_the_cpu(
     assert (on_card == on_cpu).double().mean() >= 0.999  # two codes may be equally likely
 
 
-def test_nearly_all_codes_in_tf32_are_those_in_float32(
-    network: CodeFormer, faces: list[AlignedFace]
+@pytest.mark.parametrize("precision", [Precision.TF32, Precision.FP16])
+def test_nearly_all_codes_are_those_in_float32(
+    network: CodeFormer, faces: list[AlignedFace], precision: Precision
 ) -> None:
-    full, less = (codes_of(network, faces, p) for p in (Precision.FP32, Precision.TF32))
+    full, less = (codes_of(network, faces, p) for p in (Precision.FP32, precision))
     assert (full == less).double().mean() > 0.99
 
 
@@ -163,17 +168,28 @@ def test_faces_together_are_faces_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+@pytest.mark.parametrize(
+    ("precision", "codes"),
+    [
+        (Precision.FP32, Precision.FP32),
+        (Precision.BF16, Precision.FP32),
+        (Precision.FP16, Precision.FP16),
+    ],
+)
 def test_compiled_is_as_plain(
-    painter: Callable[..., Painter], faces: list[AlignedFace], precision: Precision
+    painter: Callable[..., Painter],
+    faces: list[AlignedFace],
+    precision: Precision,
+    codes: Precision,
 ) -> None:
     try:
         check_compiling(CUDA)
     except ConfigError as error:
         pytest.skip(str(error))
+    how = {"precision": precision, "code_precision": codes}
     exact = levels(painter(), faces[:20])
     plain, fused = (
-        np.abs(levels(painter(precision=precision, compile=compile), faces[:20]) - exact)
+        np.abs(levels(painter(**how, compile=compile), faces[:20]) - exact)
         for compile in (False, True)
     )
     assert fused.mean() < 1.2 * plain.mean() + 0.02

@@ -170,9 +170,11 @@ def test_only_the_painting_is_reduced_and_the_redoing_is_not() -> None:
         kinds.append((where, (torch.ones(2, 2) @ torch.ones(2, 2)).dtype))
 
     class Spy(StubNetwork):
-        def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
+        def choose_features(
+            self, latent: Tensor, skips: dict[int, Tensor], match_statistics: bool
+        ) -> Features:
             kind("features")
-            return super().predict_features(x, match_statistics)
+            return super().choose_features(latent, skips, match_statistics)
 
         def decode(self, features: Tensor, skips: dict[int, Tensor], w: float) -> Tensor:
             kind("painting")
@@ -334,7 +336,7 @@ def test_what_is_compiled_is_taken_and_gives_the_same(
             )
             for compile in (False, True)
         )
-        assert len(graphs) == 2 * 2  # two verbs of two batches, each a single graph
+        assert len(graphs) == 3 * 2  # three verbs of two batches, each a single graph
         for one, two in zip(plain, fused, strict=True):
             assert isinstance(one, RestoredFace)
             assert isinstance(two, RestoredFace)
@@ -363,7 +365,7 @@ def test_compiled_batches_are_filled_up(stub_compiler: list[str]) -> None:
         network, faces, fidelity=0.5, batch_size=3, execution=Execution(compile=True)
     )
     assert [len(x) for x, _, _ in network.calls] == [3, 3]
-    assert stub_compiler == ["predict_features", "decode"] * 2
+    assert stub_compiler == ["encode", "choose_features", "decode"] * 2
     for face, result in zip(faces, results, strict=True):
         assert isinstance(result, RestoredFace)
         assert np.array_equal(result.crop, face.crop)
@@ -379,7 +381,7 @@ def test_one_face_is_redone_without_compiling(stub_compiler: list[str]) -> None:
         execution=Execution(precision=Precision.BF16, compile=True),
     )
     assert [len(x) for x, _, _ in network.calls] == [2, 1]
-    assert stub_compiler == ["predict_features", "decode"]
+    assert stub_compiler == ["encode", "choose_features", "decode"]
     assert all(isinstance(result, RestoredFace) for result in results)
 
 
@@ -411,6 +413,48 @@ def test_batches_that_are_filled_up_are_halved_where_memory_lacks(
         )
 
 
+def test_codes_in_half_precision_are_the_encoder_s() -> None:
+    network = small_network()
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: seen.setdefault(name, set()).add(output.dtype)
+
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(watch(name.split(".")[0]))
+    execution = Execution(code_precision=Precision.FP16)
+    (result,) = restore_faces(network, crops(1), fidelity=0.5, execution=execution)
+    assert isinstance(result, RestoredFace)
+    assert seen.pop("encoder") == {torch.float16}
+    assert {"feat_emb", "idx_pred_layer", "generator", "fuse_convs_dict"} <= seen.keys()
+    assert set().union(*seen.values()) == {torch.float32}
+
+
+def test_a_face_that_overflows_in_the_encoder_is_encoded_again() -> None:
+    """Its picture is that of float32, and the other face is painted as if it were alone."""
+    network = small_network()
+    with torch.no_grad():
+        network.encoder.blocks[0].weight.mul_(1e5)
+    calm = aligned(np.full((32, 32, 3), 127, np.uint8) + picture(32, 32, seed=3) // 128)
+    (rough,) = crops(1)
+
+    def painted(*faces: AlignedFace, codes: Precision = Precision.FP16) -> list[NDArray[np.uint8]]:
+        execution = Execution(code_precision=codes)
+        results = restore_faces(network, faces, fidelity=1, execution=execution)
+        assert all(isinstance(result, RestoredFace) for result in results)
+        return [result.crop for result in results]  # type: ignore[union-attr]
+
+    with inference(), reduced(torch.device("cpu"), Precision.FP16):
+        latent, _ = network.encode(to_tensor(np.stack([calm.crop, rough.crop])))
+    assert latent.isfinite().flatten(1).all(1).tolist() == [True, False]
+    first, second = painted(calm, rough)
+    (alone,) = painted(calm)
+    (full,) = painted(rough, codes=Precision.FP32)
+    assert np.abs(first.astype(int) - alone).max() <= 1
+    assert np.abs(second.astype(int) - full).max() <= 1
+
+
 @pytest.mark.parametrize("codes", [Precision.FP32, Precision.TF32])
 def test_codes_have_a_precision_of_their_own(
     monkeypatch: pytest.MonkeyPatch, codes: Precision
@@ -428,7 +472,7 @@ def test_codes_have_a_precision_of_their_own(
         fidelity=0.5,
         execution=Execution(precision=Precision.BF16, code_precision=codes),
     )
-    assert asked == [codes, Precision.BF16]
+    assert asked == [codes, codes, Precision.BF16]
 
 
 # Fidelity, on every device

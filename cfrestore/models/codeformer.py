@@ -366,13 +366,18 @@ class CodeFormer(nn.Module):
         return self.quantize.lookup(codes, self.config.autoencoder.code_side)
 
     def predict_features(self, x: Tensor, match_statistics: bool) -> Features:
-        """Computes everything before painting.
+        """Computes everything before painting: `encode`, then `choose_features`.
 
         Args:
             x: (B,3,S,S), RGB in [-1, 1].
             match_statistics: see `forward`.
         """
-        latent, skips = self.encode(x)
+        return self.choose_features(*self.encode(x), match_statistics)
+
+    def choose_features(
+        self, latent: Tensor, skips: dict[int, Tensor], match_statistics: bool
+    ) -> Features:
+        """Computes what lies between `encode`, whose results these are, and painting."""
         logits = self.predict_codes(latent)
         quantized = self.quantized(self.choose(logits), latent, match_statistics)
         return Features(quantized, skips, latent, logits)
