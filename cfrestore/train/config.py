@@ -362,9 +362,9 @@ class UpsamplerRecipe:
     image_size: int = 256
     patch: int = 96
     shrink: Range = (1, 2.5)
-    soft: float = 0.2
+    soft: float = 0.4
     grain: Range = (0, 10)
-    scenes: int = 1500
+    scenes: int = 6000
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 

@@ -264,7 +264,7 @@ PRIOR: dict[str, PriorRecipe] = {
 UPSAMPLER: dict[str, UpsamplerRecipe] = {
     "compact": UpsamplerRecipe(
         SRVGGConfig(scale=2, features=32, depth=12),
-        Optimisation(21_500, 8, 1e-3, 1e-5, warm_up=100, ema_decay=0.999, ema_warm_up=True),
+        Optimisation(8_779, 128, 1e-3, 1e-5, warm_up=41, ema_decay=0.999, ema_warm_up=True),
         Degradation((0.1, 1.5), (2, 2), (0, 8), (40, 100), kernel_size=9),
         augmentation=Augmentation(
             brightness=0.2,
@@ -272,7 +272,7 @@ UPSAMPLER: dict[str, UpsamplerRecipe] = {
             saturation=0.3,
             tint=0.1,
             gray=0.1,
-            repeats=(*_VARIED.repeats, ("scene", 4)),
+            repeats=_VARIED.repeats,
         ),
     ),
 }
