@@ -113,7 +113,7 @@ class Setting:
 PLAIN, MIXED, FAST = Setting(FP32, FP32), Setting(FP32, BF16), Setting(TF32, BF16)
 COMPILED = Setting(TF32, BF16, compile=True)
 HALVED = Setting(FP16, FP16, compile=True)
-BATCHES = {"published": (32, 16), "compact": (64, 32), "tiny": (64, 32)}
+BATCHES = {"published": (32, 16), "compact": (128, 32), "tiny": (64, 32)}
 """What to paint at once; the last is also measured without compiling."""
 
 OTHERS = (MIXED, PLAIN, Setting(TF32, TF32), Setting(TF32, FP16))
