@@ -339,6 +339,7 @@ def load_pipeline(
     task: TaskName = "restoration",
     backend: str = "torch",
     aligned: bool = False,
+    turns: bool | None = None,
     upsampling: Upsampling = Upsampling(),  # noqa: B008
 ) -> Pipeline:
     """Loads a pipeline, ready to be called.
@@ -360,6 +361,8 @@ def load_pipeline(
             once, see `backends.exported`.
         aligned: every picture will be one aligned face (Options.aligned): nothing is detected or
             pasted, so neither detector nor parser is loaded.
+        turns: whether photographs may be searched turned, see `find_faces`; None: unless the
+            detector is your own.
         upsampling: which network enlarges what is not painted.
     Raises:
         WeightsError: a weight file is missing, or differs from the published one.
@@ -367,7 +370,8 @@ def load_pipeline(
         ConfigError: an argument is of another type, a name is unknown, the device or the backend is
             absent, or they are incompatible.
     """
-    check_flags(compile=compile, aligned=aligned)
+    turns = not isinstance(detector, Detector) if turns is None else turns
+    check_flags(compile=compile, aligned=aligned, turns=turns)
     _check_types(model, detector, parser, upsampling)
     if isinstance(detector, Detector) and threshold is not None:
         raise ConfigError("a detector of your own has its own threshold")
@@ -418,7 +422,7 @@ def load_pipeline(
         bg_upsampler=enlarge if upsampling.background else None,
         face_upsampler=enlarge if upsampling.faces else None,
         task=kind.name,
-        turns=not isinstance(detector, Detector),
+        turns=turns,
     )
 
 

@@ -68,11 +68,11 @@ def test_every_option_reaches_the_pipeline(
     words += (
         " --weights-dir folder --parser p --batch-size 3 --faces 1,0 --min-face 9 --max-face 90"
     )
-    words += " --draw-box --det-threshold 0.4 --precision bf16 --code-precision fp32"
+    words += " --draw-box --det-threshold 0.4 --precision bf16 --code-precision fp32 --no-turns"
     words += " --bg_upsampler u.pth --face_upsample --bg_tile 200"
     assert cfrestore_(*words.split(), "--strict").code == 1  # as there is neither face 0 nor face 1
     others = {"threshold": 0.4, "precision": "bf16", "code_precision": "fp32", "compile": False}
-    others |= {"task": "restoration", "backend": "torch", "aligned": False}
+    others |= {"task": "restoration", "backend": "torch", "aligned": False, "turns": False}
     others |= {"upsampling": Upsampling("u.pth", True, 200)}
     assert seen["load"] == ("m", "d", "cpu", Path("p"), others)
     assert seen["home"] == "folder"

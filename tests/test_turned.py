@@ -261,6 +261,7 @@ def test_faces_that_are_given_are_not_searched_for():
 def test_a_detector_of_ones_own_is_asked_once(monkeypatch):
     monkeypatch.setattr(pipeline, "load_detector", lambda *_: StubDetector())
     assert load_pipeline("compact", "mtcnn").turns
+    assert not load_pipeline("compact", "mtcnn", turns=False).turns
     own = StubDetector()
     load_pipeline("compact", own)(Photo(picture(50, 60)))
     assert len(own.seen) == 1

@@ -400,6 +400,15 @@ class PictureArguments(CommonArguments):
             help="Keep working on pictures that arrive in the folders, until interrupted.",
         ),
     ] = False
+    turns: Annotated[
+        bool,
+        typer.Option(
+            "--turns/--no-turns",
+            rich_help_panel=FACES,
+            help="Whether to search a picture turned as well if few of its faces are certain and "
+            "upright, or none is found. It takes at least eight searches.",
+        ),
+    ] = True
     aligned: Annotated[
         bool,
         typer.Option(

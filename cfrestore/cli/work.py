@@ -282,7 +282,15 @@ def _prepare(
 ) -> tuple[Procedure, About]:
     """Loads the pipeline and makes the procedure, on this machine."""
     set_up(args.weights_dir, args.offline)
-    pipeline = load(args, task, model, parser, aligned=args.aligned, upsampling=upsampling)
+    pipeline = load(
+        args,
+        task,
+        model,
+        parser,
+        aligned=args.aligned,
+        turns=args.turns,
+        upsampling=upsampling,
+    )
     procedure = procedure_of(pipeline)
     about = About(
         facts_of(pipeline),
@@ -440,6 +448,7 @@ def load(
     parser: Path | None,
     *,
     aligned: bool = False,
+    turns: bool = False,
     upsampling: Upsampling = Upsampling(),  # noqa: B008
 ) -> Pipeline:
     """Loads the pipeline of a task, after downloading missing weights.
@@ -477,6 +486,7 @@ def load(
         task=task.name,
         backend=args.backend,
         aligned=aligned,
+        turns=turns,
         upsampling=upsampling,
     )
 
