@@ -75,18 +75,17 @@ def unfilled() -> Iterator[None]:
     take a second of CPU time, even on the meta device.
     """
     import torch
-    from torch.overrides import TorchFunctionMode
+    from torch.utils._device import DeviceContext  # what `with torch.device` enters
 
-    class WithoutDrawing(TorchFunctionMode):
+    class WithoutDrawing(DeviceContext):
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            kwargs = kwargs or {}
             if getattr(func, "__module__", None) == "torch.nn.init":
                 return args[0] if args else kwargs["tensor"]
-            return func(*args, **kwargs)
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
-    with WithoutDrawing(), torch.device("meta"):
+    with WithoutDrawing(torch.device("meta")):
         yield
 
 
