@@ -187,7 +187,7 @@ def face_layer(
     averaged down first; at 512 px the warp is the published bilinear one.
 
     Args:
-        crop: (S, S, 3), of any range; a difference of crops if detail is kept.
+        crop: (S, S, 3) uint8 or float32, in any units; a difference of crops if detail is kept.
         to_picture: (2, 3), crop px -> picture px.
         shape: (height, width) of the picture.
         scale: how many times the picture was enlarged; widens the erosion.
