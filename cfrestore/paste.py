@@ -40,16 +40,41 @@ class Layer:
 
     Attributes:
         rows, columns: the bounding box in the picture.
-        face: (h, w, 3) float32 in [0, 255], which warping may overshoot.
         opacity: (h, w) float32 in [0, 1]; exactly 0 where the picture stays untouched.
-        kept: (h, w) float32, share of the picture's detail that is added to the face; or None.
+        crop: (s, s, 3) float32, the face, not yet warped.
+        to_box: (2, 3) float64, crop px -> px of the bounding box.
+        interpolation: one of OpenCV's, for the warp.
+        kept: (s, s) float32, share of the picture's detail that is added to the face; or None.
     """
 
     rows: slice
     columns: slice
-    face: NDArray[np.float32]
     opacity: NDArray[np.float32]
+    crop: NDArray[np.float32]
+    to_box: NDArray[np.float64]
+    interpolation: int
     kept: NDArray[np.float32] | None = None
+
+    def face(self, rows: slice, columns: slice, original: Pixels) -> NDArray[np.float32]:
+        """Warps a part of the face.
+
+        Args:
+            rows, columns: the part, within the bounding box.
+            original: (h, w, 3), what the picture shows there, in the crop's units.
+        Returns:
+            (h, w, 3) float32, newly allocated, in [0, white] for crops in that range, unless
+            bicubic warping or kept detail overshoots.
+        """
+        to_part = self.to_box - [[0, 0, columns.start], [0, 0, rows.start]]
+        extent = (columns.stop - columns.start, rows.stop - rows.start)
+        border = cv2.BORDER_REPLICATE
+        face = cv2.warpAffine(
+            self.crop, to_part, extent, flags=self.interpolation, borderMode=border
+        )
+        if self.kept is not None:
+            kept = cv2.warpAffine(self.kept, to_part, extent, borderMode=border)
+            face += original * kept[..., None]
+        return np.asarray(face, np.float32)
 
 
 def paste_faces(
@@ -88,10 +113,12 @@ def paste_faces(
     if original is canvas and len(faces) > 1 and any(f.aligned.kept is not None for f in faces):
         original = canvas.copy()  # a single face reads each pixel before changing it
     limits = masks if masks is not None else [None] * len(faces)
+    level = np.float32(np.iinfo(canvas.dtype).max / 255)
     for index, (face, mask) in enumerate(zip(faces, limits, strict=True)):
         to_picture = invert(face.aligned.to_crop, scale)
         kept = face.aligned.kept
         crop = face.crop if kept is None else face.crop - kept[..., None] * face.aligned.crop
+        crop = crop * level
         layer = face_layer(crop, to_picture, canvas.shape[:2], scale=scale, mask=mask, kept=kept)
         if layer is not None:
             region = canvas[layer.rows, layer.columns]
@@ -105,27 +132,32 @@ def paste_faces(
 
 
 def _blend(region: Pixels, layer: Layer, original: Pixels) -> None:
-    """Blends a layer into a region of its size; overwrites the region and `layer.face`.
+    """Blends a layer into a region of its size, which is overwritten.
 
-    Processes a few rows at a time, which stay in the processor's cache.
+    Takes a few rows at a time, which stay in the processor's cache, and of these the columns from
+    the first to the last in which opacity is enough to change any pixel.
 
     Args:
         original: the region before anything was pasted, whose detail faces may keep.
     """
-    unit = np.float32(np.iinfo(region.dtype).max / 255)
-    rows = max(1, 20_000 // max(1, region.shape[1]))
-    for top in range(0, len(region), rows):
-        part = np.s_[top : top + rows]
-        blend, below = layer.face[part], region[part]
-        if layer.kept is not None:
-            blend += original[part] * (layer.kept[part] / unit)[..., None]
-        np.clip(blend, 0, 255, out=blend)
-        blend *= unit
+    white = np.iinfo(region.dtype).max
+    depth = cv2.CV_8U if region.dtype == np.uint8 else cv2.CV_16U  # to which OpenCV rounds
+    height = max(1, 40_000 // max(1, region.shape[1]))
+    for top in range(0, len(region), height):
+        rows = slice(top, min(top + height, len(region)))
+        opacity = layer.opacity[rows]
+        visible = np.flatnonzero(cv2.reduce(opacity, 0, cv2.REDUCE_MAX) >= 0.5 / white)
+        if not len(visible):
+            continue
+        columns = slice(visible[0], visible[-1] + 1)
+        below = region[rows, columns]
         before = below.astype(np.float32)
+        blend = layer.face(rows, columns, original[rows, columns])
+        if layer.kept is not None or layer.interpolation == cv2.INTER_CUBIC:  # overshoots
+            np.clip(blend, 0, white, out=blend)
         blend -= before
-        blend *= cv2.merge((layer.opacity[part],) * 3)
-        blend += before
-        below[...] = np.rint(blend, out=blend)
+        blend *= cv2.cvtColor(opacity[:, columns], cv2.COLOR_GRAY2RGB)
+        below[...] = cv2.add(blend, before, dtype=depth)
 
 
 def invert(to_crop: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
@@ -155,7 +187,7 @@ def face_layer(
     averaged down first; at 512 px the warp is the published bilinear one.
 
     Args:
-        crop: (S, S, 3) uint8, or float32 if it is a difference of crops.
+        crop: (S, S, 3) uint8 or float32, in any units; a difference of crops if detail is kept.
         to_picture: (2, 3), crop px -> picture px.
         shape: (height, width) of the picture.
         scale: how many times the picture was enlarged; widens the erosion.
@@ -175,25 +207,19 @@ def face_layer(
 
     origin = np.array([[0, 0, columns.start], [0, 0, rows.start]])
     extent = (columns.stop - columns.start, rows.stop - rows.start)
+    to_box = small_to_picture - origin
 
     ones = np.ones((size, size), dtype=np.float32)
-    coverage = _erode(cv2.warpAffine(ones, small_to_picture - origin, extent), 2 * scale)
+    coverage = _erode(cv2.warpAffine(ones, to_box, extent), 2 * scale)
     opacity = soften(coverage)
     if mask is not None:
-        opacity = np.minimum(opacity, cv2.warpAffine(mask, to_picture - origin, extent))
+        limit = cv2.warpAffine(mask, to_picture - origin, extent)
+        opacity = np.minimum(opacity, limit, out=limit)
     opacity *= coverage
-    del coverage  # frees 4 bytes per pixel before the face takes 12
-    face = cv2.warpAffine(
-        small,
-        small_to_picture - origin,
-        extent,
-        flags=cv2.INTER_LINEAR if crop.shape[0] >= PUBLISHED_SIZE else cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    interpolation = cv2.INTER_LINEAR if crop.shape[0] >= PUBLISHED_SIZE else cv2.INTER_CUBIC
     if kept is not None:
-        warped = cv2.warpAffine(kept, to_picture - origin, extent, borderMode=cv2.BORDER_REPLICATE)
-        kept = np.asarray(warped, np.float32)
-    return Layer(rows, columns, np.asarray(face, np.float32), opacity, kept)
+        kept, _ = _reduce(kept, to_picture)
+    return Layer(rows, columns, opacity, small, to_box, interpolation, kept)
 
 
 def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -218,14 +244,20 @@ def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float
     The core is eroded in 8 bits and averaged down until the blur is narrow, first along columns
     and then, with few rows left, along rows; the blurred result is enlarged again.
     """
-    height, width = (side + 2 * edge for side in coverage.shape)
+    step = edge // _SMALL_FADE  # so many rows are averaged exactly, which is fast
+    rows, columns = coverage.shape
+    height, width = math.ceil((rows + 2 * edge) / step) * step, columns + 2 * edge
     size = tuple(math.ceil(side * _SMALL_FADE / edge) for side in (width, height))
-    core = cv2.erode(cv2.convertScaleAbs(coverage, alpha=255), np.ones((2 * edge, 1), np.uint8))
-    core = cv2.copyMakeBorder(core, edge, edge, 0, 0, cv2.BORDER_REFLECT_101)  # as the blur would
-    core = cv2.resize(core, (core.shape[1], size[1]), interpolation=cv2.INTER_AREA)
+    core = cv2.convertScaleAbs(coverage, alpha=255)
+    core = cv2.copyMakeBorder(core, edge, edge - 1, 0, 0, cv2.BORDER_CONSTANT, value=255)
+    core = _least_of_rows(core, 2 * edge)
+    below = height - rows - edge
+    core = cv2.copyMakeBorder(core, edge, below, 0, 0, cv2.BORDER_REFLECT_101)  # as the blur would
+    core = core.reshape(-1, step, columns).sum(axis=1, dtype=np.uint16)
+    core = cv2.resize(core, (columns, size[1]), interpolation=cv2.INTER_AREA)
     core = cv2.erode(core, np.ones((1, 2 * edge), np.uint8))
     core = cv2.copyMakeBorder(core, 0, 0, edge, edge, cv2.BORDER_REFLECT_101)
-    small = cv2.resize(core, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    small = cv2.resize(core, size, interpolation=cv2.INTER_AREA) / np.float32(255 * step)
     sigma = 0.3 * (edge - 1) + 0.8  # what OpenCV derives from a kernel of 2 * edge + 1
     small = cv2.GaussianBlur(
         small,
@@ -234,7 +266,17 @@ def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float
         sigmaY=sigma * size[1] / height,
     )
     soft = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(soft[edge:-edge, edge:-edge], np.float32)
+    return np.asarray(soft[edge : edge + rows, edge : edge + columns], np.float32)
+
+
+def _least_of_rows(mask: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """The minimum of each `count` consecutive rows, in a number of steps that is its logarithm."""
+    done = 1
+    while done < count:
+        step = min(done, count - done)
+        mask = np.minimum(mask[:-step], mask[step:])
+        done += step
+    return mask
 
 
 def _erode(mask: NDArray[np.float32], side: int) -> NDArray[np.float32]:
@@ -268,9 +310,9 @@ def _reduce(
     """
     size = crop.shape[0]
     if size >= PUBLISHED_SIZE:
-        return crop.astype(np.float32), to_picture
+        return crop.astype(np.float32, copy=False), to_picture
     while size % 2 == 0 and math.hypot(to_picture[0, 0], to_picture[1, 0]) < 0.5:
         size //= 2
         to_picture = to_picture @ [[2, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]
     reduced = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
-    return reduced.astype(np.float32), to_picture
+    return reduced.astype(np.float32, copy=False), to_picture

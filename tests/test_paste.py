@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cfrestore.align import FFHQ_TEMPLATE, align_face
 from cfrestore.detect import Face
-from cfrestore.paste import face_layer, invert, paste_faces, soften
+from cfrestore.paste import Layer, face_layer, invert, paste_faces, soften
 from cfrestore.restore import RestoredFace
 
 
@@ -56,6 +56,12 @@ def in_frame(part: NDArray | None, rows: slice, columns: slice, shape: tuple[int
     frame = np.zeros((*shape, *part.shape[2:]), part.dtype)
     frame[rows, columns] = part
     return frame
+
+
+def face_of(layer: Layer) -> NDArray[np.float32]:
+    """All of the warped face; that of no layer here depends on the picture."""
+    height, width = layer.opacity.shape
+    return layer.face(slice(0, height), slice(0, width), np.zeros((height, width, 3), np.uint8))
 
 
 def similarity(scale: float, angle: float, x: float, y: float) -> NDArray[np.float64]:
@@ -142,7 +148,7 @@ def test_region_equals_full_frame(
         assert expected.coverage.max() == 0
         return
     opacity = in_frame(layer.opacity, layer.rows, layer.columns, shape)
-    face = in_frame(layer.face, layer.rows, layer.columns, shape)
+    face = in_frame(face_of(layer), layer.rows, layer.columns, shape)
     np.testing.assert_allclose(opacity, expected.opacity * expected.coverage, atol=1e-5)
     background = noise(*shape, 2).astype(np.float32)
     found = opacity[..., None] * face + (1 - opacity[..., None]) * background
@@ -170,7 +176,7 @@ def test_any_face_is_masked_and_placed_as_published(
         assert expected.coverage.max() == 0
         return
     opacity = in_frame(layer.opacity, layer.rows, layer.columns, shape)
-    face = in_frame(layer.face, layer.rows, layer.columns, shape)
+    face = in_frame(face_of(layer), layer.rows, layer.columns, shape)
     wide = expected.coverage.sum() > 400**2  # see the third test after this one
     expected_opacity = expected.opacity * expected.coverage
     np.testing.assert_allclose(opacity, expected_opacity, atol=1.5 / 255 if wide else 2e-3)
@@ -190,7 +196,7 @@ def test_the_edge_of_a_larger_face_is_the_published_one(
     layer = face_layer(crop, to_picture, shape, scale=scale)
     assert layer is not None
     opacity = in_frame(layer.opacity, layer.rows, layer.columns, shape)[..., None]
-    face = in_frame(layer.face, layer.rows, layer.columns, shape)
+    face = in_frame(face_of(layer), layer.rows, layer.columns, shape)
     found = opacity * face + (1 - opacity) * background
     expected = published(crop, to_picture, shape, scale).over(background)
     assert np.abs(found - expected).max() < 0.65
@@ -272,6 +278,32 @@ def test_only_pixels_under_the_mask_change(
     assert (picture == before).all()
     assert found is not picture
     assert (paste_faces(picture, [face]) == found).all()
+
+
+@pytest.mark.parametrize("size", [128, 512])
+@pytest.mark.parametrize("side", [90, 700])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_blending_in_bands_and_where_it_shows_is_blending_everywhere(
+    size: int, side: float, dtype: type
+) -> None:
+    """Half a level is rounding, the rest OpenCV's coordinates in float32."""
+    level = 257 if dtype is np.uint16 else 1
+    picture = noise(600, 900).astype(dtype) * dtype(level)
+    crop = smooth(size, size, 3)
+    face = restored(crop, placed(size, side, (420.3, 310), 0.3))
+    spot = np.zeros((size, size), np.float32)
+    cv2.circle(spot, (size // 2, size // 3), size // 5, 1, -1)
+    mask = cv2.GaussianBlur(spot, (0, 0), size / 40)
+    layer = face_layer(
+        crop * np.float32(level), invert(face.aligned.to_crop, 1), (600, 900), mask=mask
+    )
+    assert layer is not None
+    below = picture[layer.rows, layer.columns].astype(np.float64)
+    whole = face_of(layer).clip(0, 255 * level) - below
+    expected = picture.astype(np.float64)
+    expected[layer.rows, layer.columns] += layer.opacity[..., None] * whole
+    found = paste_faces(picture, [face], masks=[mask])
+    assert np.abs(found - expected).max() <= 0.5 + 0.02 * level
 
 
 def test_faces_at_a_border_are_not_faded_there() -> None:

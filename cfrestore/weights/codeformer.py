@@ -55,8 +55,9 @@ def load_codeformer(path: str | Path, device: str | torch.device = "cpu") -> Cod
     except (ConfigError, *MISFIT) as error:
         raise CheckpointError(f"{path} describes no CodeFormer: {error}") from error
     load_strictly(network, state, path, "CodeFormer")
-    settle(network, place)
-    if place.type == "cpu":
+    if place.type != "cpu":
+        settle(network, place)
+    else:  # where it is already
         enlargements = [block for block in network.generator.blocks if isinstance(block, Upsample)]
         for largest in enlargements[-1:]:  # a network of one level has none
             spare_memory(largest)
