@@ -41,6 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from cfrestore.align import AlignedFace, align_face
+from cfrestore.correction import correct
 from cfrestore.detect import Face
 from cfrestore.device import (
     Execution,
@@ -598,6 +599,9 @@ def measure_surroundings(bench: Bench) -> None:
             "pasting into 1600x1600": partial(paste_faces, pixels, [painted]),
             "the same with a mask": partial(paste_faces, pixels, [painted], masks=[mask]),
         }
+        if size == SHAPES["compact"].image_size:
+            crops, config = (aligned.crop[::-1], aligned.crop), SHAPES["compact"]
+            calls["correcting"] = partial(correct, *crops, fidelity=W, config=config, gray=False)
         for what, call in calls.items():
             seconds, _ = bench.measure(call)
             print(f"| {what}, {size} px | {1e3 * seconds:.2f} |", flush=True)

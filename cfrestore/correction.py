@@ -32,7 +32,7 @@ _SHARP = 2 / 256  # of a crop's side: blur up to which the original has its full
 _HUES = 6 / 256  # of a crop's side: least sigma of the blur of the colours that `keep_hues` takes
 _SMOOTH = 1.5 / 256  # of a crop's side: sigma of the blur of the colours that `mix_in` adds
 _REGAIN = 1.2  # exponent of the ratio of contrasts; with 1, only four fifths of a loss is regained
-_WIDE = 3.0  # pixels: sigma from which a blur costs less by cosines
+_WIDE = 3.0  # pixels: sigma from which a blur costs less by cosine transforms
 _LEAST = 1e-6  # levels, prevents division by 0
 
 
@@ -203,11 +203,12 @@ def _blur_between(sharp: NDArray[np.float32], blurred: NDArray[np.float32]) -> f
     The errors around the best sigma of _BLURS are interpolated by a parabola, so that the result
     does not jump between the frames of a video.
     """
-    left = _cosines_left(len(sharp), _BLURS)  # (K, S)
-    waves, wanted = (cv2.dct(each).astype(np.float64) for each in (sharp, blurred))
-    waves[0, 0] = wanted[0, 0] = 0  # means, which no blur changes
-    # Sums of (left x left * waves - wanted)^2 for each blur, by Parseval, without sum(wanted^2).
-    errors = ((left**2 @ waves**2) * left**2 - 2 * (left @ (waves * wanted)) * left).sum(1)
+    response = _responses(len(sharp), _BLURS)  # (K, S)
+    spectrum, wanted = (cv2.dct(each).astype(np.float64) for each in (sharp, blurred))
+    spectrum[0, 0] = wanted[0, 0] = 0  # means, which no blur changes
+    # The squared differences by Parseval's theorem, without those of wanted alone.
+    power, common = response**2 @ spectrum**2, response @ (spectrum * wanted)
+    errors = (power * response**2 - 2 * common * response).sum(1)
     best = 1 + int(errors[1:-1].argmin())
     before, least, after = errors[best - 1 : best + 2]
     bend = before - 2 * least + after
@@ -237,36 +238,40 @@ def _like_gray(crop: NDArray[np.uint8], original: NDArray[np.uint8]) -> NDArray[
 
 
 def _blur(values: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """A Gaussian blur of an image (S, S) or (S, S, 3); sigma is a fraction of the side."""
-    if sigma * len(values) < _WIDE:
-        return np.asarray(cv2.GaussianBlur(values, (0, 0), sigma * len(values)))
-    (left,) = _cosines_left(len(values), (sigma,)).astype(np.float32)
-    kept = np.multiply.outer(left, left)
-    planes = [cv2.idct(cv2.dct(plane) * kept) for plane in cv2.split(values)]
+    """A Gaussian blur of an image (S, S) or (S, S, 3); sigma is a fraction of the side.
+
+    Beyond its border the image is reflected, the outermost pixels repeated.
+    """
+    pixels = sigma * len(values)
+    if pixels < _WIDE:
+        blurred = cv2.GaussianBlur(values, (0, 0), pixels, borderType=cv2.BORDER_REFLECT)
+        return np.asarray(blurred)
+    response = _responses(len(values), (sigma,))[0].astype(np.float32)
+    share = np.multiply.outer(response, response)
+    planes = [cv2.idct(cv2.dct(plane) * share) for plane in cv2.split(values)]
     return np.asarray(cv2.merge(planes)) if values.ndim == 3 else planes[0]
 
 
 @lru_cache(maxsize=64)
-def _cosines_left(side: int, sigmas: tuple[float, ...]) -> NDArray[np.float64]:
-    """The factors by which Gaussian blurs weaken the cosines of an image's axis.
-
-    Reflected at its border, the image is a sum of such cosines, see `cv2.dct`.
+def _responses(side: int, sigmas: tuple[float, ...]) -> NDArray[np.float64]:
+    """Frequency responses of Gaussian blurs along an axis, for the frequencies of `cv2.dct`.
 
     Args:
-        side: S.
-        sigmas: K fractions of the side.
+        side: S, in pixels.
+        sigmas: K fractions of the side, at most an eighth.
     Returns:
-        (K, S).
+        (K, S), read-only.
     """
-    factors = []
-    for sigma in sigmas:
-        reach = math.ceil(4 * sigma * side)
+    kernels = np.zeros((len(sigmas), 2 * side))
+    for kernel, sigma in zip(kernels, sigmas, strict=True):
+        reach = min(side - 1, math.ceil(4 * sigma * side))
         half = cv2.getGaussianKernel(2 * reach + 1, sigma * side)[reach:, 0]
-        half[1:] *= 2  # it is symmetric
-        angles = math.pi / side * np.multiply.outer(np.arange(side), np.arange(reach + 1))
-        factors.append(np.cos(angles) @ half)
-    return np.stack(factors)
+        kernel[: reach + 1] = half
+        kernel[-reach:] = half[:0:-1]
+    responses = np.fft.rfft(kernels).real[:, :side]
+    responses.flags.writeable = False
+    return responses
 
 
 def _to_levels(values: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.asarray(cv2.add(values, 0, dtype=cv2.CV_8U))  # rounded and clipped
+    return np.rint(values.clip(0, 255)).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 Codes are chosen in float32 by default: a code is an argmax, and rounding errors change some codes,
 each of which repaints a patch of the face. Painting is two thirds of the operations, and errors do
-not grow there, so it may use a lower precision. A separate option chooses codes in less.
+not grow there, so it may use a lower precision. A separate option chooses codes in less too.
 """
 
 from __future__ import annotations
@@ -112,10 +112,22 @@ ON_CPU = Execution()
 
 _REDUCED = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
-_OFFERED = {Precision.TF32: ("cuda",), **dict.fromkeys(_REDUCED, ("cuda", "cpu"))}
-"""The kinds of devices that offer each precision below fp32."""
+_Offered = dict[Precision, tuple[str, ...]]
+"""The kinds of devices that offer each precision."""
 
-_FOR_CODES = (Precision.FP32, Precision.TF32, Precision.FP16)
+_EVERYWHERE = ("cuda", "cpu", "mps")
+
+_FOR_PAINTING: _Offered = {
+    Precision.FP32: _EVERYWHERE,
+    Precision.TF32: ("cuda",),
+    **dict.fromkeys(_REDUCED, ("cuda", "cpu")),
+}
+
+_FOR_CODES: _Offered = {
+    Precision.FP32: _EVERYWHERE,
+    Precision.TF32: ("cuda",),
+    Precision.FP16: ("cuda",),  # most CPUs are many times slower in it
+}
 
 
 def available_devices() -> tuple[str, ...]:
@@ -153,7 +165,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     Raises:
         ConfigError: the name is unknown, or the device does not offer it.
     """
-    return _precision(name, device, tuple(Precision))
+    return _precision(name, device, _FOR_PAINTING)
 
 
 def choose_code_precision(name: str, device: torch.device) -> Precision:
@@ -184,12 +196,12 @@ def _has_native_bf16() -> bool:
     return any(getattr(torch.cpu, question, bool)() for question in questions)
 
 
-def _precision(name: str, device: torch.device, choices: Sequence[Precision]) -> Precision:
-    known = ["auto", *(precision.value for precision in choices)]
+def _precision(name: str, device: torch.device, offered: _Offered) -> Precision:
+    known = ["auto", *(precision.value for precision in offered)]
     if name not in known:
         raise ConfigError(f"precision {name!r} is unknown; choose one of: {', '.join(known)}")
     precision = Precision.FP32 if name == "auto" else Precision(name)
-    if device.type not in _OFFERED.get(precision, (device.type,)):
+    if precision is not Precision.FP32 and device.type not in offered[precision]:
         raise ConfigError(f"precision {name} is not offered on {device.type}; choose fp32")
     return precision
 

@@ -41,7 +41,10 @@ class Network(Protocol):
     def choose_features(
         self, latent: Tensor, skips: dict[int, Tensor], match_statistics: bool
     ) -> Features:
-        """Converts the output of `encode` to the input of `decode`, which does not depend on w."""
+        """Converts the output of `encode`, its latent in float32, to the input of `decode`.
+
+        It does not depend on w.
+        """
 
     def decode(self, quantized: Tensor, skips: dict[int, Tensor], w: float, /) -> Tensor:
         """Paints images (B,3,S,S)."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cfrestore.restore import RestoredFace
 
 _EXACT_FADE = 20  # px; wider fades are computed in a smaller picture
-_SMALL_FADE = 15  # px; width of a fade in the smaller picture, which keeps its error within 1/255
+_SMALL_FADE = 15  # px; width of a fade in the smaller picture, which keeps its error within 1.5/255
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +253,7 @@ def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float
     core = _least_of_rows(core, 2 * edge)
     below = height - rows - edge
     core = cv2.copyMakeBorder(core, edge, below, 0, 0, cv2.BORDER_REFLECT_101)  # as the blur would
-    core = core.reshape(-1, step, columns).sum(axis=1, dtype=np.uint16)
+    core = core.reshape(-1, step, columns).sum(axis=1, dtype=np.uint16)  # step is below 257
     core = cv2.resize(core, (columns, size[1]), interpolation=cv2.INTER_AREA)
     core = cv2.erode(core, np.ones((1, 2 * edge), np.uint8))
     core = cv2.copyMakeBorder(core, 0, 0, edge, edge, cv2.BORDER_REFLECT_101)

@@ -210,7 +210,10 @@ class Painter:
         return np.stack(painted) if self._samples else painted[0][np.newaxis]
 
     def _encoded(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Encodes images (B, 3, S, S); those that overflow in fp16 are encoded again in float32."""
+        """Encodes images (B, 3, S, S); those that overflow in fp16 are encoded again in float32.
+
+        The batch's skips are then float32, so a compiled network is compiled for these once more.
+        """
         precision = self._execution.code_precision
         with reduced(self._execution.device, precision):
             latent, skips = self._encode(x)

@@ -227,11 +227,18 @@ def test_an_unknown_precision_is_refused(name):
         choose_precision(name, CPU)
 
 
-@pytest.mark.parametrize("name", ["bf16", "fp8"])
-def test_codes_are_chosen_in_float32_or_nearly(name):
+def test_codes_may_be_chosen_in_half_precision_on_cuda() -> None:
+    card = torch.device("cuda:0")
+    assert choose_code_precision("auto", card) is Precision.FP32
     for precision in (Precision.FP32, Precision.TF32, Precision.FP16):
-        assert choose_code_precision(precision.value, torch.device("cuda:0")) is precision
-    assert choose_code_precision("auto", torch.device("cuda:0")) is Precision.FP32
+        assert choose_code_precision(precision.value, card) is precision
+    for kind in ("cpu", "mps"):
+        with pytest.raises(ConfigError, match=f"fp16 is not offered on {kind}; choose fp32"):
+            choose_code_precision("fp16", torch.device(kind))
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8"])
+def test_other_precisions_are_not_for_codes(name):
     with pytest.raises(ConfigError, match="choose one of: auto, fp32, tf32, fp16$"):
         choose_code_precision(name, torch.device("cuda:0"))
 

@@ -208,7 +208,7 @@ def test_the_edge_of_a_larger_face_is_the_published_one(
     st.floats(-math.pi, math.pi),
     st.tuples(st.floats(-0.6, 1.2), st.floats(-0.6, 1.2)),
 )
-def test_wide_fades_are_blurred_in_a_smaller_picture_within_a_level(
+def test_wide_fades_are_blurred_closely_in_a_smaller_picture(
     side: float, angle: float, place: tuple[float, float]
 ) -> None:
     frame = np.array((int(side * 1.2), int(side)))

@@ -431,7 +431,8 @@ def test_codes_in_half_precision_are_the_encoder_s() -> None:
     assert set().union(*seen.values()) == {torch.float32}
 
 
-def test_a_face_that_overflows_in_the_encoder_is_encoded_again() -> None:
+@pytest.mark.parametrize("precision", [Precision.FP32, *REDUCED])
+def test_a_face_that_overflows_in_the_encoder_is_encoded_again(precision: Precision) -> None:
     """Its picture is that of float32, and the other face is painted as if it were alone."""
     network = small_network()
     with torch.no_grad():
@@ -440,7 +441,7 @@ def test_a_face_that_overflows_in_the_encoder_is_encoded_again() -> None:
     (rough,) = crops(1)
 
     def painted(*faces: AlignedFace, codes: Precision = Precision.FP16) -> list[NDArray[np.uint8]]:
-        execution = Execution(code_precision=codes)
+        execution = Execution(precision=precision, code_precision=codes)
         results = restore_faces(network, faces, fidelity=1, execution=execution)
         assert all(isinstance(result, RestoredFace) for result in results)
         return [result.crop for result in results]  # type: ignore[union-attr]
@@ -451,8 +452,9 @@ def test_a_face_that_overflows_in_the_encoder_is_encoded_again() -> None:
     first, second = painted(calm, rough)
     (alone,) = painted(calm)
     (full,) = painted(rough, codes=Precision.FP32)
-    assert np.abs(first.astype(int) - alone).max() <= 1
-    assert np.abs(second.astype(int) - full).max() <= 1
+    for found, wanted in ((first, alone), (second, full)):
+        difference = np.abs(found.astype(int) - wanted)
+        assert difference.mean() < 0.5 if precision is Precision.BF16 else difference.max() <= 1
 
 
 @pytest.mark.parametrize("codes", [Precision.FP32, Precision.TF32])

@@ -149,9 +149,9 @@ class CommonArguments:
         typer.Option(
             metavar="NAME",
             rich_help_panel=NETWORKS,
-            help="Precision of choosing the codes of a face: fp32 (also auto), fp16, or on CUDA "
-            "tf32. They are faster, fp16 most, and change about two and one code in a thousand, "
-            "each a patch of the face.",
+            help="Precision of choosing the codes of a face: fp32 (also auto), or on CUDA tf32 or "
+            "fp16, which are faster and change about one and two codes in a thousand, each a patch "
+            "of the face.",
         ),
     ] = "auto"
     compile: Annotated[

@@ -151,7 +151,7 @@ def _run(
 
     set_up(args.weights_dir, args.offline)
     console = report.make_console()
-    pipeline = load(args, RESTORATION, model, parser, upsampling=upsampling)
+    pipeline = load(args, RESTORATION, model, parser, turns=False, upsampling=upsampling)
     if not args.quiet:
         for line in report.introduction(pipeline, args.config, verbose=args.verbose):
             console.print(line)

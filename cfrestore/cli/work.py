@@ -448,7 +448,7 @@ def load(
     parser: Path | None,
     *,
     aligned: bool = False,
-    turns: bool = False,
+    turns: bool,
     upsampling: Upsampling = Upsampling(),  # noqa: B008
 ) -> Pipeline:
     """Loads the pipeline of a task, after downloading missing weights.

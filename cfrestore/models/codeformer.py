@@ -377,7 +377,12 @@ class CodeFormer(nn.Module):
     def choose_features(
         self, latent: Tensor, skips: dict[int, Tensor], match_statistics: bool
     ) -> Features:
-        """Computes what lies between `encode`, whose results these are, and painting."""
+        """Computes what lies between encoding and painting.
+
+        Args:
+            latent, skips: the results of `encode`; the latent in float32.
+            match_statistics: see `forward`.
+        """
         logits = self.predict_codes(latent)
         quantized = self.quantized(self.choose(logits), latent, match_statistics)
         return Features(quantized, skips, latent, logits)
