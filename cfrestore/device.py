@@ -201,7 +201,7 @@ def _precision(name: str, device: torch.device, offered: _Offered) -> Precision:
     if name not in known:
         raise ConfigError(f"precision {name!r} is unknown; choose one of: {', '.join(known)}")
     precision = Precision.FP32 if name == "auto" else Precision(name)
-    if precision is not Precision.FP32 and device.type not in offered[precision]:
+    if device.type not in offered[precision]:
         raise ConfigError(f"precision {name} is not offered on {device.type}; choose fp32")
     return precision
 
