@@ -79,7 +79,8 @@ def in_turn(
 ) -> dict[str, Measured]:
     """Runs workers, each a script with its arguments, one after the other, for several rounds.
 
-    Those whose name contains `ours` run as the command does.
+    Those whose name contains `ours` run as the command does. Python keeps its bytecode, as it does
+    where packages are installed.
     """
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
     for index in range(rounds):
@@ -87,6 +88,7 @@ def in_turn(
             print(f"round {index + 1} of {rounds}: {name}", file=sys.stderr)
             command, own = [sys.executable, *words], AS_A_COMMAND if "ours" in name else {}
             variables = {**os.environ, **(environment or {}), **own}
+            variables.pop("PYTHONDONTWRITEBYTECODE", None)
             done = subprocess.run(command, env=variables, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")

@@ -71,22 +71,24 @@ def write_tensors(
 def unfilled() -> Iterator[None]:
     """Networks built within this context have shapes only, and are filled later.
 
-    Random initialisation is skipped separately, because for it torch would import modules that
-    take a second of CPU time, even on the meta device.
+    The device that torch's layers leave open is the meta device here. That of `torch.device` would
+    pass each call through a second function. Random initialisation is skipped separately, because
+    for it torch would import modules that take a second of CPU time, even on the meta device.
     """
-    import torch
     from torch.overrides import TorchFunctionMode
 
-    class WithoutDrawing(TorchFunctionMode):
+    class Unfilled(TorchFunctionMode):
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             kwargs = kwargs or {}
             if getattr(func, "__module__", None) == "torch.nn.init":
                 return args[0] if args else kwargs["tensor"]
+            if kwargs.get("device", "given") is None:
+                kwargs["device"] = "meta"
             return func(*args, **kwargs)
 
-    with WithoutDrawing(), torch.device("meta"):
+    with Unfilled():
         yield
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +41,8 @@ def seen(path: Path) -> bool:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, hexadecimal; raises OSError if it cannot be read."""
+    import hashlib
+
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -72,8 +72,10 @@ def drafted(target: Path, folder: Path | None = None) -> Iterator[Path]:
     Raises:
         OSError: the system refuses.
     """
+    from secrets import token_hex
+
     target = Path(os.path.realpath(target))
-    draft = (folder or target.parent) / f".cfrestore-{secrets.token_hex(8)}.tmp"
+    draft = (folder or target.parent) / f".cfrestore-{token_hex(8)}.tmp"
     try:
         with draft.open("xb") as stream:
             mode = os.fstat(stream.fileno()).st_mode

@@ -1,5 +1,6 @@
 """Runs the command in this process, for tests of its output and effects."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class Command:
             code = main(words)
         except SystemExit as left:
             code = int(left.code or 0)
+        finally:
+            gc.unfreeze()  # this process does more than one command
         said = self.capsys.readouterr()
         return Result(code, said.out, said.err)
 

@@ -217,6 +217,29 @@ def test_what_needs_no_torch_loads_none(words: str) -> None:
     assert loaded_by(words) == set()
 
 
+def test_the_help_imports_only_what_it_shows() -> None:
+    code = (
+        "import sys, typer\n"
+        "typers = set(sys.modules)\n"
+        "import cfrestore.cli.restore\n"
+        "names = ('hashlib', 'json', 'secrets', 'tempfile', 'tomllib', 'tomli', 'urllib.request')\n"
+        "print(*[name for name in names if name in sys.modules.keys() - typers])"
+    )
+    assert printed_by(code).split() == []
+
+
+def test_what_starting_makes_is_not_searched_for_garbage(tmp_path: Path) -> None:
+    words = ["examples/collins.jpg", "-o", str(tmp_path / "a.png"), "--model", "compact"]
+    code = (
+        "import atexit, gc\n"
+        "full = lambda: gc.get_stats()[-1]['collections']\n"
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 100_000, full()))\n"
+        "from cfrestore.cli import main\n"
+        f"main({[*words, '--device', 'cpu', '--offline']})"
+    )
+    assert printed_by(code).split() == ["True", "True", "0"]
+
+
 def test_restoring_a_photograph_imports_no_compiler_and_no_torchvision() -> None:
     code = (
         "import sys, torch\n"

@@ -16,13 +16,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from stubs import SMALL, save_network, small_network
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfrestore import weights
-from cfrestore.checkpoint import read_checkpoint, write_tensors
+from cfrestore.checkpoint import read_checkpoint, unfilled, write_tensors
 from cfrestore.device import choose_device
 from cfrestore.errors import CheckpointError, ConfigError, OutputError, WeightsError
 from cfrestore.models.codeformer import CodeFormer, CodeFormerConfig
+from cfrestore.models.parsenet import ParseNet
+from cfrestore.models.rrdbnet import RRDBNet
+from cfrestore.models.srvgg import SRVGGNetCompact
 from cfrestore.models.vqgan import VQGANConfig
 from cfrestore.weights import (
     WEIGHT_FILES,
@@ -303,6 +306,19 @@ def test_our_files_come_back_in_float32_with_their_configuration(tmp_path: Path)
     with torch.inference_mode():
         assert loaded(x, w=0.5).shape == x.shape
     assert not any(t.is_meta for t in (*loaded.parameters(), *loaded.buffers()))
+
+
+@pytest.mark.parametrize("build", [CodeFormer, ParseNet, RRDBNet, SRVGGNetCompact])
+def test_a_network_that_is_filled_later_takes_no_memory_for_its_layers(
+    build: type[nn.Module],
+) -> None:
+    before = torch.get_rng_state()
+    with unfilled():
+        network = build()
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.GroupNorm)]
+    assert layers
+    assert all(t.is_meta for layer in layers for t in layer.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_content_decides_not_the_name(tmp_path: Path) -> None:

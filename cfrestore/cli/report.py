@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,8 @@ def make_console() -> Console:
 
 def write_record(record: dict[str, Any], stream: TextIO) -> None:
     """Writes one line of JSON and flushes it."""
+    import json
+
     stream.write(json.dumps(record, ensure_ascii=True) + "\n")
     stream.flush()
 

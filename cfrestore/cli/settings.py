@@ -15,11 +15,6 @@ import typer
 from cfrestore.errors import ConfigError
 from cfrestore.files import is_file
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 NAME = "cfrestore.toml"
 
 HERE = Path(NAME)
@@ -84,6 +79,11 @@ def read_settings(path: Path) -> dict[str, str | bool]:
         ConfigError: the file is unreadable or not TOML, a key is not an option or is in-place, or a
             value has an unsuitable type.
     """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -10,12 +10,11 @@ from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import typer
 
-from cfrestore.cli import report
+from cfrestore.cli import report, uncollected
 from cfrestore.cli.arguments import CommonArguments, PictureArguments, check
 from cfrestore.cli.record import Facts, facts_of, provenance_of, record_of, record_of_plan
 from cfrestore.errors import ConfigError, ImageError, OutputError, WeightsError
@@ -113,6 +112,8 @@ def _reached(args: PictureArguments) -> Iterator[Places]:
     Raises:
         ConfigError, ImageError: as `mirror`.
     """
+    from tempfile import TemporaryDirectory
+
     from cfrestore.batch.remote import is_remote, mirror
 
     listed = () if args.files_from is None else _listed(args.files_from, null=args.null)
@@ -441,6 +442,7 @@ def report_outcomes(
     return not any(o.error or (args.strict and not o.complete) for o in outcomes)
 
 
+@uncollected()
 def load(
     args: CommonArguments,
     task: Task,
