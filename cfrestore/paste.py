@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -65,8 +65,7 @@ class Layer:
             (h, w, 3) float32, newly allocated, in [0, white] for crops in that range, unless
             bicubic warping or kept detail overshoots.
         """
-        to_part = self.to_box - [[0, 0, columns.start], [0, 0, rows.start]]
-        extent = (columns.stop - columns.start, rows.stop - rows.start)
+        to_part, extent = _part(self.to_box, rows, columns)
         border = cv2.BORDER_REPLICATE
         face = cv2.warpAffine(
             self.crop, to_part, extent, flags=self.interpolation, borderMode=border
@@ -75,6 +74,14 @@ class Layer:
             kept = cv2.warpAffine(self.kept, to_part, extent, borderMode=border)
             face += original * kept[..., None]
         return np.asarray(face, np.float32)
+
+
+def _part(
+    to_box: NDArray[np.float64], rows: slice, columns: slice
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """A matrix into a part of the bounding box, and the part's (width, height)."""
+    extent = (columns.stop - columns.start, rows.stop - rows.start)
+    return to_box - [[0, 0, columns.start], [0, 0, rows.start]], extent
 
 
 def paste_faces(
@@ -205,21 +212,48 @@ def face_layer(
         return None
     rows, columns = box
 
-    origin = np.array([[0, 0, columns.start], [0, 0, rows.start]])
-    extent = (columns.stop - columns.start, rows.stop - rows.start)
-    to_box = small_to_picture - origin
-
-    ones = np.ones((size, size), dtype=np.float32)
-    coverage = _erode(cv2.warpAffine(ones, to_box, extent), 2 * scale)
+    to_box, extent = _part(small_to_picture, rows, columns)
+    coverage = _erode(_cover(size, to_box, extent), 2 * scale)
     opacity = soften(coverage)
     if mask is not None:
-        limit = cv2.warpAffine(mask, to_picture - origin, extent)
+        limit = cv2.warpAffine(mask, *_part(to_picture, rows, columns))
         opacity = np.minimum(opacity, limit, out=limit)
     opacity *= coverage
     interpolation = cv2.INTER_LINEAR if crop.shape[0] >= PUBLISHED_SIZE else cv2.INTER_CUBIC
     if kept is not None:
         kept, _ = _reduce(kept, to_picture)
     return Layer(rows, columns, opacity, small, to_box, interpolation, kept)
+
+
+def _cover(size: int, to_box: NDArray[np.float64], extent: tuple[int, int]) -> NDArray[np.float32]:
+    """The share of each pixel that a warped square covers.
+
+    Only what surrounds the largest rectangle inside the square is warped.
+
+    Args:
+        size: side of the square in the crop.
+        to_box: (2, 3), crop px -> px of the result.
+        extent: (width, height) of the result.
+    Returns:
+        (h, w) float32 in [0, 1].
+    """
+    half = (size - 1) / 2
+    center = to_box @ [half, half, 1]
+    reach = half / np.abs(np.linalg.inv(to_box[:, :2])).sum(axis=1).max()
+    left, top = np.clip(np.ceil(center - reach), 0, extent).astype(int)
+    right, bottom = np.clip(np.floor(center + reach) + 1, (left, top), extent).astype(int)
+    width, height = extent
+    ones = np.ones((size, size), np.float32)
+    cover = np.ones((height, width), np.float32)
+    for rows, columns in (
+        (slice(0, top), slice(0, width)),
+        (slice(top, bottom), slice(0, left)),
+        (slice(top, bottom), slice(right, width)),
+        (slice(bottom, height), slice(0, width)),
+    ):
+        if rows.start < rows.stop and columns.start < columns.stop:
+            cover[rows, columns] = cv2.warpAffine(ones, *_part(to_box, rows, columns))
+    return cover
 
 
 def soften(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -249,13 +283,12 @@ def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float
     height, width = math.ceil((rows + 2 * edge) / step) * step, columns + 2 * edge
     size = tuple(math.ceil(side * _SMALL_FADE / edge) for side in (width, height))
     core = cv2.convertScaleAbs(coverage, alpha=255)
-    core = cv2.copyMakeBorder(core, edge, edge - 1, 0, 0, cv2.BORDER_CONSTANT, value=255)
-    core = _least_of_rows(core, 2 * edge)
+    core = _least(core, edge)
     below = height - rows - edge
     core = cv2.copyMakeBorder(core, edge, below, 0, 0, cv2.BORDER_REFLECT_101)  # as the blur would
     core = core.reshape(-1, step, columns).sum(axis=1, dtype=np.uint16)  # step is below 257
     core = cv2.resize(core, (columns, size[1]), interpolation=cv2.INTER_AREA)
-    core = cv2.erode(core, np.ones((1, 2 * edge), np.uint8))
+    core = _least(core.T, edge).T
     core = cv2.copyMakeBorder(core, 0, 0, edge, edge, cv2.BORDER_REFLECT_101)
     small = cv2.resize(core, size, interpolation=cv2.INTER_AREA) / np.float32(255 * step)
     sigma = 0.3 * (edge - 1) + 0.8  # what OpenCV derives from a kernel of 2 * edge + 1
@@ -269,11 +302,16 @@ def _soften_widely(coverage: NDArray[np.float32], edge: int) -> NDArray[np.float
     return np.asarray(soft[edge : edge + rows, edge : edge + columns], np.float32)
 
 
-def _least_of_rows(mask: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """The minimum of each `count` consecutive rows, in a number of steps that is its logarithm."""
+def _least(mask: NDArray[Any], reach: int) -> NDArray[Any]:
+    """The minimum over 2 * reach rows, in steps whose number is the logarithm of that.
+
+    Args:
+        mask: (h, w); everything beyond it is ignored, as by `_erode`.
+    """
+    mask = np.pad(mask, ((reach, reach - 1), (0, 0)), constant_values=mask.max())
     done = 1
-    while done < count:
-        step = min(done, count - done)
+    while done < 2 * reach:
+        step = min(done, 2 * reach - done)
         mask = np.minimum(mask[:-step], mask[step:])
         done += step
     return mask
