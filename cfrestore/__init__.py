@@ -26,6 +26,7 @@ _HOMES = {
     "CodeFormerConfig": "cfrestore.models.codeformer",
     "load_codeformer": "cfrestore.weights",
     "restore_video": "cfrestore.video.restoration",
+    "reuse_memory": "cfrestore.device",
     "CFRestoreError": "cfrestore.errors",
     "CheckpointError": "cfrestore.errors",
     "ConfigError": "cfrestore.errors",
@@ -60,11 +61,13 @@ __all__ = [
     "load_pipeline",
     "read_photo",
     "restore_video",
+    "reuse_memory",
     "write_photo",
 ]
 
 if TYPE_CHECKING:
     from cfrestore.detect import Detector, Face
+    from cfrestore.device import reuse_memory
     from cfrestore.errors import (
         CFRestoreError,
         CheckpointError,

@@ -85,7 +85,7 @@ def test_the_examples_of_the_library_run(
     names: dict[str, object] = {"__name__": "example"}
     for block in blocks:
         exec(compile(block, "python.md", "exec"), names)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     assert (elsewhere / "collins.png").is_file()
     assert "'eyes'" in capsys.readouterr().out
 
