@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py one [--rounds 3] [--openvino FACES]
     python benchmarks/pipeline.py group [--faces 40] [--rounds 1]
-    python benchmarks/pipeline.py folder [--pictures 200] [--published] [--rounds 1]
+    python benchmarks/pipeline.py folder [--pictures 200] [--published] [--rounds 1] [--device cuda]
 
 `one` measures the network, parsing and pasting of one face of 600 px in a picture of 12 MP, on one
 thread. With FACES, a folder of aligned faces, it also runs the network in OpenVINO, in fp32 and in
@@ -15,7 +15,9 @@ find none.
 with the shipped weights and no parser, or with --published like the others. Here `ours` is the
 batch engine, and the plain pipeline finds faces with facenet-pytorch's own MTCNN, in a picture
 reduced as much as ours. The plain pipeline reads, finds, paints, parses, pastes and writes one
-picture after the other.
+picture after the other. Neither searches pictures that are turned. With --device cuda network and
+parser are on the card, and ours also runs in fp16. How long its threads took for each step is
+printed too.
 
 `network busy` is the share of the elapsed time in which faces were being painted; `cores busy` is
 CPU time divided by the elapsed time and the number of cores.
@@ -45,7 +47,7 @@ from cfrestore.backends import ExportedNetwork, export_file
 from cfrestore.batch import plan, run
 from cfrestore.checkpoint import read_checkpoint, unfilled
 from cfrestore.detect import Face
-from cfrestore.device import choose_parsing_precision, reuse_memory
+from cfrestore.device import CPU, choose_parsing_precision, reuse_memory
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.parsenet import ParseNet
@@ -56,6 +58,8 @@ from cfrestore.weights import load_codeformer, shipped
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
 SIZES = {"one": (3000, 4000), "group": (3872, 5168)}  # 12 and 20 megapixels
+STEPS = ("read", "find", "paint", "paste", "write")
+HALVED = "ours, fp16"
 Points = NDArray[np.float32]
 
 
@@ -69,13 +73,14 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--published", action="store_true")
     parser.add_argument("--openvino", type=Path, metavar="FACES")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     faces = 1 if options.what == "one" else options.faces
     if options.worker:
         how, folder = options.worker
         if options.what == "folder":
-            work_folder(how, Path(folder), options.published)
+            work_folder(how, Path(folder), options.published, options.device)
         else:
             work_picture(how, Path(folder), options.what, faces)
         return
@@ -90,8 +95,10 @@ def main() -> None:
         hows = ["plain", "ours"]
         if options.what == "one" and options.openvino:
             hows += export_network(Path(folder), options.openvino)
+        if options.device == "cuda":
+            hows.append(HALVED)
         words = [__file__, options.what, "--faces", str(faces)]
-        words += ["--published"] * options.published + ["--worker"]
+        words += ["--device", options.device, *["--published"] * options.published, "--worker"]
         rounds = options.rounds or (3 if options.what == "one" else 1)
         environment = stopwatch.ONE_THREAD if options.what == "one" else {}
         found = stopwatch.in_turn({how: [*words, how, folder] for how in hows}, rounds, environment)
@@ -121,6 +128,10 @@ def show(found: dict[str, stopwatch.Measured]) -> None:
     head = ["how", "CPU s (range)", "ratio", "s that passed", "ratio", "peak MB", "network busy"]
     head += ["cores busy", *(["faces"] if "faces" in plain.said else [])]
     print(stopwatch.table([*head, *(f"{stage}, CPU s" for stage in stages)], rows))
+    if steps := {how: t.said["steps"] for how, t in found.items() if "steps" in t.said}:
+        names = list(next(iter(steps.values())))
+        rows = [[how, *(f"{s[name]:.1f}" for name in names)] for how, s in steps.items()]
+        print(f"\n{stopwatch.table(['how', *(f'{name}, s of threads' for name in names)], rows)}")
 
 
 # ---- one picture with faces at known places, networks with random weights
@@ -209,15 +220,16 @@ def read_bgr(path: Path) -> NDArray[np.uint8]:
     return np.asarray(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR))
 
 
-def plain_parser(path: Path) -> Callable[[Tensor], Tensor]:
+def plain_parser(path: Path, device: torch.device = CPU) -> Callable[[Tensor], Tensor]:
     from facexlib.parsing.parsenet import ParseNet as TheirParseNet
 
     network = TheirParseNet(in_size=512, out_size=512, parsing_ch=19).eval()
     network.load_state_dict(torch.load(path, weights_only=True))
+    network.to(device)
 
     @torch.inference_mode()
     def parse(x: Tensor) -> Tensor:
-        return network(x)[0]
+        return network(x.to(device))[0].cpu()
 
     return parse
 
@@ -327,31 +339,42 @@ def make_folder(folder: Path, pictures: int) -> None:
         write_photo(Photo(pixels), source / f"{index:03}.{'jpg' if index % 4 else 'png'}")
 
 
-def work_folder(how: str, folder: Path, published: bool) -> None:
+def work_folder(how: str, folder: Path, published: bool, device: str) -> None:
     source, target = folder / "in", folder / f"{how}-{time.time_ns()}"
     weights, parsing = folder / "net.safetensors", folder / "parsenet.pth"
-    if how == "ours":
+    place = torch.device(device)
+    if how.startswith("ours"):
         reuse_memory()
-        model = (weights, "mtcnn", "cpu", parsing) if published else ("compact", "mtcnn", "cpu")
-        pipeline = load_pipeline(*model)
-        jobs, painting, faces = plan([source], target), 0.0, 0
+        model, parser = (weights, parsing) if published else ("compact", None)
+        precision = "fp16" if how == HALVED else "auto"
+        pipeline = load_pipeline(
+            *(model, "mtcnn", place, parser),
+            precision=precision,
+            code_precision=precision,
+            turns=False,
+        )
+        jobs, steps, faces = plan([source], target), dict.fromkeys(STEPS, 0.0), 0
 
         def engine() -> None:
-            nonlocal painting, faces
+            nonlocal faces
             for outcome in run(jobs, pipeline.restoring()):
                 assert outcome.error is None, outcome.error
-                painting += outcome.seconds.get("paint", 0)
+                for step, seconds in outcome.seconds.items():
+                    steps[step] += seconds
                 faces += len(outcome.faces)
 
         spent = stopwatch.time_of(engine)
-        stopwatch.tell(*spent, painting=painting, faces=faces)
+        stopwatch.tell(*spent, painting=steps["paint"], faces=faces, steps=steps)
         return
     config = CodeFormerConfig() if published else CodeFormerConfig.compact()
     state = read_checkpoint(weights if published else shipped())[0]
-    state = {key: value.float() for key, value in state.items()}
+    state = {key: value.to(place, torch.float32) for key, value in state.items()}
     network, find, clock = baseline.PlainCodeFormer(state, config), plain_detector(), Clock()
-    paint, faces = clock.timed("network", lambda x: network(x, 0.5, config.match_statistics)), 0
-    parse = plain_parser(parsing) if published else None
+    faces = 0
+    paint = clock.timed(
+        "network", lambda x: network(x.to(place), 0.5, config.match_statistics).cpu()
+    )
+    parse = plain_parser(parsing, place) if published else None
 
     def one_by_one() -> None:
         nonlocal faces

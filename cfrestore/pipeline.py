@@ -238,7 +238,14 @@ class Pipeline:
         known = {**self.identity, "detector": self.detector_name, "turns": self.turns}
         settings = {**known, **others, "task": task.name, **specific}
         prepare = partial(self._prepare, options, partial(treat, options))
-        return Procedure(prepare, paint, batch_size, options.upscale, settings)
+        return Procedure(
+            prepare,
+            paint,
+            batch_size,
+            options.upscale,
+            settings,
+            spares_processor=self.device.type != "cpu",
+        )
 
     def _prepare(
         self,

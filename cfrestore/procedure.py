@@ -95,6 +95,7 @@ class Procedure:
         batch_size: number of faces worth waiting for before painting.
         upscale: size of the result divided by that of the photograph.
         settings: everything besides the photograph that determines the result, as JSON values.
+        spares_processor: whether painting leaves the processor to the other steps.
     """
 
     prepare: Prepare
@@ -102,6 +103,7 @@ class Procedure:
     batch_size: int = 1
     upscale: int = 1
     settings: Mapping[str, object] = field(default_factory=dict)
+    spares_processor: bool = False
 
     def __call__(self, photo: Photo) -> Restoration:
         if not isinstance(photo, Photo):  # a likely mistake: a path or an array

@@ -22,7 +22,7 @@ from torch import Tensor
 from cfrestore.align import AlignedFace
 from cfrestore.batch import COMPARED, CROPS, REASONS, Job, Outcome, engine, plan, run
 from cfrestore.detect import Face, MTCNNDetector
-from cfrestore.device import faces_at_once, inference
+from cfrestore.device import Execution, faces_at_once, inference
 from cfrestore.errors import ConfigError, ImageError
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.options import Options, parse_batch_size
@@ -300,6 +300,61 @@ def test_only_so_many_pictures_are_in_memory() -> None:
     next(outcomes)
     assert len(list(outcomes)) == 39
     assert most <= 12
+
+
+def test_the_next_batch_is_read_while_one_is_painted() -> None:
+    make_pictures(24)
+    changed, read, begun = threading.Condition(), 0, 0
+
+    def reading(source: Path | BinaryIO) -> Photo:
+        nonlocal read
+        photo = read_photo(source)
+        with changed:
+            read += 1
+            changed.notify()
+        return photo
+
+    def paint(faces: Sequence[AlignedFace]) -> None:
+        nonlocal begun
+        begun += len(faces)
+        with changed:
+            wanted = min(24, begun + 6)
+            assert changed.wait_for(lambda: read >= wanted, WAIT), f"{read} instead of {wanted}"
+
+    painting = Painting([1] * 24, batch_size=6, paint=paint)
+    outcomes = list(run(plan(["in"], "out"), painting.procedure, read=reading, workers=1))
+    assert [outcome.error for outcome in outcomes] == [None] * 24
+    assert painting.batches == [6] * 4
+
+
+@pytest.mark.parametrize("spared", [True, False])
+def test_beside_a_card_each_core_has_a_thread_that_computes_alone(
+    spared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pictures(6)
+    monkeypatch.setattr(engine, "MOST_WORKERS", 3)
+    monkeypatch.setattr(engine, "WORKERS", 2)
+    before = torch.get_num_threads()
+    together = threading.Barrier(3 if spared else 2)
+    threads = set[int]()
+
+    def prepare(photo: Photo) -> Prepared:
+        threads.add(torch.get_num_threads())
+        together.wait(WAIT)
+        return Prepared((), lambda painted: Restoration(photo, ()))
+
+    procedure = Procedure(prepare, lambda faces: (), spares_processor=spared)
+    outcomes = list(run(plan(["in"], "out"), procedure))
+    assert [outcome.error for outcome in outcomes] == [None] * 6
+    assert threads == {1 if spared else before}
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("device", "spares"), [("cpu", False), ("cuda", True), ("mps", True)])
+def test_a_card_spares_the_processor(device: str, spares: bool) -> None:
+    execution = Execution(torch.device(device))
+    pipeline = Pipeline(StubNetwork(), StubDetector(), execution=execution)
+    assert pipeline.restoring().spares_processor == spares
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 Reader: TypeAlias = Callable[[Path | BinaryIO], Photo]
 
 WORKERS = min(4, os.cpu_count() or 1)
+"""Threads that read, and as many that write, if painting needs the processor too."""
+
+MOST_WORKERS = min(16, os.cpu_count() or 1)
+"""The same if the faces are painted on a card."""
 
 PIXELS_AHEAD = 100_000_000
 """Most pixels in the pictures of each stage: being read, waiting for the network, being written."""
@@ -63,7 +67,7 @@ def run(
     jobs: Sequence[Job],
     procedure: Procedure,
     *,
-    workers: int = WORKERS,
+    workers: int | None = None,
     read: Reader = read_photo,
     write: Writer = write_photo,
     settings: Mapping[str, object] | None = None,
@@ -81,7 +85,7 @@ def run(
     Args:
         jobs: from `plan`.
         procedure: what is done to each picture; a Pipeline makes it.
-        workers: threads that read, and as many that write.
+        workers: threads that read, and as many that write; None: WORKERS or MOST_WORKERS.
         read: `read_photo` with its options.
         write: `write_photo` with its options.
         settings: the options of read and write that decide the results, as the procedure's
@@ -96,10 +100,17 @@ def run(
     io = PictureIO(read, write, Ledger(all_settings, manifests_of(jobs)), stdin, stdout)
     processor = FaceProcessor(io, procedure)
     sweep(jobs)
-    count, weight = 2 * workers, PIXELS_AHEAD
+    spared = procedure.spares_processor
+    workers = workers or (MOST_WORKERS if spared else WORKERS)
+    # While a batch is painted or handed on, the pictures of the next one can be read.
+    count, weight = 2 * workers + procedure.batch_size, PIXELS_AHEAD
     writing: deque[tuple[Future[Outcome], int]] = deque()
     try:
         with ExitStack() as stack:
+            if spared and len(jobs) > 1:  # a core for each thread that detects
+                from cfrestore.device import one_thread
+
+                stack.enter_context(one_thread())
             # The caller's thread reads a single picture, since reading stdin can be interrupted.
             readers, writers = (
                 stack.enter_context(threads(workers)) if len(jobs) > 1 else None

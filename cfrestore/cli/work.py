@@ -315,7 +315,7 @@ def _here(
     home: Path | None,
 ) -> Iterator[tuple[Do, About]]:
     """Runs jobs on this machine."""
-    from cfrestore.batch import WORKERS, run
+    from cfrestore.batch import run
 
     with _streams(jobs, stdout) as (source, sink):
         procedure, about = prepare()
@@ -323,7 +323,7 @@ def _here(
             partial(
                 run,
                 procedure=procedure,
-                workers=args.jobs or WORKERS,
+                workers=args.jobs,
                 stdin=source,
                 stdout=sink,
                 **_ends(args, about),
