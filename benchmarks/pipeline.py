@@ -3,6 +3,7 @@
     python benchmarks/pipeline.py one [--rounds 3] [--openvino FACES]
     python benchmarks/pipeline.py group [--faces 40] [--rounds 1]
     python benchmarks/pipeline.py folder [--pictures 200] [--published] [--rounds 1] [--device cuda]
+    python benchmarks/pipeline.py folder --waiting 0.01 [--pictures 200]
 
 `one` measures the network, parsing and pasting of one face of 600 px in a picture of 12 MP, on one
 thread. With FACES, a folder of aligned faces, it also runs the network in OpenVINO, in fp32 and in
@@ -17,7 +18,8 @@ batch engine, and the plain pipeline finds faces with facenet-pytorch's own MTCN
 reduced as much as ours. The plain pipeline reads, finds, paints, parses, pastes and writes one
 picture after the other. Neither searches pictures that are turned. With --device cuda network and
 parser are on the card, and ours also runs in fp16. How long its threads took for each step is
-printed too.
+printed too. With --waiting, only ours runs, and instead of painting waits so many seconds for each
+face, as for a card: the more the cores are busy, the better the steps overlap.
 
 `network busy` is the share of the elapsed time in which faces were being painted; `cores busy` is
 CPU time divided by the elapsed time and the number of cores.
@@ -29,7 +31,9 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import baseline
@@ -42,18 +46,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cfrestore import export, quantize
-from cfrestore.align import FFHQ_TEMPLATE
+from cfrestore.align import FFHQ_TEMPLATE, AlignedFace
 from cfrestore.backends import ExportedNetwork, export_file
 from cfrestore.batch import plan, run
 from cfrestore.checkpoint import read_checkpoint, unfilled
 from cfrestore.detect import Face
-from cfrestore.device import CPU, choose_parsing_precision, reuse_memory
+from cfrestore.device import CPU, FACES_AT_ONCE, choose_parsing_precision, reuse_memory
 from cfrestore.image import Photo, read_photo, write_photo
 from cfrestore.models.codeformer import CodeFormerConfig
 from cfrestore.models.parsenet import ParseNet
 from cfrestore.network import Network
 from cfrestore.parse import FaceParser
 from cfrestore.pipeline import Pipeline, load_pipeline
+from cfrestore.restore import RestoredFace
 from cfrestore.weights import load_codeformer, shipped
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "collins.jpg"
@@ -73,14 +78,19 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--published", action="store_true")
     parser.add_argument("--openvino", type=Path, metavar="FACES")
+    parser.add_argument("--waiting", type=float, default=0, metavar="SECONDS")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if (options.waiting or options.device != "cpu") and options.what != "folder":
+        parser.error("--waiting and --device are for a folder")
+    if options.waiting and options.device != "cpu":
+        parser.error("--waiting takes the place of a card")
     faces = 1 if options.what == "one" else options.faces
     if options.worker:
         how, folder = options.worker
         if options.what == "folder":
-            work_folder(how, Path(folder), options.published, options.device)
+            work_folder(how, Path(folder), options.published, options.device, options.waiting)
         else:
             work_picture(how, Path(folder), options.what, faces)
         return
@@ -92,13 +102,14 @@ def main() -> None:
             make_picture(Path(folder), options.what, faces)
         if options.what != "folder" or options.published:
             make_weights(Path(folder))
-        hows = ["plain", "ours"]
+        hows = ["ours"] if options.waiting else ["plain", "ours"]
         if options.what == "one" and options.openvino:
             hows += export_network(Path(folder), options.openvino)
         if options.device == "cuda":
             hows.append(HALVED)
         words = [__file__, options.what, "--faces", str(faces)]
-        words += ["--device", options.device, *["--published"] * options.published, "--worker"]
+        words += ["--device", options.device, "--waiting", str(options.waiting)]
+        words += [*["--published"] * options.published, "--worker"]
         rounds = options.rounds or (3 if options.what == "one" else 1)
         environment = stopwatch.ONE_THREAD if options.what == "one" else {}
         found = stopwatch.in_turn({how: [*words, how, folder] for how in hows}, rounds, environment)
@@ -106,7 +117,7 @@ def main() -> None:
 
 
 def show(found: dict[str, stopwatch.Measured]) -> None:
-    plain, cores = found["plain"], os.cpu_count() or 1
+    first, cores = next(iter(found.values())), os.cpu_count() or 1
     rows = []
     for how, times in found.items():
         wall, busy = min(times.wall), times.said.get("painting")
@@ -114,9 +125,9 @@ def show(found: dict[str, stopwatch.Measured]) -> None:
             [
                 how,
                 times.range(),
-                f"{times.middle / plain.middle:.3f}",
+                f"{times.middle / first.middle:.3f}",
                 f"{wall:.1f}",
-                f"{wall / min(plain.wall):.3f}",
+                f"{wall / min(first.wall):.3f}",
                 f"{times.peak / 1e6:.0f}",
                 "" if busy is None else f"{busy / times.wall[0]:.0%}",
                 f"{times.seconds[0] / times.wall[0] / cores:.0%}",
@@ -124,14 +135,13 @@ def show(found: dict[str, stopwatch.Measured]) -> None:
         )
         rows[-1] += [str(times.said["faces"])] if "faces" in times.said else []
         rows[-1] += [f"{seconds:.2f}" for seconds in times.said.get("stages", {}).values()]
-    stages = list(plain.said.get("stages", {}))
+    stages = list(first.said.get("stages", {}))
     head = ["how", "CPU s (range)", "ratio", "s that passed", "ratio", "peak MB", "network busy"]
-    head += ["cores busy", *(["faces"] if "faces" in plain.said else [])]
+    head += ["cores busy", *(["faces"] if "faces" in first.said else [])]
     print(stopwatch.table([*head, *(f"{stage}, CPU s" for stage in stages)], rows))
     if steps := {how: t.said["steps"] for how, t in found.items() if "steps" in t.said}:
-        names = list(next(iter(steps.values())))
-        rows = [[how, *(f"{s[name]:.1f}" for name in names)] for how, s in steps.items()]
-        print(f"\n{stopwatch.table(['how', *(f'{name}, s of threads' for name in names)], rows)}")
+        rows = [[how, *(f"{s[name]:.1f}" for name in STEPS)] for how, s in steps.items()]
+        print(f"\n{stopwatch.table(['how', *(f'{name}, s of threads' for name in STEPS)], rows)}")
 
 
 # ---- one picture with faces at known places, networks with random weights
@@ -339,7 +349,13 @@ def make_folder(folder: Path, pictures: int) -> None:
         write_photo(Photo(pixels), source / f"{index:03}.{'jpg' if index % 4 else 'png'}")
 
 
-def work_folder(how: str, folder: Path, published: bool, device: str) -> None:
+def waiting(seconds: float, faces: Sequence[AlignedFace]) -> list[RestoredFace]:
+    """Returns the faces unchanged, after so many seconds for each."""
+    time.sleep(seconds * len(faces))
+    return [RestoredFace(face.crop, face, 0.5) for face in faces]
+
+
+def work_folder(how: str, folder: Path, published: bool, device: str, seconds: float) -> None:
     source, target = folder / "in", folder / f"{how}-{time.time_ns()}"
     weights, parsing = folder / "net.safetensors", folder / "parsenet.pth"
     place = torch.device(device)
@@ -353,14 +369,22 @@ def work_folder(how: str, folder: Path, published: bool, device: str) -> None:
             code_precision=precision,
             turns=False,
         )
+        procedure = pipeline.restoring()
+        if seconds:
+            procedure = replace(
+                procedure,
+                paint=partial(waiting, seconds),
+                batch_size=FACES_AT_ONCE,
+                spares_processor=True,
+            )
         jobs, steps, faces = plan([source], target), dict.fromkeys(STEPS, 0.0), 0
 
         def engine() -> None:
             nonlocal faces
-            for outcome in run(jobs, pipeline.restoring()):
+            for outcome in run(jobs, procedure):
                 assert outcome.error is None, outcome.error
-                for step, seconds in outcome.seconds.items():
-                    steps[step] += seconds
+                for step, taken in outcome.seconds.items():
+                    steps[step] += taken
                 faces += len(outcome.faces)
 
         spent = stopwatch.time_of(engine)

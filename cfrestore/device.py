@@ -53,11 +53,14 @@ class _OneThread:
         users: number of open contexts.
         before: number of torch's threads before the first was opened.
         lock: held while these change.
+        own: of each thread; `own.reduced` is true if it left a context that was not the last, so
+            that its own number may still be 1.
     """
 
     users: int = 0
     before: int = 1
     lock: threading.Lock = field(default_factory=threading.Lock)
+    own: threading.local = field(default_factory=threading.local)
 
 
 _ONE_THREAD = _OneThread()
@@ -317,15 +320,16 @@ def one_thread() -> Iterator[None]:
     such context is left.
     """
     with _ONE_THREAD.lock:
-        if not _ONE_THREAD.users:
+        if not _ONE_THREAD.users and not getattr(_ONE_THREAD.own, "reduced", False):
             _ONE_THREAD.before = torch.get_num_threads()
         _ONE_THREAD.users += 1
-    torch.set_num_threads(1)  # in each thread, as torch may keep the number per thread
     try:
+        torch.set_num_threads(1)  # in each thread, as torch may keep the number per thread
         yield
     finally:
         with _ONE_THREAD.lock:
             _ONE_THREAD.users -= 1
+            _ONE_THREAD.own.reduced = _ONE_THREAD.users > 0
             if not _ONE_THREAD.users:
                 torch.set_num_threads(_ONE_THREAD.before)
 

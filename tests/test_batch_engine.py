@@ -7,6 +7,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -304,7 +305,7 @@ def test_only_so_many_pictures_are_in_memory() -> None:
 
 def test_the_next_batch_is_read_while_one_is_painted() -> None:
     make_pictures(24)
-    changed, read, begun = threading.Condition(), 0, 0
+    changed, read, begun, lacking = threading.Condition(), 0, 0, list[int]()
 
     def reading(source: Path | BinaryIO) -> Photo:
         nonlocal read
@@ -317,12 +318,14 @@ def test_the_next_batch_is_read_while_one_is_painted() -> None:
     def paint(faces: Sequence[AlignedFace]) -> None:
         nonlocal begun
         begun += len(faces)
+        wanted = min(24, begun + 6)
         with changed:
-            wanted = min(24, begun + 6)
-            assert changed.wait_for(lambda: read >= wanted, WAIT), f"{read} instead of {wanted}"
+            if not changed.wait_for(lambda: read >= wanted, 0 if lacking else WAIT):
+                lacking.append(wanted - read)
 
     painting = Painting([1] * 24, batch_size=6, paint=paint)
     outcomes = list(run(plan(["in"], "out"), painting.procedure, read=reading, workers=1))
+    assert not lacking
     assert [outcome.error for outcome in outcomes] == [None] * 24
     assert painting.batches == [6] * 4
 
@@ -335,19 +338,30 @@ def test_beside_a_card_each_core_has_a_thread_that_computes_alone(
     monkeypatch.setattr(engine, "MOST_WORKERS", 3)
     monkeypatch.setattr(engine, "WORKERS", 2)
     before = torch.get_num_threads()
-    together = threading.Barrier(3 if spared else 2)
-    threads = set[int]()
+    workers = 3 if spared else 2
+    together = threading.Barrier(workers)
+    numbers, threads = set[int](), set[int]()
 
     def prepare(photo: Photo) -> Prepared:
-        threads.add(torch.get_num_threads())
+        numbers.add(torch.get_num_threads())
+        threads.add(threading.get_ident())
         together.wait(WAIT)
         return Prepared((), lambda painted: Restoration(photo, ()))
 
     procedure = Procedure(prepare, lambda faces: (), spares_processor=spared)
-    outcomes = list(run(plan(["in"], "out"), procedure))
+    torch.set_num_threads(2)
+    try:
+        outcomes = list(run(plan(["in"], "out"), procedure))
+        assert len(threads) == workers
+        assert torch.get_num_threads() == 2
+        with closing(run(plan(["in"], "again"), procedure)) as stopped:
+            next(stopped)
+            assert torch.get_num_threads() == (1 if spared else 2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     assert [outcome.error for outcome in outcomes] == [None] * 6
-    assert threads == {1 if spared else before}
-    assert torch.get_num_threads() == before
+    assert numbers == {1 if spared else 2}
 
 
 @pytest.mark.parametrize(("device", "spares"), [("cpu", False), ("cuda", True), ("mps", True)])

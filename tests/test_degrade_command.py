@@ -7,11 +7,9 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 import pytest
-import torch
 from command import Command
 from stubs import picture
 
-from cfrestore.device import one_thread
 from cfrestore.errors import ConfigError
 from cfrestore.evaluate import PRESETS, damage
 from cfrestore.image import Photo, read_photo, write_photo
@@ -150,12 +148,3 @@ def test_what_makes_no_sense_is_told(cfrestore_: Command, words: list[str], code
     assert result.code == code
     assert "error: " in result.err
     assert not Path("out").exists() or not contents("out")
-
-
-def test_threads_are_given_back() -> None:
-    before = torch.get_num_threads()
-    with one_thread():
-        with one_thread():
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before

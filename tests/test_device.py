@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from cfrestore.device import (
     describe,
     download,
     inference,
+    one_thread,
     reduced,
     reuse_memory,
     synchronize,
@@ -330,3 +332,28 @@ def test_a_card_computes_in_bfloat16_only_where_asked():
         with autocast(device, enabled):
             assert (matrix @ matrix).dtype == dtype
     synchronize(device)
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    with one_thread():
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_threads_are_given_back_after_contexts_that_overlap() -> None:
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for pool in (first, second):
+            pool.submit(torch.set_num_threads, 3).result()
+        contexts = one_thread(), one_thread(), one_thread()
+        first.submit(contexts[0].__enter__).result()
+        second.submit(contexts[1].__enter__).result()
+        first.submit(contexts[0].__exit__, None, None, None).result()
+        second.submit(contexts[1].__exit__, None, None, None).result()
+        first.submit(contexts[2].__enter__).result()
+        first.submit(contexts[2].__exit__, None, None, None).result()
+        assert [pool.submit(torch.get_num_threads).result() for pool in (first, second)] == [3, 3]
+    torch.set_num_threads(before)

@@ -1,6 +1,6 @@
 """Batches of pictures: jobs are planned before any work, overlapped, recorded, and resumed."""
 
-from cfrestore.batch.engine import MOST_WORKERS, PIXELS_AHEAD, WORKERS, run
+from cfrestore.batch.engine import PIXELS_AHEAD, WORKERS, run
 from cfrestore.batch.inputs import find_pictures, read_list
 from cfrestore.batch.job import COMPARED, CROPS, MARK, MARKS, RESTORED, SAMPLES, Job, Stream
 from cfrestore.batch.manifest import Manifest
@@ -13,7 +13,6 @@ __all__ = [
     "CROPS",
     "MARK",
     "MARKS",
-    "MOST_WORKERS",
     "PIXELS_AHEAD",
     "REASONS",
     "RESTORED",

@@ -33,6 +33,7 @@ from cfrestore.batch.engine import (
     Pasted,
     PictureIO,
     Reader,
+    in_progress,
 )
 from cfrestore.batch.job import Job, named
 from cfrestore.batch.ledger import FailureError, Ledger, manifests_of
@@ -408,7 +409,7 @@ class _Painting:
             if isinstance(item, CFRestoreError):
                 raise item
             opened.append(self.place.item(item))
-        count, weight = 2 * self.threads, PIXELS_AHEAD
+        count, weight = in_progress(self.threads, processor.procedure), PIXELS_AHEAD
         begun = ahead(self.pool, processor.find, opened, lambda _: 0, count=count, weight=weight)
         painted, size = processor.painted(begun), processor.pixels_to_write
         return ahead(self.pool, processor.paste, painted, size, count=count, weight=weight)

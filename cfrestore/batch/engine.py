@@ -82,6 +82,9 @@ def run(
     are being written are still completed, but no others. KeyboardInterrupt, also if it is thrown
     into the iterator, is raised again after the outcomes of these.
 
+    If a card paints more than a few pictures, torch uses one CPU thread in each thread of the
+    process, the caller's too, until the iterator ends or is closed.
+
     Args:
         jobs: from `plan`.
         procedure: what is done to each picture; a Pipeline makes it.
@@ -101,13 +104,13 @@ def run(
     processor = FaceProcessor(io, procedure)
     sweep(jobs)
     spared = procedure.spares_processor
-    workers = workers or (MOST_WORKERS if spared else WORKERS)
-    # While a batch is painted or handed on, the pictures of the next one can be read.
-    count, weight = 2 * workers + procedure.batch_size, PIXELS_AHEAD
+    if workers is None:
+        workers = MOST_WORKERS if spared else WORKERS
+    count, weight = in_progress(workers, procedure), PIXELS_AHEAD
     writing: deque[tuple[Future[Outcome], int]] = deque()
     try:
         with ExitStack() as stack:
-            if spared and len(jobs) > 1:  # a core for each thread that detects
+            if spared and min(workers, len(jobs)) >= WORKERS:  # they keep the cores busy themselves
                 from cfrestore.device import one_thread
 
                 stack.enter_context(one_thread())
@@ -131,6 +134,15 @@ def run(
     except KeyboardInterrupt:
         yield from completed(writing)
         raise
+
+
+def in_progress(workers: int, procedure: Procedure) -> int:
+    """Most pictures that are in a step, or wait for the next one.
+
+    They are more than a batch of faces comes from, so that others are read while it is painted, and
+    it can be handed on while earlier ones are written.
+    """
+    return 2 * workers + min(procedure.batch_size, PICTURES_AHEAD)
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,7 +83,8 @@ class CommonArguments:
             metavar="N",
             rich_help_panel=MANY,
             help="How many pictures, or frames of a video, to read, and as many to write, at "
-            "once; by default up to 4. Results do not depend on it.",
+            "once; by default up to 4, or with pictures up to 16 if a card paints. Results do not "
+            "depend on it.",
         ),
     ] = None
     faces: Annotated[
