@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from cfrestore.batch import PIXELS_AHEAD
 from cfrestore.batch.ahead import ahead, grouped, threads
-from cfrestore.batch.engine import PICTURES_AHEAD, in_progress
+from cfrestore.batch.engine import PICTURES_AHEAD
 from cfrestore.errors import VideoError
 from cfrestore.image import Photo
 from cfrestore.restore import FailedFace, RestoredFace
@@ -92,10 +92,7 @@ class FramePainter:
         """
         height, width = self.result.size
         on = partial(
-            ahead,
-            weigh=lambda _: height * width,
-            count=in_progress(self.workers, self.procedure),
-            weight=PIXELS_AHEAD,
+            ahead, weigh=lambda _: height * width, count=2 * self.workers, weight=PIXELS_AHEAD
         )
         begin = max(0, first - REACH)  # frames before `first` calm it
         frames = islice(enumerate(decode(self.video)), begin, None)
