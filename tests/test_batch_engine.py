@@ -354,6 +354,7 @@ def test_beside_a_card_each_core_has_a_thread_that_computes_alone(
         outcomes = list(run(plan(["in"], "out"), procedure))
         assert len(threads) == workers
         assert torch.get_num_threads() == 2
+        together = threading.Barrier(1)  # those that are stopped do not wait for the rest
         with closing(run(plan(["in"], "again"), procedure)) as stopped:
             next(stopped)
             assert torch.get_num_threads() == (1 if spared else 2)
