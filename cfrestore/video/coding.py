@@ -214,6 +214,7 @@ class FrameConverter:
             src_color_range=self.span,
             dst_color_range=self.span,
             interpolation="BICUBIC",
+            threads=1,  # frames are converted side by side already
         )
 
 
